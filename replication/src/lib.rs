@@ -1,0 +1,25 @@
+//! Interchangeable backends that keep the state of a federated-learning job alive when its aggregator dies.
+//!
+//! ```text
+//!   workloads, harness            callers: see [`CheckpointStore`] and [`Guarantees`], never a backend's name
+//!   ------------------------------------------------------------------------------------------------
+//!   config     open() -> Arc<dyn CheckpointStore>, the only place that matches on the backend
+//!   store      the contract: Checkpoint, Epoch, Receipt, Guarantees, StoreEvent
+//!   raft       full Raft on openraft        memory     in-process reference the others are held to
+//!   blob       checkpoint bytes by digest, pushed once, pulled from any holder
+//!   ------------------------------------------------------------------------------------------------
+//!   transport  requests between nodes, bytes counted by class; quic (quinn) and channel (seeded, in-process)
+//! ```
+//!
+//! This crate deliberately knows no workload, no result file and no run: it keeps checkpoints and says who
+//! aggregates.
+
+pub mod error;
+pub mod store;
+pub mod transport;
+
+pub use error::{Outcome, StoreError};
+pub use store::{
+    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, Digest, Epoch, Guarantee, Guarantees, Metadata,
+    NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
+};

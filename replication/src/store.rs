@@ -1,0 +1,412 @@
+//! The contract every backend keeps: [`CheckpointStore`], and the words it is written in.
+//!
+//! This module knows what a checkpoint *is* and what may be relied upon. It deliberately does not know how
+//! anything is replicated, what the parameters mean, or what a round does.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::error::StoreError;
+
+/// One participant: a process, a network namespace or a board.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Fencing number of an aggregator: it grows with every change of aggregator and names the node that holds it.
+///
+/// Under Raft the counter is the term. There is at most one node per epoch, because the node is part of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Grows with every change of aggregator.
+    pub counter: u64,
+    /// The aggregator of this epoch.
+    pub node: NodeId,
+}
+
+impl Epoch {
+    /// The epoch as text, `none` where there is none.
+    #[must_use]
+    pub fn describe(epoch: Option<Self>) -> String {
+        epoch.map_or_else(|| "none".into(), |epoch| epoch.to_string())
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.counter, self.node)
+    }
+}
+
+/// Where in a round a checkpoint was taken (Dautov and Husom 2024, Fig. 1), in the order of the round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Global parameters before the workers train.
+    ConfigureFit,
+    /// Parameters averaged from the workers' results.
+    AggregateFit,
+    /// Global parameters before the workers evaluate.
+    ConfigureEvaluate,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConfigureFit => "configure_fit",
+            Self::AggregateFit => "aggregate_fit",
+            Self::ConfigureEvaluate => "configure_evaluate",
+        })
+    }
+}
+
+/// Which of a phase's values a checkpoint is. [`latest`](CheckpointStore::latest) follows [`Slot::Global`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slot {
+    /// The state the job resumes from.
+    Global,
+    /// One tensor or metadata key of the global state, where a profile writes them apart.
+    Part(u16),
+    /// Something a worker wrote: its own parameters, or one tensor of what it received.
+    Worker {
+        /// The worker.
+        node: NodeId,
+        /// Which of its parts.
+        part: u16,
+    },
+}
+
+/// Names one checkpoint. Ordered by epoch, round, phase, slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CheckpointId {
+    /// The aggregator under whom it was taken.
+    pub epoch: Epoch,
+    /// The round, from 1.
+    pub round: u64,
+    /// Where in the round.
+    pub phase: Phase,
+    /// Which of the phase's values.
+    pub slot: Slot,
+}
+
+impl fmt::Display for CheckpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "round {} {} (epoch {})", self.round, self.phase, self.epoch)?;
+        match self.slot {
+            Slot::Global => Ok(()),
+            Slot::Part(part) => write!(f, " part {part}"),
+            Slot::Worker { node, part } => write!(f, " of worker {node} part {part}"),
+        }
+    }
+}
+
+/// BLAKE3 digest of a checkpoint's parameters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Hashes `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The digest as 64 hexadecimal digits.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        blake3::Hash::from(self.0).to_hex().to_string()
+    }
+}
+
+impl fmt::Display for Digest {
+    /// The first 16 hexadecimal digits: enough to tell checkpoints apart in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_hex()[..16])
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+/// Small facts stored beside the parameters (loss, examples, ...). At most [`MAX_METADATA_BYTES`] in total.
+pub type Metadata = BTreeMap<String, String>;
+
+/// Limit on the keys and values of one checkpoint's metadata, in bytes.
+pub const MAX_METADATA_BYTES: u64 = 64 * 1024;
+
+/// Limit on the parameters of one checkpoint, in bytes.
+pub const MAX_PARAMETER_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Federated-learning state at one point of one round. Its bytes always match its digest: there is no other way
+/// to make one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    id: CheckpointId,
+    digest: Digest,
+    parameters: Bytes,
+    metadata: Metadata,
+}
+
+impl Checkpoint {
+    /// A checkpoint of these bytes; hashes them.
+    #[must_use]
+    pub fn new(id: CheckpointId, parameters: Bytes, metadata: Metadata) -> Self {
+        let digest = Digest::of(&parameters);
+        Self { id, digest, parameters, metadata }
+    }
+
+    /// A checkpoint of bytes that came from `from` with a promised digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if the bytes hash to something else.
+    pub fn verified(
+        id: CheckpointId,
+        expected: Digest,
+        parameters: Bytes,
+        metadata: Metadata,
+        from: NodeId,
+    ) -> Result<Self, StoreError> {
+        if Digest::of(&parameters) == expected {
+            Ok(Self { id, digest: expected, parameters, metadata })
+        } else {
+            Err(StoreError::Corrupt { expected, from })
+        }
+    }
+
+    /// A checkpoint of bytes this process has hashed before: content-addressed storage looks them up by digest.
+    pub(crate) fn already_verified(id: CheckpointId, digest: Digest, parameters: Bytes, metadata: Metadata) -> Self {
+        debug_assert_eq!(Digest::of(&parameters), digest, "bytes were stored under another digest");
+        Self { id, digest, parameters, metadata }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> CheckpointId {
+        self.id
+    }
+
+    /// Digest of its parameters.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The model parameters, opaque to the store.
+    #[must_use]
+    pub fn parameters(&self) -> &Bytes {
+        &self.parameters
+    }
+
+    /// Small facts beside the parameters.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Checks the limits that every store shares.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`].
+    pub fn within_limits(&self) -> Result<(), StoreError> {
+        let metadata: usize = self.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+        for (bytes, limit) in [(self.parameters.len(), MAX_PARAMETER_BYTES), (metadata, MAX_METADATA_BYTES)] {
+            if bytes as u64 > limit {
+                return Err(StoreError::TooLarge { id: self.id, bytes: bytes as u64, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was true when a `put` returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guarantee {
+    /// In the memory of this node.
+    LocalMemory,
+    /// On this node's disk, flushed.
+    LocalDisk,
+    /// On a majority of `of` nodes.
+    Majority {
+        /// Size of the group.
+        of: u32,
+    },
+    /// Accepted by `holders` nodes, without consensus.
+    Holders {
+        /// How many nodes hold the bytes.
+        holders: u32,
+    },
+}
+
+/// The answer to a successful [`put`](CheckpointStore::put).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// What was written.
+    pub id: CheckpointId,
+    /// Digest of its parameters.
+    pub digest: Digest,
+    /// What was true when `put` returned.
+    pub guarantee: Guarantee,
+    /// Nodes known to hold the bytes when `put` returned, in ascending order. Others may hold them too.
+    pub holders: Vec<NodeId>,
+}
+
+/// What callers and checks may rely on. Code asks this, never the backend's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guarantees {
+    /// What a receipt says at least.
+    pub acknowledged: Guarantee,
+    /// An acknowledged checkpoint survives the loss of any this many nodes.
+    pub tolerated_losses: u32,
+    /// An acknowledged checkpoint is never superseded by one that does not follow from it, partitions included.
+    pub linear: bool,
+    /// A node on the minority side of a partition acknowledges nothing.
+    pub minority_refuses: bool,
+    /// Another node takes over when the aggregator dies.
+    pub fails_over: bool,
+    /// A restart of all nodes loses nothing that was acknowledged.
+    pub survives_full_restart: bool,
+}
+
+/// Something that happened inside a store; who observes it stamps it with the time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StoreEvent {
+    /// This node has not heard from the aggregator for its whole detection window and starts an election.
+    Suspected {
+        /// The aggregator it last knew.
+        epoch: Option<Epoch>,
+    },
+    /// This node learned of a new aggregator (itself included), or that there is none.
+    AggregatorChanged {
+        /// The aggregator now in force.
+        epoch: Option<Epoch>,
+    },
+    /// A checkpoint became part of this node's acknowledged state.
+    Applied {
+        /// Its name.
+        id: CheckpointId,
+        /// Digest of its parameters.
+        digest: Digest,
+        /// Size of its parameters in bytes.
+        bytes: u64,
+    },
+    /// This node's state was replaced by a snapshot from the aggregator.
+    SnapshotInstalled {
+        /// Newest checkpoint in it.
+        latest: Option<CheckpointId>,
+    },
+    /// A peer served bytes that do not match their digest; they were dropped.
+    CorruptBlob {
+        /// The peer.
+        from: NodeId,
+        /// The digest that was promised.
+        digest: Digest,
+    },
+    /// A message was refused, because its sender may not say what it says.
+    Refused {
+        /// Who sent it, by certificate.
+        from: NodeId,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Receives a store's events, in order, from any thread. Must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// Takes note of `event`.
+    fn observe(&self, event: StoreEvent);
+}
+
+/// An [`Observer`] that takes no note.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn observe(&self, _event: StoreEvent) {}
+}
+
+/// Keeps checkpoints, and says who aggregates.
+///
+/// # Contract
+/// - **Fencing.** Every checkpoint carries the epoch under which it was taken. A store whose aggregator changed
+///   refuses the old epoch's writes.
+/// - **Order.** Within a slot, acknowledged `(round, phase)` pairs only grow. Writing an acknowledged checkpoint again
+///   (same id, same digest) succeeds and changes nothing, so that a write whose outcome is unknown can be repeated
+///   within its epoch.
+/// - **Monotonic reads.** `latest` never returns an older checkpoint than it returned before on the same node.
+/// - **Integrity.** Bytes leave a store only after they matched their BLAKE3 digest on this node.
+/// - **Cancellation.** Dropping the future of a `put` leaves its outcome unknown.
+#[async_trait]
+pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
+    /// Writes `checkpoint`; returns once the guarantee of [`guarantees`](Self::guarantees) holds.
+    ///
+    /// # Errors
+    /// By meaning; [`StoreError::outcome`] says whether the write may have happened.
+    async fn put(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError>;
+
+    /// The newest acknowledged checkpoint of [`Slot::Global`] this node knows; fetches its bytes if need be.
+    ///
+    /// On the aggregator of the current epoch this includes every checkpoint acknowledged in earlier epochs.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if no reachable node serves the bytes.
+    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError>;
+
+    /// An acknowledged checkpoint by name, `None` if it is unknown here or was discarded as too old.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if no reachable node serves the bytes.
+    async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError>;
+
+    /// Follows who aggregates, as far as this node knows.
+    fn aggregator(&self) -> watch::Receiver<Option<Epoch>>;
+
+    /// Hands over on purpose, to `to` or to whoever is fit. Returns once another epoch is in force.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAggregator`] if this node does not aggregate; [`StoreError::Unavailable`] if nobody took over.
+    async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError>;
+
+    /// What may be relied upon.
+    fn guarantees(&self) -> Guarantees;
+
+    /// Stops the store's tasks. Nothing is acknowledged afterwards. Idempotent.
+    async fn close(&self);
+}
+
+/// Conveniences over any [`CheckpointStore`]; nobody implements this by hand.
+#[async_trait]
+pub trait CheckpointStoreExt: CheckpointStore {
+    /// Waits until some node aggregates and returns its epoch.
+    async fn await_aggregator(&self) -> Result<Epoch, StoreError> {
+        let mut aggregator = self.aggregator();
+        let epoch = aggregator.wait_for(Option::is_some).await;
+        match epoch {
+            Ok(epoch) => epoch.ok_or_else(|| StoreError::Closed { reason: "no aggregator".into() }),
+            Err(_) => Err(StoreError::Closed { reason: "while waiting for an aggregator".into() }),
+        }
+    }
+}
+
+impl<S: CheckpointStore + ?Sized> CheckpointStoreExt for S {}
+
+/// A store whose backend is chosen at run time.
+pub type AnyStore = Arc<dyn CheckpointStore>;

@@ -1,0 +1,1 @@
+//! Federated learning on CIFAR-10, in Flower's terms.

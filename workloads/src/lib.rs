@@ -1,0 +1,4 @@
+//! What runs over the stores. Stores are seen through [`replication::CheckpointStore`] only: this crate knows no
+//! backend, no process, no result file.
+
+pub mod federated;
