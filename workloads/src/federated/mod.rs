@@ -1,1 +1,8 @@
-//! Federated learning on CIFAR-10, in Flower's terms.
+//! Federated learning on CIFAR-10, in Flower's terms: an aggregator gives fit and evaluate instructions, workers answer
+//! with results, the aggregator averages (FedAvg, McMahan et al. 2017) and puts checkpoints into a store.
+
+mod config;
+mod event;
+
+pub use config::{Config, EngineKind, Partition, Profile, Training};
+pub use event::Event;

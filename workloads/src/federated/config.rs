@@ -1,0 +1,86 @@
+//! What a federated job is: one validated value, the same on every node.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What is written to the store in each round, so that comparisons are honest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// The averaged parameters, once a round.
+    Once,
+    /// Global parameters at `configure_fit`, `aggregate_fit` and `configure_evaluate` (Dautov and Husom 2024, Fig. 1, 2).
+    Paper,
+    /// What the published prototype does: the same three with one write per tensor plus metadata keys, and every worker
+    /// also writes the parameters it received.
+    Prototype,
+    /// As `once`, plus every worker's own parameters (level 4 of the paper's Table 1).
+    Workers,
+}
+
+/// How training examples are spread over the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Partition {
+    /// Every worker draws from the same distribution.
+    Iid,
+    /// Class shares per worker drawn from a symmetric Dirichlet distribution (Hsu et al. 2019); a smaller `alpha` is
+    /// more skewed.
+    Dirichlet {
+        /// Concentration, greater than 0.
+        alpha: f64,
+    },
+}
+
+/// Who computes the gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineKind {
+    /// Pure Rust.
+    Candle,
+    /// libtorch, with the feature `torch`.
+    Torch,
+}
+
+/// Local training on a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Passes over the shard per round.
+    pub local_epochs: u32,
+    /// Examples per SGD step.
+    pub batch_size: u32,
+    /// Learning rate of SGD.
+    pub lr: f64,
+    /// Momentum of SGD.
+    pub momentum: f64,
+}
+
+/// A federated job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Rounds of the job.
+    pub rounds: u64,
+    /// Local training.
+    pub training: Training,
+    /// Training examples of each worker.
+    pub examples_per_node: u32,
+    /// Test examples of each worker.
+    pub test_examples_per_node: u32,
+    /// How examples are spread.
+    pub partition: Partition,
+    /// CIFAR-10's folder or archive; none: the built-in synthetic set.
+    pub data: Option<PathBuf>,
+    /// Seed of the initial model, the data split, the batch order.
+    pub seed: u64,
+    /// What is written to the store.
+    pub profile: Profile,
+    /// A round counts with at least this many workers' results.
+    pub min_fit_clients: u32,
+    /// After this many milliseconds a round goes on without the results that are missing.
+    pub round_deadline_ms: u64,
+    /// Whether the aggregator trains too.
+    pub aggregator_trains: bool,
+    /// Who computes the gradients.
+    pub engine: EngineKind,
+}
