@@ -1,5 +1,7 @@
 //! What can go wrong with a store, by meaning, and whether the write may have happened.
 
+use serde::{Deserialize, Serialize};
+
 use crate::store::{CheckpointId, Digest, Epoch, NodeId};
 
 /// What the caller of a failed [`put`](crate::CheckpointStore::put) may assume about it.
@@ -13,7 +15,7 @@ pub enum Outcome {
 }
 
 /// An error of a [`CheckpointStore`](crate::CheckpointStore).
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum StoreError {
     /// This node may not write the checkpoint, because another node aggregates (or nobody does). Nothing was written.
     #[error("this node is not the aggregator (current: {})", Epoch::describe(*.current))]

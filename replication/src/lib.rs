@@ -14,12 +14,22 @@
 //! This crate deliberately knows no workload, no result file and no run: it keeps checkpoints and says who
 //! aggregates.
 
+mod blob;
+pub mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod error;
+mod ledger;
+pub mod memory;
+pub mod raft;
 pub mod store;
 pub mod transport;
+mod wire;
+
+pub use config::{Backend, Payload, open};
 
 pub use error::{Outcome, StoreError};
 pub use store::{
-    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, Digest, Epoch, Guarantee, Guarantees, Metadata,
-    NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
+    AnyStore, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Digest, Epoch,
+    Guarantee, Guarantees, Metadata, NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
 };

@@ -153,6 +153,9 @@ pub const MAX_METADATA_BYTES: u64 = 64 * 1024;
 /// Limit on the parameters of one checkpoint, in bytes.
 pub const MAX_PARAMETER_BYTES: u64 = 256 * 1024 * 1024;
 
+/// Checkpoints of one slot that a store keeps unless told otherwise. Older ones are discarded.
+pub const DEFAULT_RETAINED: usize = 8;
+
 /// Federated-learning state at one point of one round. Its bytes always match its digest: there is no other way
 /// to make one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +193,12 @@ impl Checkpoint {
     }
 
     /// A checkpoint of bytes this process has hashed before: content-addressed storage looks them up by digest.
-    pub(crate) fn already_verified(id: CheckpointId, digest: Digest, parameters: Bytes, metadata: Metadata) -> Self {
+    pub(crate) fn already_verified(
+        id: CheckpointId,
+        digest: Digest,
+        parameters: Bytes,
+        metadata: Metadata,
+    ) -> Self {
         debug_assert_eq!(Digest::of(&parameters), digest, "bytes were stored under another digest");
         Self { id, digest, parameters, metadata }
     }
@@ -255,7 +263,7 @@ pub enum Guarantee {
 }
 
 /// The answer to a successful [`put`](CheckpointStore::put).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// What was written.
     pub id: CheckpointId,

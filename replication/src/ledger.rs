@@ -1,0 +1,166 @@
+//! Which checkpoints are acknowledged: the order rules of the contract, as a pure data structure.
+//!
+//! A ledger knows names, digests and sizes. It deliberately knows neither bytes nor time nor the network, so that every
+//! backend, and the reference they are held to, share the same rules.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::StoreError;
+use crate::store::{Checkpoint, CheckpointId, Digest, Metadata, Slot};
+
+/// A checkpoint without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Its name.
+    pub(crate) id: CheckpointId,
+    /// Digest of its parameters.
+    pub(crate) digest: Digest,
+    /// Size of its parameters in bytes.
+    pub(crate) bytes: u64,
+    /// Small facts beside the parameters.
+    pub(crate) metadata: Metadata,
+}
+
+impl From<&Checkpoint> for Record {
+    fn from(checkpoint: &Checkpoint) -> Self {
+        Self {
+            id: checkpoint.id(),
+            digest: checkpoint.digest(),
+            bytes: checkpoint.parameters().len() as u64,
+            metadata: checkpoint.metadata().clone(),
+        }
+    }
+}
+
+/// What the order rules say of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Admission {
+    /// Newer than everything acknowledged in its slot.
+    New,
+    /// Acknowledged already, with the same digest.
+    Repeat,
+    /// Not newer than this acknowledged checkpoint of its slot.
+    Superseded(CheckpointId),
+}
+
+impl Admission {
+    /// The admission as the result of a write of `id`.
+    ///
+    /// # Errors
+    /// [`StoreError::Superseded`].
+    pub(crate) fn into_result(self, id: CheckpointId) -> Result<(), StoreError> {
+        match self {
+            Self::New | Self::Repeat => Ok(()),
+            Self::Superseded(latest) => Err(StoreError::Superseded { id, latest }),
+        }
+    }
+}
+
+/// The newest acknowledged checkpoints of every slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ledger {
+    retained: usize,
+    /// Per slot, oldest first.
+    slots: BTreeMap<Slot, VecDeque<Record>>,
+}
+
+impl Ledger {
+    /// An empty ledger that keeps `retained` checkpoints of each slot.
+    pub(crate) fn new(retained: usize) -> Self {
+        Self { retained: retained.max(1), slots: BTreeMap::new() }
+    }
+
+    /// Applies the order rules, changes nothing.
+    pub(crate) fn admit(&self, record: &Record) -> Admission {
+        let Some(slot) = self.slots.get(&record.id.slot) else { return Admission::New };
+        if slot.iter().any(|known| known.id == record.id && known.digest == record.digest) {
+            return Admission::Repeat;
+        }
+        match slot.back() {
+            Some(newest) if !Self::follows(record.id, newest.id) => Admission::Superseded(newest.id),
+            _ => Admission::New,
+        }
+    }
+
+    fn follows(id: CheckpointId, newest: CheckpointId) -> bool {
+        id.epoch >= newest.epoch && (id.round, id.phase) > (newest.round, newest.phase)
+    }
+
+    /// Acknowledges `record` if the rules admit it. Returns what they said, and the digests that no retained
+    /// checkpoint refers to any more.
+    pub(crate) fn insert(&mut self, record: Record) -> (Admission, Vec<Digest>) {
+        let admission = self.admit(&record);
+        if admission != Admission::New {
+            return (admission, Vec::new());
+        }
+        let slot = self.slots.entry(record.id.slot).or_default();
+        slot.push_back(record);
+        let discarded = if slot.len() > self.retained { slot.pop_front() } else { None };
+        let unreferenced = discarded.map(|record| record.digest).filter(|digest| !self.refers_to(*digest));
+        (Admission::New, unreferenced.into_iter().collect())
+    }
+
+    /// Whether a retained checkpoint has these bytes.
+    pub(crate) fn refers_to(&self, digest: Digest) -> bool {
+        self.records().any(|record| record.digest == digest)
+    }
+
+    /// The newest checkpoint of [`Slot::Global`].
+    pub(crate) fn latest(&self) -> Option<&Record> {
+        self.slots.get(&Slot::Global)?.back()
+    }
+
+    /// A retained checkpoint by name.
+    pub(crate) fn find(&self, id: CheckpointId) -> Option<&Record> {
+        self.slots.get(&id.slot)?.iter().find(|record| record.id == id)
+    }
+
+    /// Every retained checkpoint, by slot, oldest first.
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.slots.values().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Epoch, NodeId, Phase};
+
+    fn record(counter: u64, round: u64, phase: Phase, content: u8) -> Record {
+        let id = CheckpointId { epoch: Epoch { counter, node: NodeId(1) }, round, phase, slot: Slot::Global };
+        Record::from(&Checkpoint::new(id, vec![content].into(), Metadata::new()))
+    }
+
+    #[test]
+    fn rounds_and_phases_only_grow() {
+        let mut ledger = Ledger::new(4);
+        let first = record(1, 1, Phase::AggregateFit, 1);
+        assert_eq!(ledger.insert(first.clone()).0, Admission::New);
+        assert_eq!(ledger.insert(first.clone()).0, Admission::Repeat);
+        for stale in [
+            record(1, 1, Phase::AggregateFit, 2),
+            record(1, 1, Phase::ConfigureFit, 1),
+            record(2, 1, Phase::AggregateFit, 1),
+            record(0, 2, Phase::AggregateFit, 1),
+        ] {
+            assert_eq!(ledger.insert(stale).0, Admission::Superseded(first.id));
+        }
+        assert_eq!(ledger.insert(record(2, 1, Phase::ConfigureEvaluate, 1)).0, Admission::New);
+        assert_eq!(ledger.insert(record(2, 2, Phase::ConfigureFit, 1)).0, Admission::New);
+        assert_eq!(ledger.latest().map(|record| record.id.round), Some(2));
+    }
+
+    #[test]
+    fn bytes_are_released_only_when_nothing_retained_has_them() {
+        let mut ledger = Ledger::new(2);
+        ledger.insert(record(1, 1, Phase::AggregateFit, 7));
+        ledger.insert(record(1, 2, Phase::AggregateFit, 7));
+        let shared = record(1, 3, Phase::AggregateFit, 9);
+        assert_eq!(ledger.insert(shared.clone()).1, vec![], "round 2 still has the bytes of round 1");
+        let released = ledger.insert(record(1, 4, Phase::AggregateFit, 9)).1;
+        assert_eq!(released, vec![Digest::of(&[7])]);
+        assert!(ledger.find(shared.id).is_some() && ledger.records().count() == 2);
+    }
+}

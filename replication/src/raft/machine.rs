@@ -1,0 +1,198 @@
+//! Raft's state machine: committed entries become acknowledged checkpoints.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::mpsc;
+
+use super::types::{Answer, Command, Entry, LogId, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::blob::Blobs;
+use crate::ledger::{Admission, Ledger, Record};
+use crate::store::{Digest, Observer, StoreEvent};
+
+/// The state machine's content at one log position. Bytes are shared, not copied.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) ledger: Ledger,
+    /// Bytes that travel with the snapshot, by digest: those of `inline` entries. The rest is pulled.
+    pub(crate) blobs: Vec<(Digest, Bytes)>,
+}
+
+#[derive(Debug)]
+struct State {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    ledger: Ledger,
+    /// Whether the newest entries carried their bytes: decides whether snapshots do.
+    inline: bool,
+    snapshot: Option<(SnapshotMeta, Image)>,
+}
+
+/// The state machine of one node. Clones share the content.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    state: Arc<Mutex<State>>,
+    blobs: Blobs,
+    observer: Arc<dyn Observer>,
+    /// Told of acknowledged checkpoints whose bytes are not here. Unbounded, but at most one message per log entry
+    /// between snapshots.
+    missing: mpsc::UnboundedSender<Record>,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        retained: usize,
+        blobs: Blobs,
+        observer: Arc<dyn Observer>,
+        missing: mpsc::UnboundedSender<Record>,
+    ) -> Self {
+        let state = State {
+            applied: None,
+            membership: StoredMembership::default(),
+            ledger: Ledger::new(retained),
+            inline: false,
+            snapshot: None,
+        };
+        Self { state: Arc::new(Mutex::new(state)), blobs, observer, missing }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the acknowledged checkpoints.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Ledger) -> T) -> T {
+        read(&self.state().ledger)
+    }
+
+    fn apply_entry(&self, entry: Entry) -> Answer {
+        let mut state = self.state();
+        state.applied = Some(entry.log_id);
+        match entry.payload {
+            EntryPayload::Blank => Answer::Nothing,
+            EntryPayload::Membership(membership) => {
+                state.membership = StoredMembership::new(Some(entry.log_id), membership);
+                Answer::Nothing
+            }
+            EntryPayload::Normal(command) => self.apply_command(&mut state, entry.log_id, command),
+        }
+    }
+
+    fn apply_command(&self, state: &mut State, log_id: LogId, command: Command) -> Answer {
+        let Command { record, inline, parameters } = command;
+        if record.id.epoch.counter != log_id.committed_leader_id().term {
+            return Answer::Fenced;
+        }
+        let (admission, released) = state.ledger.insert(record.clone());
+        if admission == Admission::New {
+            state.inline = inline;
+            if let Some(parameters) = parameters {
+                self.blobs.stage(record.digest, parameters);
+            }
+            self.acknowledge(record);
+        }
+        for digest in released {
+            self.blobs.release(digest);
+        }
+        Answer::Admitted(admission)
+    }
+
+    fn acknowledge(&self, record: Record) {
+        self.blobs.refer(record.digest);
+        self.observer.observe(StoreEvent::Applied {
+            id: record.id,
+            digest: record.digest,
+            bytes: record.bytes,
+        });
+        if self.blobs.get(record.digest).is_none() {
+            // Fails only when the store is closing.
+            let _ = self.missing.send(record);
+        }
+    }
+
+    fn image(&self, state: &State) -> Image {
+        let mut blobs = std::collections::BTreeMap::new();
+        if state.inline {
+            for record in state.ledger.records() {
+                if let Some(bytes) = self.blobs.get(record.digest) {
+                    blobs.insert(record.digest, bytes);
+                }
+            }
+        }
+        Image { ledger: state.ledger.clone(), blobs: blobs.into_iter().collect() }
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Machine {
+    type SnapshotData = Image;
+
+    async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
+        let mut state = self.state();
+        let meta = SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() };
+        let image = self.image(&state);
+        state.snapshot = Some((meta.clone(), image.clone()));
+        Ok(RaftSnapshot { meta, snapshot: image })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = Image;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let state = self.state();
+        Ok((state.applied, state.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let answer = self.apply_entry(entry);
+            if let Some(responder) = responder {
+                responder.send(answer);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, image: Image) -> io::Result<()> {
+        let latest = image.ledger.latest().map(|record| record.id);
+        {
+            let mut state = self.state();
+            for (digest, bytes) in &image.blobs {
+                self.blobs.stage(*digest, bytes.clone());
+            }
+            let before = std::mem::replace(&mut state.ledger, image.ledger.clone());
+            state.applied = meta.last_log_id;
+            state.membership = meta.last_membership.clone();
+            state.inline = !image.blobs.is_empty();
+            for record in image.ledger.records().filter(|record| before.find(record.id).is_none()) {
+                self.acknowledge(record.clone());
+            }
+            for record in before.records().filter(|record| !image.ledger.refers_to(record.digest)) {
+                self.blobs.release(record.digest);
+            }
+            state.snapshot = Some((meta.clone(), image));
+        }
+        self.observer.observe(StoreEvent::SnapshotInstalled { latest });
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
+        let state = self.state();
+        Ok(state
+            .snapshot
+            .as_ref()
+            .map(|(meta, image)| RaftSnapshot { meta: meta.clone(), snapshot: image.clone() }))
+    }
+}

@@ -1,0 +1,301 @@
+//! openraft's network over a [`Transport`], in both directions: [`Peer`] sends, [`Inbox`] answers.
+//!
+//! Checkpoint bytes travel as body segments beside the encoded message, so that they are never copied into it. Votes and
+//! heartbeats use the control connection; whatever carries bytes uses the bulk connection.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{EntryPayload, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::machine::Image;
+use super::proposer::Proposer;
+use super::types::{RaftCore, RaftSnapshot, SnapshotMeta, TypeConfig, Vote};
+use crate::blob::{Exchange, transfer_timeout};
+use crate::error::StoreError;
+use crate::ledger::{Ledger, Record};
+use crate::store::{Checkpoint, Digest, NodeId, Observer, StoreEvent};
+use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
+use crate::wire;
+
+type Append = AppendEntriesRequest<TypeConfig>;
+
+/// Makes [`Peer`]s. Dials nothing: the transport keeps its connections warm by itself, and openraft awaits this inside
+/// its core.
+#[derive(Debug, Clone)]
+pub(crate) struct Peers(pub(crate) Arc<dyn Transport>);
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, _node: &openraft::EmptyNode) -> Peer {
+        Peer { transport: self.0.clone(), target: NodeId(target) }
+    }
+}
+
+/// Sends Raft's messages to one node.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    transport: Arc<dyn Transport>,
+    target: NodeId,
+}
+
+fn rpc_error(error: &TransportError) -> RPCError<TypeConfig> {
+    match error {
+        TransportError::Unreachable { .. } | TransportError::Closed => {
+            RPCError::Unreachable(Unreachable::new(error))
+        }
+        _ => RPCError::Network(NetworkError::new(error)),
+    }
+}
+
+impl Peer {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        class: Class,
+        frame: Frame,
+        timeout: std::time::Duration,
+    ) -> Result<T, TransportError> {
+        let peer = self.target;
+        let interrupted = |reason: String| TransportError::Interrupted { peer, reason };
+        let response = tokio::time::timeout(timeout, self.transport.request(peer, class, frame))
+            .await
+            .map_err(|_| interrupted(format!("no answer within {timeout:?}")))??;
+        wire::decode(&response.head).map_err(|refusal| interrupted(refusal.0))
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = Image;
+
+    async fn append_entries(
+        &mut self,
+        rpc: Append,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let heartbeat = rpc.entries.is_empty();
+        let frame = encode_append(&rpc);
+        let bytes = frame.body_len() as u64;
+        // A message that carries entries may take as long as its bytes need; openraft gives up on it by itself when the
+        // leader changes.
+        let (class, timeout) = match (heartbeat, bytes) {
+            (true, _) => (Class::Heartbeat, option.hard_ttl()),
+            (false, 0) => (Class::Digest, transfer_timeout(0)),
+            (false, _) => (Class::Log, transfer_timeout(bytes)),
+        };
+        self.call(class, frame, timeout).await.map_err(|error| rpc_error(&error))
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let frame = Frame::new(wire::RAFT_VOTE, wire::encode(&rpc));
+        self.call(Class::Election, frame, option.hard_ttl()).await.map_err(|error| rpc_error(&error))
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let frame = Frame::new(wire::RAFT_PRE_VOTE, wire::encode(&rpc));
+        self.call(Class::Election, frame, option.hard_ttl()).await.map_err(|error| rpc_error(&error))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let frame = Frame::new(wire::RAFT_TRANSFER, wire::encode(&rpc));
+        self.call(Class::Election, frame, option.hard_ttl()).await.map_err(|error| rpc_error(&error))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: RaftSnapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let frame = encode_snapshot(&vote, &snapshot.meta, &snapshot.snapshot);
+        let timeout = transfer_timeout(frame.body_len() as u64);
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            response = self.call(Class::Log, frame, timeout) => response.map_err(|error| match rpc_error(&error) {
+                RPCError::Unreachable(unreachable) => StreamingError::Unreachable(unreachable),
+                _ => StreamingError::Network(NetworkError::new(&error)),
+            }),
+        }
+    }
+}
+
+fn encode_append(rpc: &Append) -> Frame {
+    let mut frame = Frame::new(wire::RAFT_APPEND, wire::encode(rpc));
+    for entry in &rpc.entries {
+        if let EntryPayload::Normal(command) = &entry.payload {
+            frame.body.extend(command.parameters.clone());
+        }
+    }
+    frame
+}
+
+/// Takes `bytes` from the front of `body` and checks them against `digest`.
+fn take_verified(body: &mut Bytes, bytes: u64, digest: Digest) -> Result<Bytes, Refusal> {
+    let length = usize::try_from(bytes).ok().filter(|length| *length <= body.len());
+    let length = length.ok_or_else(|| Refusal(format!("a checkpoint of {bytes} bytes is cut short")))?;
+    let taken = body.split_to(length);
+    if Digest::of(&taken) == digest {
+        Ok(taken)
+    } else {
+        Err(Refusal(format!("bytes do not match digest {digest}")))
+    }
+}
+
+fn nothing_left(body: &Bytes) -> Result<(), Refusal> {
+    if body.is_empty() { Ok(()) } else { Err(Refusal(format!("{} bytes that no entry claims", body.len()))) }
+}
+
+fn decode_append(frame: Frame) -> Result<Append, Refusal> {
+    let mut rpc: Append = wire::decode(&frame.head)?;
+    let mut body = frame.into_body();
+    for entry in &mut rpc.entries {
+        if let EntryPayload::Normal(command) = &mut entry.payload
+            && command.inline
+        {
+            command.parameters = Some(take_verified(&mut body, command.record.bytes, command.record.digest)?);
+        }
+    }
+    nothing_left(&body)?;
+    Ok(rpc)
+}
+
+type SnapshotHead = (Vote, SnapshotMeta, Ledger, Vec<(Digest, u64)>);
+
+fn encode_snapshot(vote: &Vote, meta: &SnapshotMeta, image: &Image) -> Frame {
+    let lengths: Vec<(Digest, u64)> =
+        image.blobs.iter().map(|(digest, bytes)| (*digest, bytes.len() as u64)).collect();
+    let mut frame = Frame::new(wire::RAFT_SNAPSHOT, wire::encode(&(vote, meta, &image.ledger, lengths)));
+    frame.body.extend(image.blobs.iter().map(|(_, bytes)| bytes.clone()));
+    frame
+}
+
+fn decode_snapshot(frame: Frame) -> Result<(Vote, RaftSnapshot), Refusal> {
+    let (vote, meta, ledger, lengths): SnapshotHead = wire::decode(&frame.head)?;
+    let mut body = frame.into_body();
+    let mut blobs = Vec::with_capacity(lengths.len());
+    for (digest, bytes) in lengths {
+        blobs.push((digest, take_verified(&mut body, bytes, digest)?));
+    }
+    nothing_left(&body)?;
+    Ok((vote, RaftSnapshot { meta, snapshot: Image { ledger, blobs } }))
+}
+
+/// Answers the replication plane's requests on one node.
+pub(crate) struct Inbox {
+    pub(crate) raft: RaftCore,
+    pub(crate) exchange: Exchange,
+    pub(crate) proposer: Arc<Proposer>,
+    pub(crate) observer: Arc<dyn Observer>,
+    /// When the leader, or a candidate this node voted for, was last heard of.
+    pub(crate) contact: watch::Sender<Instant>,
+}
+
+impl Inbox {
+    /// A node speaks for itself only: the vote in a message names the node its certificate names.
+    fn authentic(&self, vote: &Vote, from: NodeId) -> Result<(), Refusal> {
+        let claimed = NodeId(vote.leader_id.voted_for);
+        if claimed == from {
+            return Ok(());
+        }
+        let reason = format!("node {from} may not speak as node {claimed}");
+        self.observer.observe(StoreEvent::Refused { from, reason: reason.clone() });
+        Err(Refusal(reason))
+    }
+
+    async fn append(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
+        let heard = Instant::now();
+        let rpc = decode_append(request).inspect_err(|refusal| {
+            self.observer.observe(StoreEvent::Refused { from, reason: refusal.0.clone() });
+        })?;
+        self.authentic(&rpc.vote, from)?;
+        let answer = self.raft.append_entries(rpc).await;
+        if let Ok(AppendEntriesResponse::Success | AppendEntriesResponse::Conflict) = answer {
+            self.contact.send_replace(heard);
+        }
+        respond(answer)
+    }
+
+    async fn vote(&self, from: NodeId, request: &Frame, pre: bool) -> Result<Frame, Refusal> {
+        let heard = Instant::now();
+        let rpc: VoteRequest<TypeConfig> = wire::decode(&request.head)?;
+        self.authentic(&rpc.vote, from)?;
+        if pre {
+            return respond(self.raft.pre_vote(rpc).await);
+        }
+        let answer = self.raft.vote(rpc).await;
+        if matches!(&answer, Ok(answer) if answer.vote_granted) {
+            self.contact.send_replace(heard);
+        }
+        respond(answer)
+    }
+
+    async fn snapshot(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
+        let (vote, snapshot) = decode_snapshot(request)?;
+        self.authentic(&vote, from)?;
+        let answer = self.raft.install_full_snapshot(vote, snapshot).await;
+        self.contact.send_replace(Instant::now());
+        respond(answer)
+    }
+
+    async fn forwarded_put(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
+        let record: Record = wire::decode(&request.head)?;
+        let Record { id, digest, metadata, .. } = record;
+        let outcome = match Checkpoint::verified(id, digest, request.into_body(), metadata, from) {
+            Ok(checkpoint) => self.proposer.put(checkpoint, from).await,
+            Err(error) => {
+                self.observer.observe(StoreEvent::CorruptBlob { from, digest });
+                Err(error)
+            }
+        };
+        Ok(Frame::new(wire::FORWARD_PUT, wire::encode::<Result<crate::Receipt, StoreError>>(&outcome)))
+    }
+}
+
+fn respond<T: Serialize, E: std::fmt::Display>(answer: Result<T, E>) -> Result<Frame, Refusal> {
+    answer.map(|answer| Frame::new(0, wire::encode(&answer))).map_err(|error| Refusal(error.to_string()))
+}
+
+#[async_trait]
+impl Handler for Inbox {
+    async fn handle(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
+        match request.tag {
+            wire::RAFT_APPEND => self.append(from, request).await,
+            wire::RAFT_VOTE => self.vote(from, &request, false).await,
+            wire::RAFT_PRE_VOTE => self.vote(from, &request, true).await,
+            wire::RAFT_SNAPSHOT => self.snapshot(from, request).await,
+            wire::RAFT_TRANSFER => {
+                respond(self.raft.handle_transfer_leader(wire::decode(&request.head)?).await)
+            }
+            wire::FORWARD_PUT => self.forwarded_put(from, request).await,
+            wire::BLOB_PUSH => self.exchange.on_push(from, request),
+            wire::BLOB_PULL => self.exchange.on_pull(&request),
+            unknown => Err(Refusal(format!("unknown message {unknown}"))),
+        }
+    }
+}
