@@ -1,7 +1,12 @@
 //! What happens during a federated job, as told by its nodes. Who observes an event stamps it with node and time.
 
+use std::sync::Arc;
+
 use replication::{CheckpointId, Digest, Epoch, Guarantee, NodeId};
 use serde::{Deserialize, Serialize};
+
+/// Receives a node's events, in order, from any thread. Must not block.
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// Something that happened in a federated job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

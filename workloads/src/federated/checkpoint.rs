@@ -1,0 +1,119 @@
+//! From global parameters to the store's checkpoints and back, as the profile has it.
+
+use bytes::Bytes;
+use replication::{
+    Checkpoint, CheckpointId, CheckpointStore, Digest, Epoch, Metadata, Phase, Slot, StoreError,
+};
+use serde::{Deserialize, Serialize};
+
+use super::config::Profile;
+use super::event::{Event, Events};
+use super::model::TENSORS;
+
+/// Puts checkpoints and tells of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Writer<'a> {
+    pub(crate) store: &'a dyn CheckpointStore,
+    pub(crate) events: &'a Events,
+}
+
+impl Writer<'_> {
+    /// One put, timed.
+    pub(crate) async fn put(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+        let (id, bytes) = (checkpoint.id(), checkpoint.parameters().len() as u64);
+        let begun = tokio::time::Instant::now();
+        match self.store.put(checkpoint).await {
+            Ok(receipt) => {
+                let put_ns = begun.elapsed().as_nanos() as u64;
+                let replication::Receipt { digest, guarantee, holders, .. } = receipt;
+                (self.events)(Event::CheckpointPut { id, digest, bytes, put_ns, guarantee, holders });
+                Ok(())
+            }
+            Err(error) => {
+                let may_have_happened = error.outcome() == replication::Outcome::Unknown;
+                (self.events)(Event::CheckpointFailed { id, reason: error.to_string(), may_have_happened });
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the global state of a phase as `profile` has it.
+    pub(crate) async fn put_global(
+        &self,
+        profile: Profile,
+        (epoch, round, phase): (Epoch, u64, Phase),
+        parameters: &Bytes,
+        metadata: Metadata,
+    ) -> Result<(), StoreError> {
+        let id = |slot| CheckpointId { epoch, round, phase, slot };
+        if profile != Profile::Prototype {
+            return self.put(Checkpoint::new(id(Slot::Global), parameters.clone(), metadata)).await;
+        }
+        let mut index = Index { digest: Digest::of(parameters), parts: Vec::new() };
+        for (part, tensor) in tensors(parameters) {
+            let checkpoint = Checkpoint::new(id(Slot::Part(part)), tensor, Metadata::new());
+            index.parts.push(checkpoint.id());
+            self.put(checkpoint).await?;
+        }
+        // The key that makes the phase complete comes last.
+        self.put(Checkpoint::new(id(Slot::Global), index.encode(), metadata)).await
+    }
+}
+
+/// The tensors of encoded parameters, with the part number each is written under. Bytes that are no model of ours are one
+/// part.
+pub(crate) fn tensors(parameters: &Bytes) -> Vec<(u16, Bytes)> {
+    let model_bytes: usize = TENSORS.iter().map(|tensor| 4 * tensor.len()).sum();
+    if parameters.len() != model_bytes {
+        return vec![(0, parameters.clone())];
+    }
+    let slice = |(part, tensor): (usize, &super::model::TensorSpec)| {
+        let begin = 4 * tensor.offset;
+        (part as u16, parameters.slice(begin..begin + 4 * tensor.len()))
+    };
+    TENSORS.iter().enumerate().map(slice).collect()
+}
+
+/// What profile `prototype` writes last in a phase: where the tensors are, and what they make together.
+#[derive(Debug, Serialize, Deserialize)]
+struct Index {
+    digest: Digest,
+    parts: Vec<CheckpointId>,
+}
+
+impl Index {
+    fn encode(&self) -> Bytes {
+        match postcard::to_stdvec(self) {
+            Ok(encoded) => encoded.into(),
+            Err(error) => unreachable!("an index is plain data and always encodes: {error}"),
+        }
+    }
+}
+
+/// Global state read back from a store.
+#[derive(Debug, Clone)]
+pub(crate) struct Restored {
+    pub(crate) id: CheckpointId,
+    pub(crate) parameters: Bytes,
+    pub(crate) metadata: Metadata,
+}
+
+/// Reads the newest global state.
+pub(crate) async fn restore(store: &dyn CheckpointStore, profile: Profile) -> Result<Option<Restored>, StoreError> {
+    let Some(latest) = store.latest().await? else { return Ok(None) };
+    let (id, metadata) = (latest.id(), latest.metadata().clone());
+    if profile != Profile::Prototype {
+        return Ok(Some(Restored { id, parameters: latest.parameters().clone(), metadata }));
+    }
+    let missing = StoreError::Missing { digest: latest.digest() };
+    let index: Index = postcard::from_bytes(latest.parameters()).map_err(|_| missing.clone())?;
+    let mut parameters = Vec::new();
+    for part in index.parts {
+        let tensor = store.get(part).await?.ok_or_else(|| missing.clone())?;
+        parameters.extend_from_slice(tensor.parameters());
+    }
+    if Digest::of(&parameters) != index.digest {
+        return Err(missing);
+    }
+    Ok(Some(Restored { id, parameters: parameters.into(), metadata }))
+}

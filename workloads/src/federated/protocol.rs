@@ -1,0 +1,89 @@
+//! The learning plane's messages, in Flower's terms, and what a worker may answer.
+//!
+//! Every message carries the epoch of the aggregator it belongs to, so that a stale aggregator is refused and work of an
+//! old epoch is dropped. Parameters travel as a frame's body, and only if the receiver may not have them: both sides name
+//! them by digest. A worker's result is fetched by the aggregator when it has room for it: that paces the uploads.
+
+use bytes::Bytes;
+use replication::transport::{Frame, Refusal};
+use replication::{Digest, Epoch};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// A worker offers itself to the aggregator of an epoch.
+pub(crate) const JOIN: u8 = 64;
+/// Train: answered when training has ended.
+pub(crate) const FIT: u8 = 65;
+/// Hand over the parameters of a finished training.
+pub(crate) const FETCH_UPDATE: u8 = 66;
+/// Evaluate: answered with the result.
+pub(crate) const EVALUATE: u8 = 67;
+
+/// Head of [`FIT`] and [`EVALUATE`]; the parameters are the body, or absent if the worker should have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Instruction {
+    pub(crate) epoch: Epoch,
+    pub(crate) round: u64,
+    /// Digest of the global parameters to start from.
+    pub(crate) parameters: Digest,
+}
+
+/// What a worker answers to an instruction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Answer<T> {
+    /// It was done.
+    Done(T),
+    /// The worker does not have the parameters: send them along.
+    ParametersMissing,
+    /// The instruction's epoch has ended; this one is in force.
+    Stale(Epoch),
+    /// It could not be done.
+    Failed(String),
+}
+
+/// Result of a fit instruction; the parameters are fetched apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FitResult {
+    /// Digest of the trained parameters.
+    pub(crate) update: Digest,
+    /// Examples in the worker's shard: its weight in the average.
+    pub(crate) examples: u64,
+    /// Mean training loss.
+    pub(crate) loss: f64,
+}
+
+/// Result of an evaluate instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Sum of the test loss over the examples.
+    pub loss_sum: f64,
+    /// Examples classified correctly.
+    pub correct: u64,
+    /// Test examples.
+    pub examples: u64,
+}
+
+/// A frame with an encoded head.
+pub(crate) fn frame<T: Serialize>(tag: u8, head: &T) -> Frame {
+    match postcard::to_stdvec(head) {
+        Ok(head) => Frame::new(tag, head),
+        Err(error) => unreachable!("heads are plain data and always encode: {error}"),
+    }
+}
+
+/// Decodes a head; total.
+pub(crate) fn head<T: DeserializeOwned>(frame: &Frame) -> Result<T, Refusal> {
+    match postcard::take_from_bytes(&frame.head) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(Refusal("bytes after the end of a message head".into())),
+        Err(error) => Err(Refusal(format!("malformed message head: {error}"))),
+    }
+}
+
+/// The frame with `parameters` as its body, if they are to travel.
+pub(crate) fn with_parameters(frame: Frame, parameters: Option<&Bytes>) -> Frame {
+    match parameters {
+        Some(parameters) => frame.with_segment(parameters.clone()),
+        None => frame,
+    }
+}

@@ -1,0 +1,289 @@
+//! The worker's side: joins whoever aggregates, trains and evaluates when told to.
+//!
+//! A worker deliberately knows nothing of rounds beyond the one it is told: the epoch in the instruction decides whether it
+//! is obeyed, and its digest says which parameters it is about.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use replication::transport::{Class, Frame, Handler, Refusal, Transport};
+use replication::{AnyStore, Checkpoint, CheckpointId, Digest, Epoch, NodeId, Phase, Slot};
+use tokio::sync::watch;
+
+use super::checkpoint::{Writer, tensors};
+use super::config::Profile;
+use super::event::{Event, Events};
+use super::learner::{Learner, Update};
+use super::protocol::{self, Answer, Evaluation, FitResult, Instruction};
+
+/// Global parameters a worker keeps: those it trains from, and those it evaluates.
+const KEPT_PARAMETERS: usize = 2;
+
+/// First and longest pause between two offers to the same aggregator.
+const JOIN_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// How long an offer may take to be answered.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+struct State {
+    /// Global parameters by digest, newest last.
+    parameters: VecDeque<(Digest, Bytes)>,
+    /// The last finished training, by the round and the parameters it started from.
+    update: Option<(u64, Digest, Arc<FinishedUpdate>)>,
+}
+
+#[derive(Debug)]
+struct FinishedUpdate {
+    digest: Digest,
+    update: Update,
+}
+
+/// One node's worker.
+pub(crate) struct Worker {
+    node: NodeId,
+    learner: Arc<dyn Learner>,
+    store: AnyStore,
+    profile: Profile,
+    events: Events,
+    /// The newest epoch this node knows of, from its store or from an instruction.
+    epoch: watch::Sender<Epoch>,
+    state: Mutex<State>,
+    /// One piece of work at a time: the next waits until the cancelled one has ended.
+    working: tokio::sync::Mutex<()>,
+    /// Raised by every instruction, so that the one before it is dropped.
+    turn: watch::Sender<u64>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        node: NodeId,
+        learner: Arc<dyn Learner>,
+        store: AnyStore,
+        profile: Profile,
+        initial: (Digest, Bytes),
+        events: Events,
+    ) -> Self {
+        Self {
+            node,
+            learner,
+            store,
+            profile,
+            events,
+            epoch: watch::Sender::new(Epoch::default()),
+            state: Mutex::new(State { parameters: VecDeque::from([initial]), update: None }),
+            working: tokio::sync::Mutex::new(()),
+            turn: watch::Sender::new(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a newer epoch: work of older ones is dropped.
+    pub(crate) fn learn_epoch(&self, epoch: Epoch) {
+        self.epoch.send_if_modified(|known| {
+            let newer = epoch > *known;
+            if newer {
+                *known = epoch;
+            }
+            newer
+        });
+    }
+
+    /// Offers this worker to the aggregator of `epoch` until it accepts, or the connection shows that it is gone.
+    pub(crate) async fn join(&self, learning: &dyn Transport, epoch: Epoch) {
+        let mut pause = JOIN_RETRY.0;
+        let mut connected = learning.connected();
+        loop {
+            if connected.wait_for(|peers| peers.contains(&epoch.node)).await.is_err() {
+                return;
+            }
+            let request = learning.request(epoch.node, Class::LearningControl, protocol::frame(protocol::JOIN, &epoch));
+            if let Ok(Ok(_)) = tokio::time::timeout(JOIN_TIMEOUT, request).await {
+                // Accepted. Offer again should the connection be lost and come back.
+                if connected.wait_for(|peers| !peers.contains(&epoch.node)).await.is_err() {
+                    return;
+                }
+                pause = JOIN_RETRY.0;
+            } else {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(JOIN_RETRY.1);
+            }
+        }
+    }
+
+    /// The parameters of an instruction: those sent along, checked, or those this worker has.
+    fn parameters(&self, wanted: Digest, sent: Bytes) -> Result<Option<Bytes>, Refusal> {
+        let mut state = self.state();
+        if let Some((_, kept)) = state.parameters.iter().find(|(digest, _)| *digest == wanted) {
+            return Ok(Some(kept.clone()));
+        }
+        if sent.is_empty() {
+            return Ok(None);
+        }
+        if Digest::of(&sent) != wanted {
+            return Err(Refusal(format!("the parameters do not match digest {wanted}")));
+        }
+        state.parameters.push_back((wanted, sent.clone()));
+        if state.parameters.len() > KEPT_PARAMETERS {
+            state.parameters.pop_front();
+        }
+        Ok(Some(sent))
+    }
+
+    /// Does `work` for an instruction, unless its epoch has ended or a newer instruction takes its place.
+    async fn obey<T, F>(&self, instruction: Instruction, sent: Bytes, work: F) -> Result<Answer<T>, Refusal>
+    where
+        F: AsyncFnOnce(Bytes) -> Result<T, String>,
+    {
+        let Instruction { epoch, round, parameters } = instruction;
+        self.learn_epoch(epoch);
+        let current = *self.epoch.borrow();
+        if current > epoch {
+            return Ok(Answer::Stale(current));
+        }
+        let Some(parameters) = self.parameters(parameters, sent)? else { return Ok(Answer::ParametersMissing) };
+        self.turn.send_modify(|turn| *turn += 1);
+        let mut turn = self.turn.subscribe();
+        let mut newer = self.epoch.subscribe();
+        let dropped = tokio::select! {
+            biased;
+            now = newer.wait_for(|now| *now > epoch) => now.map_or(epoch, |now| *now),
+            _ = turn.changed() => epoch,
+            done = async {
+                let _one_at_a_time = self.working.lock().await;
+                work(parameters).await
+            } => return Ok(done.map_or_else(Answer::Failed, Answer::Done)),
+        };
+        (self.events)(Event::WorkDropped { epoch, round });
+        Ok(if dropped > epoch { Answer::Stale(dropped) } else { Answer::Failed("a newer instruction came".into()) })
+    }
+
+    /// Trains, or answers again with what was trained before from the same parameters in the same round.
+    async fn fit(&self, instruction: Instruction, parameters: Bytes) -> Result<FitResult, String> {
+        let Instruction { epoch, round, parameters: start } = instruction;
+        if self.profile == Profile::Prototype {
+            self.write_received(instruction, &parameters).await;
+        }
+        let known = self.state().update.clone().filter(|(of, from, _)| (*of, *from) == (round, start));
+        let finished = match known {
+            Some((_, _, finished)) => finished,
+            None => {
+                (self.events)(Event::FitStarted { epoch, round });
+                let begun = tokio::time::Instant::now();
+                let update = self.learner.fit(round, parameters).await.map_err(|error| error.to_string())?;
+                let train_ns = begun.elapsed().as_nanos() as u64;
+                let (examples, loss) = (update.examples, update.loss);
+                (self.events)(Event::FitFinished { epoch, round, examples, loss, train_ns });
+                let finished = Arc::new(FinishedUpdate { digest: Digest::of(&update.parameters), update });
+                self.state().update = Some((round, start, finished.clone()));
+                finished
+            }
+        };
+        if self.profile == Profile::Workers {
+            self.write_own(instruction, &finished.update).await;
+        }
+        Ok(FitResult { update: finished.digest, examples: finished.update.examples, loss: finished.update.loss })
+    }
+
+    fn writer(&self) -> Writer<'_> {
+        Writer { store: self.store.as_ref(), events: &self.events }
+    }
+
+    fn own_slot(&self, instruction: Instruction, phase: Phase, part: u16) -> CheckpointId {
+        let slot = Slot::Worker { node: self.node, part };
+        CheckpointId { epoch: instruction.epoch, round: instruction.round, phase, slot }
+    }
+
+    /// Profile `workers`: the parameters this worker trained.
+    async fn write_own(&self, instruction: Instruction, update: &Update) {
+        let id = self.own_slot(instruction, Phase::AggregateFit, 0);
+        // A failure is an event; the round does not depend on it.
+        let _ = self.writer().put(Checkpoint::new(id, update.parameters.clone(), [].into())).await;
+    }
+
+    /// Profile `prototype`: the parameters this worker received, one write per tensor.
+    async fn write_received(&self, instruction: Instruction, parameters: &Bytes) {
+        for (part, tensor) in tensors(parameters) {
+            let id = self.own_slot(instruction, Phase::ConfigureFit, part);
+            // A failure is an event; the round does not depend on it.
+            let _ = self.writer().put(Checkpoint::new(id, tensor, [].into())).await;
+        }
+    }
+
+    /// Answers a fit instruction.
+    pub(crate) async fn on_fit(&self, instruction: Instruction, sent: Bytes) -> Result<Answer<FitResult>, Refusal> {
+        self.obey(instruction, sent, async |parameters| self.fit(instruction, parameters).await).await
+    }
+
+    /// Answers an evaluate instruction.
+    pub(crate) async fn on_evaluate(
+        &self,
+        instruction: Instruction,
+        sent: Bytes,
+    ) -> Result<Answer<Evaluation>, Refusal> {
+        let evaluate = async |parameters| {
+            self.learner.evaluate(parameters).await.map_err(|error| error.to_string())
+        };
+        self.obey(instruction, sent, evaluate).await
+    }
+
+    /// The parameters of a finished training.
+    pub(crate) fn update(&self, digest: Digest) -> Option<Bytes> {
+        let state = self.state();
+        let (_, _, finished) = state.update.as_ref()?;
+        (finished.digest == digest).then(|| finished.update.parameters.clone())
+    }
+}
+
+/// Only the node that an epoch names may speak for it.
+fn speaks_for(epoch: Epoch, from: NodeId) -> Result<(), Refusal> {
+    if epoch.node == from { Ok(()) } else { Err(Refusal(format!("node {from} does not aggregate in epoch {epoch}"))) }
+}
+
+/// Answers the learning plane's requests on one node: it is a worker, and may be the aggregator.
+pub(crate) struct Inbox {
+    pub(crate) worker: Arc<Worker>,
+    /// Offers of workers to this node, for the epochs in which it aggregates.
+    pub(crate) offers: watch::Sender<super::aggregator::Offers>,
+}
+
+#[async_trait]
+impl Handler for Inbox {
+    async fn handle(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
+        match request.tag {
+            protocol::JOIN => {
+                let epoch: Epoch = protocol::head(&request)?;
+                let accepted = self.offers.send_if_modified(|offers| offers.accept(epoch, from));
+                if accepted || self.offers.borrow().has(epoch, from) {
+                    Ok(Frame::default())
+                } else {
+                    Err(Refusal(format!("this node does not aggregate in epoch {epoch}")))
+                }
+            }
+            protocol::FIT => {
+                let instruction: Instruction = protocol::head(&request)?;
+                speaks_for(instruction.epoch, from)?;
+                let answer = self.worker.on_fit(instruction, request.into_body()).await?;
+                Ok(protocol::frame(protocol::FIT, &answer))
+            }
+            protocol::EVALUATE => {
+                let instruction: Instruction = protocol::head(&request)?;
+                speaks_for(instruction.epoch, from)?;
+                let answer = self.worker.on_evaluate(instruction, request.into_body()).await?;
+                Ok(protocol::frame(protocol::EVALUATE, &answer))
+            }
+            protocol::FETCH_UPDATE => {
+                let digest: Digest = protocol::head(&request)?;
+                let update = self.worker.update(digest);
+                let update = update.ok_or_else(|| Refusal(format!("update {digest} is not here")))?;
+                Ok(Frame::default().with_segment(update))
+            }
+            unknown => Err(Refusal(format!("unknown message {unknown}"))),
+        }
+    }
+}
