@@ -59,6 +59,9 @@ pub enum IdentityError {
     /// A key or certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
+    /// The operating system gives no random bytes.
+    #[error("the operating system gives no random bytes")]
+    NoRandomness,
     /// The PEM text of an identity does not parse.
     #[error("the {part} of node {node}'s identity is not valid PEM: {reason}")]
     Pem {
@@ -273,6 +276,11 @@ impl Identity {
 /// The cryptography of every connection; never the process-wide default, which is not ours to set.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Fills `bytes` with randomness from the operating system.
+pub(crate) fn random(bytes: &mut [u8]) -> Result<(), IdentityError> {
+    provider().secure_random.fill(bytes).map_err(|_| IdentityError::NoRandomness)
 }
 
 #[cfg(test)]
