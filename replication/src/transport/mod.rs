@@ -5,6 +5,7 @@
 //! and hosts, [`channel`] inside one process, seeded, on which the same backends run.
 
 pub mod channel;
+mod count;
 pub mod frame;
 pub mod identity;
 pub mod quic;

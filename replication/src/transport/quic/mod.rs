@@ -1,0 +1,465 @@
+//! The transport between processes and hosts: QUIC, mutually authenticated, one endpoint per plane.
+//!
+//! ```text
+//!   mod      QuicTransport: open, request, close       socket   UDP socket, buffers, windows, timers
+//!   link     dials, accepts, keeps the mesh warm       stream   one request and its response on one stream
+//!   pool     the live connection per peer and lane; datagrams counted
+//! ```
+//!
+//! Every pair of nodes has two connections, one per [`Lane`], each used in both directions whoever dialled it. They are
+//! kept alive and made anew in the background: [`Transport::request`] never dials, so without a live connection it
+//! fails at once instead of late.
+//!
+//! A peer that was killed or cut off is noticed by silence: after the idle timeout, or when its successor answers the
+//! old connection with a stateless reset. Both make pending requests [`Interrupted`](TransportError::Interrupted).
+//!
+//! Bulk cannot delay control by queueing before it, because they share no connection. Congestion control is quinn's
+//! default (Cubic): paths are short and shared with other flows, and BBR's gain on long lossy ones is not worth its
+//! unfairness. What this module deliberately does not know: what frames mean, and which peer matters.
+
+mod link;
+mod pool;
+mod socket;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use quinn::{AsyncUdpSocket, ClientConfig, Endpoint, Runtime, TokioRuntime};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+pub use link::{
+    FIRST_BACKOFF, HANDSHAKE_TIMEOUT, HIGHER_ID_PATIENCE, MAX_BACKOFF, MAX_HANDSHAKES, RETIREMENT,
+};
+use pool::{Pool, lock};
+pub use socket::{
+    CONTROL_WINDOW_BYTES, MAX_BULK_STREAMS, MAX_BULK_WINDOW_BYTES, MAX_CONTROL_STREAMS,
+    MIN_BULK_WINDOW_BYTES, SOCKET_BUFFER_BYTES,
+};
+use stream::HandlerSlots;
+pub use stream::{MAX_BULK_HANDLERS, MAX_CONTROL_HANDLERS};
+
+use super::count::FrameCounters;
+use super::identity::{self, Identity, IdentityError, Plane};
+use super::{Class, Frame, Handler, Lane, Traffic, Transport, TransportError};
+use crate::store::{MAX_PARAMETER_BYTES, NodeId};
+
+/// Longest [`Transport::close`] waits for peers to take note, and then for the socket to be released.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Puts something between the endpoint and its socket: injected delay and loss, or a tap.
+pub type SocketWrapper = Arc<dyn Fn(Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket> + Send + Sync>;
+
+/// How to open a [`QuicTransport`].
+#[derive(Clone)]
+pub struct QuicConfig {
+    /// Who this node is; [`Transport::local`] is its id.
+    pub identity: Identity,
+    /// Which traffic the endpoint carries.
+    pub plane: Plane,
+    /// Where to listen; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// The other nodes' addresses on this plane. Can be set later, see [`QuicTransport::set_peers`].
+    pub peers: BTreeMap<NodeId, SocketAddr>,
+    /// Limit on the body of a frame in both directions, in bytes.
+    pub max_body_bytes: u64,
+    /// A connection without a sign of its peer for this long is lost. Both ends' shorter value is in force.
+    pub idle_timeout: Duration,
+    /// A connection that was idle for this long is probed by the node that dialled it.
+    pub keep_alive: Duration,
+    /// Receive window of each bulk connection in bytes, instead of the one derived from the socket's buffer.
+    pub bulk_window_bytes: Option<u32>,
+    /// Seed of the pauses between attempts to connect.
+    pub seed: u64,
+    /// Wraps the socket.
+    pub wrap_socket: Option<SocketWrapper>,
+}
+
+impl QuicConfig {
+    /// A configuration with no peers yet and default limits and timers.
+    #[must_use]
+    pub fn new(identity: Identity, plane: Plane, bind: SocketAddr) -> Self {
+        Self {
+            seed: identity.node().0,
+            identity,
+            plane,
+            bind,
+            peers: BTreeMap::new(),
+            max_body_bytes: MAX_PARAMETER_BYTES,
+            idle_timeout: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(1),
+            bulk_window_bytes: None,
+            wrap_socket: None,
+        }
+    }
+}
+
+impl fmt::Debug for QuicConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicConfig")
+            .field("identity", &self.identity)
+            .field("plane", &self.plane)
+            .field("bind", &self.bind)
+            .field("peers", &self.peers)
+            .field("max_body_bytes", &self.max_body_bytes)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("keep_alive", &self.keep_alive)
+            .field("bulk_window_bytes", &self.bulk_window_bytes)
+            .field("seed", &self.seed)
+            .field("wrap_socket", &self.wrap_socket.is_some())
+            .finish()
+    }
+}
+
+/// Why a transport cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another socket has the address.
+    #[error("UDP port {} of {} is already in use by another process", .addr.port(), .addr.ip())]
+    AddressInUse {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// The socket cannot be opened for another reason.
+    #[error("cannot open a UDP socket on {addr}: {source}")]
+    Socket {
+        /// The address.
+        addr: SocketAddr,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The identity cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// TLS cannot be set up for QUIC.
+    #[error("cannot set up TLS for QUIC: {0}")]
+    Crypto(String),
+    /// A setting makes no sense.
+    #[error("invalid transport configuration: {0}")]
+    Config(String),
+    /// There is no tokio runtime to run on.
+    #[error("a transport must be opened inside a tokio runtime")]
+    NoRuntime,
+}
+
+/// Connections and frames that were refused since the transport was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// Connections this node refused: certificate, identity or protocol of the other side.
+    pub connections: u64,
+    /// Connections of this node that the other side refused.
+    pub by_peers: u64,
+    /// Streams of authenticated peers that carried no acceptable request.
+    pub frames: u64,
+    /// Who was refused last, and why.
+    pub last: Option<String>,
+}
+
+/// What the transport's tasks share.
+struct Shared {
+    local: NodeId,
+    /// Tells this process from an earlier one of the same node.
+    incarnation: u64,
+    config: QuicConfig,
+    granted_buffer: usize,
+    attempts: AtomicU64,
+    ways: Mutex<Ways>,
+    pool: Arc<Pool>,
+    frames: FrameCounters,
+    handlers: HandlerSlots,
+    handler: watch::Sender<Option<Arc<dyn Handler>>>,
+    refusals: watch::Sender<Refusals>,
+    closed: AtomicBool,
+}
+
+/// Where peers are, and how they are dialled.
+struct Ways {
+    peers: BTreeMap<NodeId, SocketAddr>,
+    control: ClientConfig,
+    bulk: ClientConfig,
+}
+
+impl Shared {
+    fn peers(&self) -> Vec<NodeId> {
+        lock(&self.ways).peers.keys().copied().collect()
+    }
+
+    fn way_to(&self, peer: NodeId, lane: Lane) -> Option<(SocketAddr, ClientConfig)> {
+        let ways = lock(&self.ways);
+        let config = match lane {
+            Lane::Control => &ways.control,
+            Lane::Bulk => &ways.bulk,
+        };
+        ways.peers.get(&peer).map(|addr| (*addr, config.clone()))
+    }
+
+    fn next_attempt(&self) -> u64 {
+        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// `error`, unless the transport itself was closed.
+    fn gone(&self, error: TransportError) -> TransportError {
+        if self.closed.load(Ordering::Acquire) { TransportError::Closed } else { error }
+    }
+
+    fn refused_connection(&self, who: impl fmt::Display, reason: &str) {
+        tracing::warn!(%who, reason, "connection refused");
+        self.note(format!("{who}: {reason}"), |refusals| refusals.connections += 1);
+    }
+
+    fn refused_by_peer(&self, who: impl fmt::Display, reason: &str) {
+        tracing::warn!(%who, reason, "the peer refused this node's connection");
+        self.note(format!("by {who}: {reason}"), |refusals| refusals.by_peers += 1);
+    }
+
+    fn refused_frame(&self, peer: NodeId, reason: &str) {
+        tracing::warn!(%peer, reason, "frame refused");
+        self.note(format!("node {peer}: {reason}"), |refusals| refusals.frames += 1);
+    }
+
+    fn note(&self, last: String, count: impl FnOnce(&mut Refusals)) {
+        self.refusals.send_modify(|refusals| {
+            count(refusals);
+            refusals.last = Some(last);
+        });
+    }
+}
+
+/// What runs and what must be stopped; dropping it stops it.
+struct Running {
+    endpoint: Endpoint,
+    socket: Weak<dyn AsyncUdpSocket>,
+    accepting: JoinSet<()>,
+    keeping: BTreeMap<NodeId, JoinSet<()>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Repeating it does nothing.
+        self.endpoint.close(link::code::CLOSING, b"closed");
+    }
+}
+
+/// One node's end of one plane, over QUIC. See the module's documentation.
+pub struct QuicTransport {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    running: Mutex<Option<Running>>,
+    /// Held while closing, so that whoever closes second waits for the first.
+    closing: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for QuicTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicTransport")
+            .field("local", &self.shared.local)
+            .field("plane", &self.shared.config.plane)
+            .field("addr", &self.addr)
+            .field("connected", &*self.shared.pool.connected().borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl QuicTransport {
+    /// Binds the socket and begins to connect to the peers. Dropping the transport stops everything; prefer
+    /// [`Transport::close`], which tells the peers and waits.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(config: QuicConfig) -> Result<Arc<Self>, BindError> {
+        tokio::runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
+        if config.keep_alive >= config.idle_timeout {
+            return Err(BindError::Config("keep_alive must be below idle_timeout".into()));
+        }
+        let local = config.identity.node();
+        let addr = config.bind;
+        let failed = |source| BindError::Socket { addr, source };
+        let (socket, granted_buffer) = socket::open(addr)?;
+        let mut socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+        if let Some(wrap) = &config.wrap_socket {
+            socket = wrap(socket);
+        }
+        let addr = socket.local_addr().map_err(failed)?;
+        let (server, control, bulk) = connection_configs(&config, granted_buffer, config.peers.len())?;
+        let weak = Arc::downgrade(&socket);
+        let endpoint = Endpoint::new_with_abstract_socket(
+            socket::endpoint_config(&config)?,
+            Some(server),
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(failed)?;
+        let mut incarnation = [0; 8];
+        identity::random(&mut incarnation)?;
+        let peers = config.peers.clone();
+        let shared = Arc::new(Shared {
+            local,
+            incarnation: u64::from_be_bytes(incarnation),
+            granted_buffer,
+            attempts: AtomicU64::new(0),
+            ways: Mutex::new(Ways { peers: BTreeMap::new(), control, bulk }),
+            pool: Arc::new(Pool::new()),
+            frames: FrameCounters::default(),
+            handlers: HandlerSlots::new(),
+            handler: watch::Sender::new(None),
+            refusals: watch::Sender::new(Refusals::default()),
+            closed: AtomicBool::new(false),
+            config,
+        });
+        let mut accepting = JoinSet::new();
+        accepting.spawn(link::accept(shared.clone(), endpoint.clone()));
+        let running = Running { endpoint, socket: weak, accepting, keeping: BTreeMap::new() };
+        let transport = Arc::new(Self {
+            shared,
+            addr,
+            running: Mutex::new(Some(running)),
+            closing: tokio::sync::Mutex::new(()),
+        });
+        transport.set_peers(peers)?;
+        Ok(transport)
+    }
+
+    /// The address the socket is bound to.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Replaces the peers. Connections to nodes that are no longer among them are closed; a new address is used from
+    /// the next attempt on. This node itself is ignored. Does nothing once the transport is closed.
+    ///
+    /// # Errors
+    /// [`BindError::Identity`] or [`BindError::Crypto`], as when opening.
+    pub fn set_peers(&self, mut peers: BTreeMap<NodeId, SocketAddr>) -> Result<(), BindError> {
+        let shared = &self.shared;
+        peers.remove(&shared.local);
+        let (server, control, bulk) = connection_configs(&shared.config, shared.granted_buffer, peers.len())?;
+        let mut running = lock(&self.running);
+        let Some(running) = running.as_mut() else { return Ok(()) };
+        running.endpoint.set_server_config(Some(server));
+        *lock(&shared.ways) = Ways { peers: peers.clone(), control, bulk };
+        running.keeping.retain(|id, _| peers.contains_key(id));
+        for link in shared.pool.remove_unless(|id| peers.contains_key(&id)) {
+            link.connection.close(link::code::REFUSED, b"no longer a peer");
+        }
+        for id in peers.into_keys() {
+            running.keeping.entry(id).or_insert_with(|| {
+                let keep = |lane| link::keep(shared.clone(), running.endpoint.clone(), id, lane);
+                [Lane::Control, Lane::Bulk].into_iter().map(keep).collect()
+            });
+        }
+        Ok(())
+    }
+
+    /// Follows what was refused, on either side.
+    #[must_use]
+    pub fn refusals(&self) -> watch::Receiver<Refusals> {
+        self.shared.refusals.subscribe()
+    }
+
+    /// Whether there is a live connection to `peer` on `lane`.
+    #[must_use]
+    pub fn is_live(&self, peer: NodeId, lane: Lane) -> bool {
+        self.shared.pool.live(peer, lane).is_some()
+    }
+
+    /// Waits until there are live connections to all of `peers` on both lanes. Has no timeout of its own.
+    pub async fn ready(&self, peers: &[NodeId]) {
+        let mut changes = self.shared.pool.changes();
+        let live = |id: &NodeId| self.is_live(*id, Lane::Control) && self.is_live(*id, Lane::Bulk);
+        // The pool lives as long as this transport.
+        let _ = changes.wait_for(|_| peers.iter().all(live)).await;
+    }
+
+    /// Receive buffer of the socket, in bytes, as the kernel granted it (of [`SOCKET_BUFFER_BYTES`] asked for).
+    #[must_use]
+    pub fn granted_buffer_bytes(&self) -> usize {
+        self.shared.granted_buffer
+    }
+}
+
+/// Parameters of accepted, control and bulk connections.
+fn connection_configs(
+    config: &QuicConfig,
+    granted_buffer: usize,
+    peers: usize,
+) -> Result<(quinn::ServerConfig, ClientConfig, ClientConfig), BindError> {
+    let window = config.bulk_window_bytes.unwrap_or_else(|| socket::bulk_window(granted_buffer, peers));
+    Ok((
+        socket::server_config(config, window)?,
+        socket::client_config(config, Lane::Control, window)?,
+        socket::client_config(config, Lane::Bulk, window)?,
+    ))
+}
+
+/// Stops the tasks, lets the peers take note, and waits until the socket is released.
+async fn shut_down(mut running: Running) {
+    running.endpoint.close(link::code::CLOSING, b"closed");
+    for tasks in running.keeping.values_mut() {
+        tasks.shutdown().await;
+    }
+    running.accepting.shutdown().await;
+    if timeout(CLOSE_TIMEOUT, running.endpoint.wait_idle()).await.is_err() {
+        tracing::warn!("connections not drained after {CLOSE_TIMEOUT:?}");
+    }
+    let socket = running.socket.clone();
+    drop(running);
+    // quinn's driver owns the socket and ends by itself after its last handle is gone, without telling anybody.
+    let released = async {
+        while socket.strong_count() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    if timeout(CLOSE_TIMEOUT, released).await.is_err() {
+        tracing::warn!("socket not released after {CLOSE_TIMEOUT:?}");
+    }
+}
+
+#[async_trait]
+impl Transport for QuicTransport {
+    fn local(&self) -> NodeId {
+        self.shared.local
+    }
+
+    fn peers(&self) -> Vec<NodeId> {
+        self.shared.peers()
+    }
+
+    async fn request(&self, to: NodeId, class: Class, request: Frame) -> Result<Frame, TransportError> {
+        stream::request(&self.shared, to, class, request).await
+    }
+
+    fn serve(&self, handler: Arc<dyn Handler>) {
+        if !self.shared.closed.load(Ordering::Acquire) {
+            self.shared.handler.send_replace(Some(handler));
+        }
+    }
+
+    fn connected(&self) -> watch::Receiver<Vec<NodeId>> {
+        self.shared.pool.connected()
+    }
+
+    fn traffic(&self) -> Traffic {
+        let (control, bulk) = self.shared.pool.datagrams();
+        Traffic { frames: self.shared.frames.snapshot(), control, bulk }
+    }
+
+    async fn close(&self) {
+        let _closing = self.closing.lock().await;
+        self.shared.closed.store(true, Ordering::Release);
+        let running = lock(&self.running).take();
+        if let Some(running) = running {
+            shut_down(running).await;
+        }
+        self.shared.pool.remove_unless(|_| false);
+        // A handler often owns this transport: let go of it.
+        self.shared.handler.send_replace(None);
+    }
+}
