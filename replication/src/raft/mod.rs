@@ -191,7 +191,9 @@ impl CheckpointStore for RaftStore {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(StoreError::Unavailable { reason: error.to_string() }),
                 Err(_) => {
-                    return Err(StoreError::Unavailable { reason: format!("no majority within {timeout:?}") });
+                    return Err(StoreError::Unavailable {
+                        reason: format!("no majority within {timeout:?}"),
+                    });
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ClientWriteError, ForwardReason, RaftError};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::{mpsc, watch};
@@ -119,13 +119,25 @@ impl Proposer {
         holders.into_iter().collect()
     }
 
+    /// Proposes until openraft accepts: it refuses, without having written, while no majority has acknowledged this
+    /// leader lately or a hand-over is under way. The caller bounds how long that may take.
     async fn propose(&self, command: Command) -> Result<(Answer, LogId), StoreError> {
-        match self.raft.client_write(command).await {
-            Ok(response) => Ok((response.data, response.log_id)),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
-                Err(StoreError::Unavailable { reason: "this node lost the leadership meanwhile".into() })
+        loop {
+            match self.raft.client_write(command.clone()).await {
+                Ok(response) => return Ok((response.data, response.log_id)),
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(refused)))
+                    if refused.reason != ForwardReason::NotLeader =>
+                {
+                    tokio::time::sleep(Duration::from_millis(self.config.heartbeat_ms.div_ceil(4))).await;
+                }
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                    return Err(StoreError::NotAggregator { current: *self.aggregator.borrow() });
+                }
+                Err(RaftError::APIError(error)) => {
+                    return Err(StoreError::Unavailable { reason: format!("raft: {error}") });
+                }
+                Err(error) => return Err(StoreError::Closed { reason: error.to_string() }),
             }
-            Err(error) => Err(StoreError::Closed { reason: error.to_string() }),
         }
     }
 

@@ -1,11 +1,14 @@
 //! Every store against the contract: one named test per property, backend, payload mode and network.
 
+mod cuts;
+mod raft;
+
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use replication::conformance::Cluster;
 use replication::memory::MemoryCluster;
-use replication::{AnyStore, NodeId};
+use replication::{AnyStore, NodeId, Payload};
 
 fn five() -> Vec<NodeId> {
     (1..=5).map(NodeId).collect()
@@ -37,5 +40,26 @@ impl Cluster for Reference {
 mod memory {
     use super::*;
 
-    replication::conformance_suite!(#[tokio::test] Reference(MemoryCluster::new(five())));
+    replication::conformance_suite!(
+        #[tokio::test]
+        Reference(MemoryCluster::new(five()))
+    );
+}
+
+mod raft_inline_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        raft::QuicCluster::start(Payload::Inline).await
+    );
+}
+
+mod raft_digest_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        raft::QuicCluster::start(Payload::Digest).await
+    );
 }

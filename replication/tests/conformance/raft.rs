@@ -1,0 +1,86 @@
+//! Raft clusters for the suite, over QUIC on loopback.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use replication::conformance::Cluster;
+use replication::raft::{RaftConfig, RaftStore, Window};
+use replication::transport::Transport;
+use replication::transport::identity::{Authority, Plane};
+use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::{AnyStore, CheckpointStore, DEFAULT_RETAINED, NodeId, Payload, Silent};
+
+use super::cuts::Cuts;
+use super::five;
+
+pub(crate) fn config(payload: Payload) -> RaftConfig {
+    RaftConfig {
+        voters: five().into_iter().collect(),
+        payload,
+        window: Window { from_ms: 300, to_ms: 600 },
+        heartbeat_ms: 60,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    }
+}
+
+pub(crate) struct QuicCluster {
+    cuts: Cuts,
+    transports: BTreeMap<NodeId, Arc<QuicTransport>>,
+    stores: BTreeMap<NodeId, Arc<RaftStore>>,
+}
+
+impl QuicCluster {
+    pub(crate) async fn start(payload: Payload) -> Self {
+        let authority = Authority::new("conformance").unwrap();
+        let cuts = Cuts::default();
+        let mut transports = BTreeMap::new();
+        for node in five() {
+            let bind: SocketAddr = "127.0.0.1:0".parse().unwrap();
+            let mut quic = QuicConfig::new(authority.issue(node).unwrap(), Plane::Replication, bind);
+            quic.wrap_socket = Some(cuts.wrapper());
+            quic.idle_timeout = Duration::from_secs(2);
+            quic.keep_alive = Duration::from_millis(500);
+            transports.insert(node, QuicTransport::bind(quic).unwrap());
+        }
+        let addresses: BTreeMap<NodeId, SocketAddr> =
+            transports.iter().map(|(node, transport)| (*node, transport.local_addr())).collect();
+        let mut stores = BTreeMap::new();
+        for (node, transport) in &transports {
+            transport.set_peers(addresses.clone()).unwrap();
+            let store = RaftStore::open(config(payload), transport.clone(), Arc::new(Silent)).await.unwrap();
+            stores.insert(*node, store);
+        }
+        Self { cuts, transports, stores }
+    }
+}
+
+#[async_trait]
+impl Cluster for QuicCluster {
+    fn nodes(&self) -> Vec<NodeId> {
+        five()
+    }
+
+    fn store(&self, node: NodeId) -> AnyStore {
+        self.stores[&node].clone()
+    }
+
+    async fn crash(&mut self, node: NodeId) {
+        self.cuts.silence(self.transports[&node].local_addr());
+        self.stores[&node].close().await;
+        self.transports[&node].close().await;
+    }
+
+    fn isolate(&mut self, side: &BTreeSet<NodeId>) -> bool {
+        self.cuts.isolate(side.iter().map(|node| self.transports[node].local_addr()));
+        true
+    }
+
+    fn heal(&mut self) {
+        self.cuts.isolate([]);
+    }
+}
