@@ -19,8 +19,8 @@ use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
 use replication::transport::{Lane, Transport};
 use replication::{
-    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata, NodeId, Payload,
-    Phase, Silent, Slot,
+    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata, NodeId,
+    Payload, Phase, Silent, Slot,
 };
 use tokio::runtime::Runtime;
 
@@ -46,10 +46,15 @@ impl RaftCluster {
         let voters: BTreeSet<NodeId> = (1..=NODES).map(NodeId).collect();
         let bind = |node: &NodeId| {
             let identity = authority.issue(*node).expect("a certificate");
-            (*node, QuicTransport::bind(QuicConfig::new(identity, Plane::Replication, loopback())).expect("a socket"))
+            (
+                *node,
+                QuicTransport::bind(QuicConfig::new(identity, Plane::Replication, loopback()))
+                    .expect("a socket"),
+            )
         };
         let transports: BTreeMap<NodeId, Arc<QuicTransport>> = voters.iter().map(bind).collect();
-        let addresses: BTreeMap<_, _> = transports.iter().map(|(node, quic)| (*node, quic.local_addr())).collect();
+        let addresses: BTreeMap<_, _> =
+            transports.iter().map(|(node, quic)| (*node, quic.local_addr())).collect();
         let mut nodes = Vec::new();
         for quic in transports.values() {
             quic.set_peers(addresses.clone()).expect("peers");
@@ -69,13 +74,19 @@ impl RaftCluster {
             quic.ready(&quic.peers()).await;
         }
         let epoch = nodes[0].1.await_aggregator().await.expect("a leader");
-        let leader = nodes.iter().find(|(quic, _)| quic.local() == epoch.node).expect("it is one of us").1.clone();
+        let leader =
+            nodes.iter().find(|(quic, _)| quic.local() == epoch.node).expect("it is one of us").1.clone();
         Self { epoch, leader, round: 0, _rest: nodes }
     }
 
     async fn put(&mut self) {
         self.round += 1;
-        let id = CheckpointId { epoch: self.epoch, round: self.round, phase: Phase::AggregateFit, slot: Slot::Global };
+        let id = CheckpointId {
+            epoch: self.epoch,
+            round: self.round,
+            phase: Phase::AggregateFit,
+            slot: Slot::Global,
+        };
         let checkpoint = Checkpoint::new(id, parameters(self.round, CHECKPOINT_BYTES), Metadata::new());
         self.leader.put(checkpoint).await.expect("acknowledged");
     }
@@ -99,11 +110,13 @@ impl Bare {
         for node in 2..=NODES {
             let identity = authority.issue(NodeId(node)).expect("a certificate");
             let tls = identity.server_config(Plane::Replication).expect("TLS");
-            let config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).expect("TLS 1.3")));
+            let config =
+                ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).expect("TLS 1.3")));
             let server = Endpoint::server(config, loopback()).expect("a socket");
             let addr = server.local_addr().expect("bound");
             tokio::spawn(read_streams(server));
-            let connecting = endpoint.connect_with(client.clone(), addr, &identity.name()).expect("a valid name");
+            let connecting =
+                endpoint.connect_with(client.clone(), addr, &identity.name()).expect("a valid name");
             connections.push(connecting.await.expect("connected"));
         }
         Self { connections, round: 0, _endpoint: endpoint }
@@ -152,9 +165,17 @@ fn median_us(samples: &mut [u128]) -> u128 {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let (mut bare, mut inline, mut digest) = runtime.block_on(async {
-        (Bare::start().await, RaftCluster::start(Payload::Inline).await, RaftCluster::start(Payload::Digest).await)
+        (
+            Bare::start().await,
+            RaftCluster::start(Payload::Inline).await,
+            RaftCluster::start(Payload::Digest).await,
+        )
     });
     criterion_part(&runtime, &mut bare, &mut inline, &mut digest);
 

@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use crate::error::{Outcome, StoreError};
 use crate::store::{
-    AnyStore, Checkpoint, CheckpointId, Digest, Epoch, MAX_METADATA_BYTES, Metadata, NodeId, Phase, Receipt,
-    Slot,
+    AnyStore, Checkpoint, CheckpointId, Digest, Epoch, Held, MAX_METADATA_BYTES, Metadata, NodeId, Phase,
+    Receipt, Slot,
 };
 
 /// How long a condition may take to come true before the suite gives up and says what it last saw.
@@ -149,6 +149,8 @@ impl<C: Cluster> Suite<C> {
         for node in &self.living {
             self.serves(*node, written.digest()).await;
             assert_eq!(self.latest(*node).await, Some(written.clone()));
+            let held = Held { id: written.id(), digest: written.digest() };
+            assert_eq!(self.cluster.store(*node).held(), Some(held));
         }
     }
 

@@ -31,5 +31,5 @@ pub use config::{Backend, Payload, open};
 pub use error::{Outcome, StoreError};
 pub use store::{
     AnyStore, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Digest, Epoch,
-    Guarantee, Guarantees, Metadata, NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
+    Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
 };

@@ -14,7 +14,7 @@ use crate::blob::Blobs;
 use crate::error::StoreError;
 use crate::ledger::{Admission, Ledger, Record};
 use crate::store::{
-    Checkpoint, CheckpointId, CheckpointStore, DEFAULT_RETAINED, Epoch, Guarantee, Guarantees, NodeId,
+    Checkpoint, CheckpointId, CheckpointStore, DEFAULT_RETAINED, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
 
@@ -146,6 +146,10 @@ impl CheckpointStore for MemoryStore {
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
         let shared = self.living()?;
         shared.read(shared.ledger.find(id))
+    }
+
+    fn held(&self) -> Option<Held> {
+        self.living().ok()?.ledger.latest().map(|record| Held { id: record.id, digest: record.digest })
     }
 
     fn aggregator(&self) -> watch::Receiver<Option<Epoch>> {

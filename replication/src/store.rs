@@ -275,6 +275,15 @@ pub struct Receipt {
     pub holders: Vec<NodeId>,
 }
 
+/// A checkpoint by name and content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its name.
+    pub id: CheckpointId,
+    /// Digest of its parameters.
+    pub digest: Digest,
+}
+
 /// What callers and checks may rely on. Code asks this, never the backend's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guarantees {
@@ -383,6 +392,10 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Missing`] if no reachable node serves the bytes.
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError>;
+
+    /// The newest acknowledged checkpoint of [`Slot::Global`] whose bytes are on this node. Asks nobody, so it answers
+    /// without a majority too.
+    fn held(&self) -> Option<Held>;
 
     /// Follows who aggregates, as far as this node knows.
     fn aggregator(&self) -> watch::Receiver<Option<Epoch>>;

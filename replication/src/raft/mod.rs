@@ -46,7 +46,8 @@ use crate::blob::{Blobs, Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::Record;
 use crate::store::{
-    Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, NodeId, Observer, Receipt, Slot,
+    Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId, Observer, Receipt,
+    Slot,
 };
 use crate::transport::{Class, Frame, Transport};
 use crate::wire;
@@ -202,6 +203,12 @@ impl CheckpointStore for RaftStore {
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
         self.read(self.proposer.machine.read(|ledger| ledger.find(id).cloned())).await
+    }
+
+    fn held(&self) -> Option<Held> {
+        let latest = self.proposer.machine.read(|ledger| ledger.latest().cloned())?;
+        self.proposer.exchange.blobs().get(latest.digest)?;
+        Some(Held { id: latest.id, digest: latest.digest })
     }
 
     fn aggregator(&self) -> watch::Receiver<Option<Epoch>> {

@@ -17,12 +17,14 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::average::{Average, Averaged};
+use super::average::Average;
 use super::checkpoint::{self, Writer};
 use super::config::Config;
 use super::event::{Event, Events};
-use super::protocol::{self, Answer, Evaluation, FitResult, Instruction};
+use super::model;
+use super::protocol::{self, Answer, FitResult, Instruction};
 use super::resume::{self, Position, Step};
+use super::train::Evaluation;
 use super::worker::Worker;
 
 /// Updates fetched at once: more would overrun the aggregator's receive buffer.
@@ -108,8 +110,9 @@ struct Term<'a> {
 }
 
 /// The fit half of a round.
-struct FitOutcome {
-    averaged: Averaged,
+struct Fitted {
+    parameters: Bytes,
+    examples: u64,
     fit_ns: u64,
     workers: u32,
     loss: f64,
@@ -205,10 +208,10 @@ impl<'a> Term<'a> {
             if position.step == Step::Fit {
                 self.write(position.round, Phase::ConfigureFit, &mut written, Metadata::new()).await?;
                 let outcome = self.fit(position.round).await?;
-                self.parameters = outcome.averaged.parameters.clone();
+                self.parameters = outcome.parameters.clone();
                 self.digest = Digest::of(&self.parameters);
                 let metadata = Metadata::from([
-                    ("examples".to_owned(), outcome.averaged.examples.to_string()),
+                    ("examples".to_owned(), outcome.examples.to_string()),
                     ("train_loss".to_owned(), outcome.loss.to_string()),
                 ]);
                 self.write(position.round, Phase::AggregateFit, &mut written, metadata).await?;
@@ -295,7 +298,7 @@ impl<'a> Term<'a> {
     }
 
     /// Has the workers train until enough of them have, and averages.
-    async fn fit(&self, round: u64) -> Result<FitOutcome, Stopped> {
+    async fn fit(&self, round: u64) -> Result<Fitted, Stopped> {
         loop {
             let workers = self.workers().await?;
             let begun = Instant::now();
@@ -303,10 +306,12 @@ impl<'a> Term<'a> {
             self.emit(Event::RoundStarted { epoch, round, workers: workers.len() as u32 });
             let (average, count, loss_sum) = self.collect(round, workers).await;
             if count >= self.config().min_fit_clients {
-                let averaged = average.finish().map_err(|error| Stopped::Failed(error.to_string()))?;
+                let failed = |error: &dyn std::fmt::Display| Stopped::Failed(error.to_string());
+                let examples = average.examples();
+                let averaged = average.finish().map_err(|error| failed(&error))?;
+                let parameters = model::encode(averaged).map_err(|error| failed(&error))?;
                 let fit_ns = begun.elapsed().as_nanos() as u64;
-                let loss = loss_sum / averaged.examples as f64;
-                return Ok(FitOutcome { averaged, fit_ns, workers: count, loss });
+                return Ok(Fitted { parameters, examples, fit_ns, workers: count, loss: loss_sum / examples as f64 });
             }
             tracing::warn!(round, count, "too few workers finished; the round is tried again");
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -325,7 +330,8 @@ impl<'a> Term<'a> {
         while let Ok(Some((worker, result))) = tokio::time::timeout_at(deadline, results.next()).await {
             missing.remove(&worker);
             let added = result.and_then(|(result, update)| {
-                average.add(worker, &update, result.examples).map_err(|error| error.to_string())?;
+                let parameters = model::decode(&update).map_err(|error| error.to_string())?;
+                average.add(&parameters, result.examples).map_err(|error| error.to_string())?;
                 Ok(result)
             });
             match added {
@@ -430,7 +436,7 @@ impl<'a> Term<'a> {
         &self,
         round: u64,
         begun: Instant,
-        fitted: Option<FitOutcome>,
+        fitted: Option<Fitted>,
         evaluate_workers: u32,
         evaluation: Evaluation,
     ) {
@@ -442,7 +448,7 @@ impl<'a> Term<'a> {
             round_ns: begun.elapsed().as_nanos() as u64,
             fit_ns: fitted.as_ref().map_or(0, |fitted| fitted.fit_ns),
             fit_workers: fitted.as_ref().map_or(0, |fitted| fitted.workers),
-            fit_examples: fitted.as_ref().map_or(0, |fitted| fitted.averaged.examples),
+            fit_examples: fitted.as_ref().map_or(0, |fitted| fitted.examples),
             train_loss: fitted.as_ref().map(|fitted| fitted.loss),
             evaluate_workers,
             evaluate_examples: examples,

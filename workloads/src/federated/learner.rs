@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::protocol::Evaluation;
+use super::train::Evaluation;
 
 /// A finished local training.
 #[derive(Debug, Clone, PartialEq)]

@@ -52,17 +52,6 @@ pub(crate) struct FitResult {
     pub(crate) loss: f64,
 }
 
-/// Result of an evaluate instruction.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Sum of the test loss over the examples.
-    pub loss_sum: f64,
-    /// Examples classified correctly.
-    pub correct: u64,
-    /// Test examples.
-    pub examples: u64,
-}
-
 /// A frame with an encoded head.
 pub(crate) fn frame<T: Serialize>(tag: u8, head: &T) -> Frame {
     match postcard::to_stdvec(head) {

@@ -17,7 +17,8 @@ use super::checkpoint::{Writer, tensors};
 use super::config::Profile;
 use super::event::{Event, Events};
 use super::learner::{Learner, Update};
-use super::protocol::{self, Answer, Evaluation, FitResult, Instruction};
+use super::protocol::{self, Answer, FitResult, Instruction};
+use super::train::Evaluation;
 
 /// Global parameters a worker keeps: those it trains from, and those it evaluates.
 const KEPT_PARAMETERS: usize = 2;
