@@ -14,7 +14,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Class, Frame};
+use super::{Class, Frame, TransportError};
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 2] = [0xC7, 0x1E];
@@ -93,6 +93,17 @@ pub enum FrameError {
     Trailing,
 }
 
+impl FrameError {
+    /// As the error of a request that was not sent.
+    pub(crate) fn into_transport(self) -> TransportError {
+        match self {
+            Self::TooLarge { bytes, limit, .. } => TransportError::TooLarge { bytes, limit },
+            // A frame to be sent has no other fault.
+            _ => TransportError::TooLarge { bytes: u64::MAX, limit: MAX_HEAD_BYTES },
+        }
+    }
+}
+
 /// The fixed part of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -134,7 +145,8 @@ impl Header {
             head_bytes: u32::from_be_bytes([h0, h1, h2, h3]),
             body_bytes: u64::from_be_bytes(body),
         };
-        header.within_limits(max_body_bytes)?;
+        let head_bytes = u64::from(header.head_bytes);
+        within([("head", head_bytes, MAX_HEAD_BYTES), ("body", header.body_bytes, max_body_bytes)])?;
         Ok(header)
     }
 
@@ -149,24 +161,33 @@ impl Header {
         bytes[10..].copy_from_slice(&self.body_bytes.to_be_bytes());
         bytes
     }
+}
 
-    fn within_limits(&self, max_body_bytes: u64) -> Result<(), FrameError> {
-        let head = u64::from(self.head_bytes);
-        for (part, bytes, limit) in
-            [("head", head, MAX_HEAD_BYTES), ("body", self.body_bytes, max_body_bytes)]
-        {
-            if bytes > limit {
-                return Err(FrameError::TooLarge { part, bytes, limit });
-            }
+fn within(sizes: [(&'static str, u64, u64); 2]) -> Result<(), FrameError> {
+    for (part, bytes, limit) in sizes {
+        if bytes > limit {
+            return Err(FrameError::TooLarge { part, bytes, limit });
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Bytes of `frame` on the wire.
 #[must_use]
 pub fn encoded_len(frame: &Frame) -> u64 {
     HEADER_BYTES as u64 + frame.head.len() as u64 + frame.body_len() as u64
+}
+
+/// Checks whether `frame` may be sent.
+///
+/// # Errors
+/// [`FrameError::TooLarge`].
+pub fn check(frame: &Frame, max_body_bytes: u64) -> Result<(), FrameError> {
+    let sizes = [
+        ("head", frame.head.len() as u64, MAX_HEAD_BYTES),
+        ("body", frame.body_len() as u64, max_body_bytes),
+    ];
+    within(sizes)
 }
 
 /// The frame's buffers in the order they are sent: header with head, then the body's segments, uncopied.
@@ -179,16 +200,15 @@ pub fn encode(
     frame: &Frame,
     max_body_bytes: u64,
 ) -> Result<Vec<Bytes>, FrameError> {
-    let too_large =
-        FrameError::TooLarge { part: "head", bytes: frame.head.len() as u64, limit: MAX_HEAD_BYTES };
+    check(frame, max_body_bytes)?;
     let header = Header {
         status,
         class,
         tag: frame.tag,
-        head_bytes: u32::try_from(frame.head.len()).map_err(|_| too_large)?,
+        // Fits, because the limit does.
+        head_bytes: frame.head.len() as u32,
         body_bytes: frame.body_len() as u64,
     };
-    header.within_limits(max_body_bytes)?;
     let mut first = BytesMut::with_capacity(HEADER_BYTES + frame.head.len());
     first.put_slice(&header.encode());
     first.put_slice(&frame.head);

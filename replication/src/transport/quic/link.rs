@@ -13,19 +13,21 @@
 //! The lower id dials at once, the higher one only if nothing came for [`HIGHER_ID_PATIENCE`]: so a restart of either
 //! heals, and crossing connections stay rare.
 
+use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::rustls::pki_types::CertificateDer;
-use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, SendStream, VarInt};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
-use super::pool::{Admission, Link, Origin};
+use super::pool::{Counting, Duplicate, Link, Origin, Seat};
 use super::socket::{CONTROL_WINDOW_BYTES, MAX_CONTROL_STREAMS};
 use super::stream::answer;
 use crate::store::NodeId;
@@ -115,6 +117,20 @@ impl Failure {
     fn refused(reason: impl ToString) -> Self {
         Self::Refused(reason.to_string())
     }
+
+    /// Why a stream of `connection` failed: because the connection did, or by itself.
+    fn of(connection: &Connection, error: &dyn fmt::Display) -> Self {
+        connection.close_reason().map_or_else(|| Self::Refused(format!("the greeting: {error}")), Self::from)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(reason) | Self::RefusedByPeer(reason) | Self::Lost(reason) => f.write_str(reason),
+            Self::Duplicate => f.write_str("another connection is in place"),
+        }
+    }
 }
 
 impl From<ConnectionError> for Failure {
@@ -159,11 +175,12 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: NodeId, 
         // Not given up when the peer's connection arrives meanwhile: the other end may have admitted this one.
         let result = timeout(HANDSHAKE_TIMEOUT, dial(&shared, &endpoint, peer, lane)).await;
         match result.unwrap_or_else(|_| Err(Failure::Lost("no answer".into()))) {
-            Ok(link) => {
+            Ok((link, counting)) => {
                 failures = 0;
-                admit_and_serve(&shared, link, &mut serving);
+                if let Ok((seat, replaced)) = shared.pool.admit(link, counting) {
+                    serving.spawn(serve(shared.clone(), seat, replaced));
+                }
             }
-            Err(Failure::Duplicate) => failures = 1,
             Err(failure) => {
                 failures += 1;
                 shared.failed(peer, lane, &failure);
@@ -186,7 +203,12 @@ async fn until(shared: &Shared, peer: NodeId, lane: Lane, live: bool) {
 }
 
 /// Dials and greets. The result is not yet in the pool.
-async fn dial(shared: &Arc<Shared>, endpoint: &Endpoint, peer: NodeId, lane: Lane) -> Result<Link, Failure> {
+async fn dial(
+    shared: &Arc<Shared>,
+    endpoint: &Endpoint,
+    peer: NodeId,
+    lane: Lane,
+) -> Result<(Link, Counting), Failure> {
     let (addr, config) = shared.way_to(peer, lane).ok_or_else(|| Failure::Lost("no address".into()))?;
     let name = shared.config.identity.name_of(peer);
     let connecting =
@@ -199,21 +221,17 @@ async fn dial(shared: &Arc<Shared>, endpoint: &Endpoint, peer: NodeId, lane: Lan
     }
     let attempt = shared.next_attempt();
     let greeting = Greeting { incarnation: shared.incarnation, attempt };
-    let lost = |connection: &Connection, error: String| match connection.close_reason() {
-        Some(reason) => Failure::from(reason),
-        None => Failure::Lost(error),
-    };
     let (mut send, mut recv) = connection.open_bi().await?;
     let greeted = async {
-        send.write_all(&greeting.encode()).await.map_err(|error| lost(&connection, error.to_string()))?;
+        let failed = |error: &dyn fmt::Display| Failure::of(&connection, error);
+        send.write_all(&greeting.encode()).await.map_err(|error| failed(&error))?;
         let _ = send.finish();
-        let answer =
-            recv.read_to_end(GREETING_BYTES).await.map_err(|error| lost(&connection, error.to_string()))?;
+        let answer = recv.read_to_end(GREETING_BYTES).await.map_err(|error| failed(&error))?;
         Greeting::decode(&answer)
     };
     let answer = greeted.await.inspect_err(|failure| close_on(&connection, failure))?;
     let origin = Origin { dialled_by: shared.local, attempt, peer_incarnation: answer.incarnation };
-    Ok(Link { peer, lane, origin, connection })
+    Ok((Link { peer, lane, origin, connection }, counting))
 }
 
 fn close_on(connection: &Connection, failure: &Failure) {
@@ -238,46 +256,43 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             let result = timeout(HANDSHAKE_TIMEOUT, welcome(&shared, incoming)).await;
             drop(slot);
             match result.unwrap_or_else(|_| Err(Failure::Lost("handshake not completed".into()))) {
-                Ok((link, replaced)) => serve(shared, link, replaced).await,
+                Ok((seat, replaced, mut answer)) => {
+                    // Fails only with the connection, which serving will notice.
+                    let greeting = Greeting { incarnation: shared.incarnation, attempt: 0 };
+                    let _ = answer.write_all(&greeting.encode()).await;
+                    let _ = answer.finish();
+                    serve(shared, seat, replaced).await;
+                }
                 Err(Failure::Refused(reason)) => shared.refused_connection(addr, &reason),
                 Err(Failure::RefusedByPeer(reason)) => shared.refused_by_peer(addr, &reason),
-                Err(failure) => tracing::debug!(%addr, ?failure, "incoming connection not established"),
+                Err(failure) => tracing::debug!(%addr, %failure, "incoming connection not established"),
             }
         });
     }
 }
 
-/// Identifies who dialled, and admits or refuses the connection.
-async fn welcome(shared: &Arc<Shared>, incoming: Incoming) -> Result<(Link, Option<Link>), Failure> {
+/// Identifies who dialled, and admits or refuses the connection. The stream awaits the answer to the greeting.
+async fn welcome(
+    shared: &Arc<Shared>,
+    incoming: Incoming,
+) -> Result<(Seat, Option<Link>, SendStream), Failure> {
     let connection = incoming.await?;
     let (peer, lane) = identify(shared, &connection).inspect_err(|failure| close_on(&connection, failure))?;
-    let _counting = shared.pool.count(lane, connection.clone());
+    let counting = shared.pool.count(lane, connection.clone());
     if lane == Lane::Control {
         connection.set_receive_window(VarInt::from_u32(CONTROL_WINDOW_BYTES));
         connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_CONTROL_STREAMS));
     }
-    let (mut send, mut recv) = connection.accept_bi().await?;
-    let bytes = recv
-        .read_to_end(GREETING_BYTES)
-        .await
-        .map_err(|error| Failure::refused(format!("node {peer}'s greeting: {error}")));
+    let (send, mut recv) = connection.accept_bi().await?;
+    let bytes = recv.read_to_end(GREETING_BYTES).await.map_err(|error| Failure::of(&connection, &error));
     let greeting = bytes
         .and_then(|bytes| Greeting::decode(&bytes))
         .inspect_err(|failure| close_on(&connection, failure))?;
     let origin =
         Origin { dialled_by: peer, attempt: greeting.attempt, peer_incarnation: greeting.incarnation };
     let link = Link { peer, lane, origin, connection };
-    let Admission::Admitted { replaced } = shared.pool.admit(link.clone()) else {
-        link.connection.close(code::DUPLICATE, b"");
-        return Err(Failure::Duplicate);
-    };
-    let answer = Greeting { incarnation: shared.incarnation, attempt: 0 };
-    if let Err(error) = send.write_all(&answer.encode()).await {
-        shared.pool.remove(&link);
-        return Err(Failure::Lost(error.to_string()));
-    }
-    let _ = send.finish();
-    Ok((link, replaced))
+    let (seat, replaced) = shared.pool.admit(link, counting).map_err(|Duplicate| Failure::Duplicate)?;
+    Ok((seat, replaced, send))
 }
 
 /// The peer by its certificate, and the lane by the application protocol.
@@ -309,21 +324,13 @@ fn identify(shared: &Shared, connection: &Connection) -> Result<(NodeId, Lane), 
         .ok_or_else(|| Failure::refused("it speaks another protocol"))
 }
 
-fn admit_and_serve(shared: &Arc<Shared>, link: Link, serving: &mut JoinSet<()>) {
-    match shared.pool.admit(link.clone()) {
-        Admission::Admitted { replaced } => {
-            serving.spawn(serve(shared.clone(), link, replaced));
-        }
-        Admission::Duplicate => link.connection.close(code::DUPLICATE, b""),
-    }
-}
-
 /// Answers the peer's requests until the connection ends.
-async fn serve(shared: Arc<Shared>, link: Link, replaced: Option<Link>) {
-    let _counting = shared.pool.count(link.lane, link.connection.clone());
+async fn serve(shared: Arc<Shared>, seat: Seat, replaced: Option<Link>) {
+    let link = &seat.link;
     tracing::debug!(peer = %link.peer, lane = ?link.lane, dialled_by = %link.origin.dialled_by, "connected");
     let mut handlers = JoinSet::new();
-    let mut retirement = replaced.map(|old| Box::pin(retire(old, link.origin.peer_incarnation)));
+    let mut retired = replaced.is_none();
+    let mut retirement = pin!(retire(replaced.map(Retiring), link.origin.peer_incarnation));
     let reason = loop {
         tokio::select! {
             stream = link.connection.accept_bi() => match stream {
@@ -337,21 +344,26 @@ async fn serve(shared: Arc<Shared>, link: Link, replaced: Option<Link>) {
                     tracing::error!(peer = %link.peer, %error, "a handler failed");
                 }
             }
-            () = async { retirement.as_mut().expect("guarded below").await }, if retirement.is_some() => {
-                retirement = None;
-            }
+            () = &mut retirement, if !retired => retired = true,
         }
     };
     tracing::debug!(peer = %link.peer, lane = ?link.lane, %reason, "disconnected");
-    shared.pool.remove(&link);
 }
 
-/// Closes a connection that was replaced: at once if its peer process is gone, else when its requests had their time.
-async fn retire(old: Link, peer_incarnation: u64) {
-    if old.origin.peer_incarnation == peer_incarnation {
+/// A connection that was replaced: closed when dropped.
+struct Retiring(Link);
+
+impl Drop for Retiring {
+    fn drop(&mut self) {
+        self.0.connection.close(code::REPLACED, b"");
+    }
+}
+
+/// Gives requests on a replaced connection their time, unless its peer process is gone.
+async fn retire(old: Option<Retiring>, peer_incarnation: u64) {
+    if old.as_ref().is_some_and(|old| old.0.origin.peer_incarnation == peer_incarnation) {
         sleep(RETIREMENT).await;
     }
-    old.connection.close(code::REPLACED, b"");
 }
 
 impl Shared {
@@ -359,7 +371,7 @@ impl Shared {
         match failure {
             Failure::Refused(reason) => self.refused_connection(peer, reason),
             Failure::RefusedByPeer(reason) => self.refused_by_peer(peer, reason),
-            failure => tracing::debug!(%peer, ?lane, ?failure, "not connected"),
+            failure => tracing::debug!(%peer, ?lane, %failure, "not connected"),
         }
     }
 }

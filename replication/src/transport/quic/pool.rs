@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use quinn::Connection;
 use tokio::sync::watch;
 
+use super::link::code;
 use crate::store::NodeId;
 use crate::transport::{DatagramCount, Lane};
 
@@ -55,14 +56,24 @@ pub(super) struct Link {
     pub(super) connection: Connection,
 }
 
-/// What became of a new connection.
+/// A connection's place in the pool: leaves it, closed, when dropped, however its task ends.
 #[derive(Debug)]
-pub(super) enum Admission {
-    /// It is the one; `replaced` is its predecessor, if that is still open.
-    Admitted { replaced: Option<Link> },
-    /// Another one stays.
-    Duplicate,
+pub(super) struct Seat {
+    pool: Arc<Pool>,
+    pub(super) link: Link,
+    _counting: Counting,
 }
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.link.connection.close(code::CLOSING, b"");
+        self.pool.remove(&self.link);
+    }
+}
+
+/// Another connection stays.
+#[derive(Debug)]
+pub(super) struct Duplicate;
 
 #[derive(Debug, Default)]
 struct State {
@@ -103,23 +114,30 @@ impl Pool {
         lock(&self.state).live(peer, lane).map(|link| link.connection.clone())
     }
 
-    /// Takes in a new authenticated connection, or says that another one stays.
-    pub(super) fn admit(&self, link: Link) -> Admission {
-        let admission = {
+    /// Takes in a new authenticated connection and returns its seat with its predecessor, if that is still open.
+    /// Otherwise closes it.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        link: Link,
+        counting: Counting,
+    ) -> Result<(Seat, Option<Link>), Duplicate> {
+        let current = {
             let mut state = lock(&self.state);
             let current = state.live(link.peer, link.lane).cloned();
-            if current.as_ref().is_some_and(|current| !link.origin.supersedes(&current.origin)) {
-                return Admission::Duplicate;
+            let stays = |current: &Link| !link.origin.supersedes(&current.origin);
+            if current.as_ref().is_some_and(stays) {
+                link.connection.close(code::DUPLICATE, b"");
+                return Err(Duplicate);
             }
-            state.links.insert((link.peer, link.lane), link);
-            Admission::Admitted { replaced: current }
+            state.links.insert((link.peer, link.lane), link.clone());
+            current
         };
         self.publish();
-        admission
+        Ok((Seat { pool: self.clone(), link, _counting: counting }, current))
     }
 
     /// Forgets `link`, unless another connection took its place.
-    pub(super) fn remove(&self, link: &Link) {
+    fn remove(&self, link: &Link) {
         {
             let mut state = lock(&self.state);
             let key = (link.peer, link.lane);

@@ -86,7 +86,8 @@ pub(super) async fn request(
     request: Frame,
 ) -> Result<Frame, TransportError> {
     let max_body_bytes = shared.config.max_body_bytes;
-    let mut buffers = frame::encode(Status::Request, class, &request, max_body_bytes).map_err(too_large)?;
+    let mut buffers = frame::encode(Status::Request, class, &request, max_body_bytes)
+        .map_err(FrameError::into_transport)?;
     let connection = shared
         .pool
         .live(peer, class.lane())
@@ -123,14 +124,6 @@ pub(super) async fn request(
 /// Within one connection, votes and proofs of life go before other small messages.
 fn priority(class: Class) -> i32 {
     i32::from(matches!(class, Class::Election | Class::Heartbeat))
-}
-
-fn too_large(error: FrameError) -> TransportError {
-    match error {
-        FrameError::TooLarge { bytes, limit, .. } => TransportError::TooLarge { bytes, limit },
-        // Encoding has no other way to fail.
-        _ => TransportError::TooLarge { bytes: u64::MAX, limit: frame::MAX_HEAD_BYTES },
-    }
 }
 
 fn describe(error: &ReadError) -> String {

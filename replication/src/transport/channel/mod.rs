@@ -1,0 +1,396 @@
+//! The seeded network inside one process: delay, jitter, loss, bandwidth, partitions and crashes, in tokio's time.
+//!
+//! Under a paused clock and on one thread, a run is a function of the seed: every random choice comes from a ChaCha
+//! stream of its directed link, and nothing iterates in hash order.
+//!
+//! # What is modelled
+//! - **Connections** as in [`quic`](super::quic): between each pair that can reach each other there is one; it survives
+//!   silence shorter than the idle timeout, and `connected` shows it until then. A crashed or cut-off peer is silence;
+//!   only [`Transport::close`] is noticed at once. A restarted node interrupts what its predecessor left pending.
+//! - **Loss** hits packets of [`PACKET_BYTES`]. As on any reliable stream, a lost packet delays its message, by one
+//!   retransmission timeout per loss; it is no error.
+//! - **Bandwidth** is that of the sender's egress, shared by all its links. Control messages go before bulk, which is
+//!   what two QUIC connections come to when one is nearly idle.
+//!
+//! # What is not
+//! Handshakes fail or succeed as a whole, after one and a half round trips. There are no headers, acknowledgements and
+//! keep-alives: datagram counts are estimates, frame bytes cut into packets. Dropping a request takes effect at once,
+//! also at the peer, and a message still on its way is never delivered.
+
+mod model;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+pub use model::{LinkSpec, PACKET_BYTES};
+use model::{Model, Pair, Timer};
+
+use super::count::FrameCounters;
+use super::frame::{self, FrameError};
+use super::{Class, DatagramCount, Frame, Handler, Lane, Traffic, Transport, TransportError};
+use crate::store::{MAX_PARAMETER_BYTES, NodeId};
+
+/// Idle timeout unless another one is chosen: that of [`QuicConfig::new`](super::quic::QuicConfig::new).
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The network. Clones are the same network.
+///
+/// The network owns the handlers of its nodes until they close or crash.
+#[derive(Clone)]
+pub struct ChannelNetwork {
+    net: Arc<Net>,
+}
+
+impl fmt::Debug for ChannelNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelNetwork").field("model", &*lock(&self.net.model)).finish_non_exhaustive()
+    }
+}
+
+struct Net {
+    idle_timeout: Duration,
+    max_body_bytes: u64,
+    model: Mutex<Model>,
+    ends: Mutex<BTreeMap<NodeId, Arc<End>>>,
+    /// Counts changes of the model's connections and reachability.
+    changes: watch::Sender<u64>,
+    timers: Mutex<JoinSet<()>>,
+}
+
+/// One life of one node.
+struct End {
+    id: NodeId,
+    handler: watch::Sender<Option<Arc<dyn Handler>>>,
+    connected: watch::Sender<Vec<NodeId>>,
+    closed: watch::Sender<bool>,
+    frames: FrameCounters,
+    datagrams: Mutex<(DatagramCount, DatagramCount)>,
+}
+
+impl ChannelNetwork {
+    /// A network between `nodes`, none of which has joined yet, whose links all are as `link` says.
+    #[must_use]
+    pub fn new(seed: u64, link: LinkSpec, nodes: impl IntoIterator<Item = NodeId>) -> Self {
+        Self::with_limits(seed, link, nodes, DEFAULT_IDLE_TIMEOUT, MAX_PARAMETER_BYTES)
+    }
+
+    /// As [`ChannelNetwork::new`], with another idle timeout and another limit on bodies in bytes.
+    #[must_use]
+    pub fn with_limits(
+        seed: u64,
+        link: LinkSpec,
+        nodes: impl IntoIterator<Item = NodeId>,
+        idle_timeout: Duration,
+        max_body_bytes: u64,
+    ) -> Self {
+        let net = Net {
+            idle_timeout,
+            max_body_bytes,
+            model: Mutex::new(Model::new(seed, link, nodes)),
+            ends: Mutex::default(),
+            changes: watch::Sender::new(0),
+            timers: Mutex::default(),
+        };
+        Self { net: Arc::new(net) }
+    }
+
+    /// `node`'s end of the network, to be called inside a tokio runtime. An id the network did not know is added to it;
+    /// an id that is up crashes first.
+    pub fn join(&self, node: NodeId) -> Arc<dyn Transport> {
+        self.crash(node);
+        let end = Arc::new(End {
+            id: node,
+            handler: watch::Sender::new(None),
+            connected: watch::Sender::new(Vec::new()),
+            closed: watch::Sender::new(false),
+            frames: FrameCounters::default(),
+            datagrams: Mutex::default(),
+        });
+        lock(&self.net.ends).insert(node, end.clone());
+        self.net.change(|model| model.set_up(node, true));
+        Arc::new(ChannelTransport { net: self.net.clone(), end })
+    }
+
+    /// As [`ChannelNetwork::join`]: a new life of a node that crashed or closed.
+    pub fn restart(&self, node: NodeId) -> Arc<dyn Transport> {
+        self.join(node)
+    }
+
+    /// Ends `node` without a word: its transport is closed, the others hear nothing until the idle timeout.
+    pub fn crash(&self, node: NodeId) {
+        let end = lock(&self.net.ends).remove(&node);
+        if let Some(end) = end {
+            end.shut();
+            self.net.change(|model| model.set_up(node, false));
+        }
+    }
+
+    /// Cuts every link between nodes of different groups; nodes in no group form one more. Replaces earlier cuts.
+    pub fn partition(&self, groups: &[&[NodeId]]) {
+        self.net.change(|model| model.partition(groups));
+    }
+
+    /// Cuts the link between two nodes, in both directions.
+    pub fn cut(&self, a: NodeId, b: NodeId) {
+        self.net.change(|model| model.cut(a, b));
+    }
+
+    /// Cuts all links of `node`.
+    pub fn isolate(&self, node: NodeId) {
+        self.net.change(|model| model.isolate(node));
+    }
+
+    /// Repairs every cut link.
+    pub fn heal(&self) {
+        self.net.change(Model::heal);
+    }
+
+    /// Sets the probability that a packet is lost, on every link.
+    pub fn set_loss(&self, loss: f64) {
+        lock(&self.net.model).link.loss = loss;
+    }
+
+    /// Changes every link.
+    pub fn set_link(&self, link: LinkSpec) {
+        lock(&self.net.model).link = link;
+    }
+}
+
+impl Net {
+    /// Changes what can reach what; begins what follows from it, and tells whoever waits.
+    fn change(self: &Arc<Self>, change: impl FnOnce(&mut Model)) {
+        let timers = {
+            let mut model = lock(&self.model);
+            change(&mut model);
+            model.refresh(self.idle_timeout)
+        };
+        let mut running = lock(&self.timers);
+        while running.try_join_next().is_some() {}
+        for (after, timer) in timers {
+            running.spawn(fire(Arc::downgrade(self), Instant::now() + after, timer));
+        }
+        drop(running);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let ends: Vec<_> = lock(&self.ends).values().cloned().collect();
+        for end in ends {
+            end.connected.send_if_modified(|connected| {
+                let now = lock(&self.model).connected(end.id);
+                let changed = *connected != now;
+                *connected = now;
+                changed
+            });
+        }
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    /// Waits until the connection `generation` of `pair` is no more.
+    async fn lost(&self, pair: Pair, generation: u64) {
+        let mut changes = self.changes.subscribe();
+        let gone = |_: &u64| lock(&self.model).generation(pair) != Some(generation);
+        // `self` owns the sender.
+        let _ = changes.wait_for(gone).await;
+    }
+
+    /// Carries one message of `bytes` and returns when it has arrived. Until a cut link is repaired it does not.
+    async fn carry(&self, from: &End, to: NodeId, lane: Lane, bytes: u64) {
+        let departure = lock(&self.model).send(from.id, to, lane, bytes, Instant::now());
+        let packets = bytes.div_ceil(PACKET_BYTES);
+        from.datagram(lane, |count| {
+            count.sent_datagrams += packets + departure.lost_packets;
+            count.sent_bytes += bytes + departure.lost_packets * PACKET_BYTES.min(bytes);
+            count.lost_packets += departure.lost_packets;
+        });
+        sleep_until(departure.arrives).await;
+        let pair = Pair::new(from.id, to);
+        while !lock(&self.model).carries(pair) {
+            let mut changes = self.changes.subscribe();
+            let _ = changes.wait_for(|_| lock(&self.model).carries(pair)).await;
+            let retransmission = lock(&self.model).link.retransmission_timeout();
+            sleep(retransmission).await;
+        }
+        if let Some(to) = lock(&self.ends).get(&to) {
+            to.datagram(lane, |count| {
+                count.received_datagrams += packets;
+                count.received_bytes += bytes;
+            });
+        }
+    }
+
+    /// A request and its response, while the connection lasts: what cannot be answered never returns.
+    async fn exchange(
+        self: &Arc<Self>,
+        from: &Arc<End>,
+        to: NodeId,
+        class: Class,
+        request: Frame,
+    ) -> Result<Frame, TransportError> {
+        let bytes = frame::encoded_len(&request);
+        from.frames.sent(class, bytes);
+        self.carry(from, to, class.lane(), bytes).await;
+        let end = lock(&self.ends).get(&to).cloned();
+        let Some(end) = end else { return std::future::pending().await };
+        end.frames.received(class, bytes);
+        let result = run_handler(end.clone(), from.id, joined(request)).await?;
+        let (response, refused) = match result {
+            Ok(response) => match frame::check(&response, self.max_body_bytes) {
+                Ok(()) => (response, false),
+                Err(error) => (frame::refusal(&format!("the response cannot be sent: {error}")), true),
+            },
+            Err(refusal) => (frame::refusal(&refusal.0), true),
+        };
+        let bytes = frame::encoded_len(&response);
+        end.frames.sent(class, bytes);
+        self.carry(&end, from.id, class.lane(), bytes).await;
+        from.frames.received(class, bytes);
+        if refused {
+            Err(TransportError::Refused { peer: to, reason: frame::refusal_text(&response) })
+        } else {
+            Ok(joined(response))
+        }
+    }
+}
+
+async fn fire(net: Weak<Net>, at: Instant, timer: Timer) {
+    sleep_until(at).await;
+    if let Some(net) = net.upgrade() {
+        net.change(|model| model.fire(timer));
+    }
+}
+
+/// Runs `end`'s handler on a task of its own, which ends with this future or with the node.
+async fn run_handler(
+    end: Arc<End>,
+    from: NodeId,
+    request: Frame,
+) -> Result<Result<Frame, super::Refusal>, TransportError> {
+    let peer = end.id;
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let answer = async {
+            let handler = end.handler.subscribe().wait_for(Option::is_some).await.ok()?.clone()?;
+            Some(handler.handle(from, request).await)
+        };
+        tokio::select! {
+            biased;
+            () = end.until_shut() => None,
+            answer = answer => answer,
+        }
+    });
+    match task.join_next().await {
+        Some(Ok(Some(answer))) => Ok(answer),
+        Some(Err(error)) => {
+            Err(TransportError::Interrupted { peer, reason: format!("its handler failed: {error}") })
+        }
+        // It crashed: silence.
+        Some(Ok(None)) | None => std::future::pending().await,
+    }
+}
+
+/// As received: a body of at most one segment.
+fn joined(mut frame: Frame) -> Frame {
+    frame.body.retain(|segment| !segment.is_empty());
+    if frame.body.len() > 1 {
+        frame.body = vec![frame.body.concat().into()];
+    }
+    frame
+}
+
+impl End {
+    fn shut(&self) {
+        self.closed.send_replace(true);
+        self.connected.send_replace(Vec::new());
+        self.handler.send_replace(None);
+    }
+
+    async fn until_shut(&self) {
+        // `self` owns the sender.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
+    fn datagram(&self, lane: Lane, update: impl FnOnce(&mut DatagramCount)) {
+        let mut datagrams = lock(&self.datagrams);
+        update(match lane {
+            Lane::Control => &mut datagrams.0,
+            Lane::Bulk => &mut datagrams.1,
+        });
+    }
+}
+
+/// One node's end of a [`ChannelNetwork`].
+struct ChannelTransport {
+    net: Arc<Net>,
+    end: Arc<End>,
+}
+
+impl fmt::Debug for ChannelTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelTransport").field("local", &self.end.id).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Transport for ChannelTransport {
+    fn local(&self) -> NodeId {
+        self.end.id
+    }
+
+    fn peers(&self) -> Vec<NodeId> {
+        lock(&self.net.model).nodes().filter(|id| *id != self.end.id).collect()
+    }
+
+    async fn request(&self, to: NodeId, class: Class, request: Frame) -> Result<Frame, TransportError> {
+        if *self.end.closed.borrow() {
+            return Err(TransportError::Closed);
+        }
+        frame::check(&request, self.net.max_body_bytes).map_err(FrameError::into_transport)?;
+        let pair = Pair::new(self.end.id, to);
+        let generation = lock(&self.net.model).generation(pair);
+        let generation = generation.ok_or(TransportError::Unreachable { peer: to })?;
+        tokio::select! {
+            biased;
+            () = self.end.until_shut() => Err(TransportError::Closed),
+            () = self.net.lost(pair, generation) => {
+                Err(TransportError::Interrupted { peer: to, reason: "the connection was lost".into() })
+            }
+            result = self.net.exchange(&self.end, to, class, request) => result,
+        }
+    }
+
+    fn serve(&self, handler: Arc<dyn Handler>) {
+        if !*self.end.closed.borrow() {
+            self.end.handler.send_replace(Some(handler));
+        }
+    }
+
+    fn connected(&self) -> watch::Receiver<Vec<NodeId>> {
+        self.end.connected.subscribe()
+    }
+
+    fn traffic(&self) -> Traffic {
+        let (control, bulk) = *lock(&self.end.datagrams);
+        Traffic { frames: self.end.frames.snapshot(), control, bulk }
+    }
+
+    async fn close(&self) {
+        if *self.end.closed.borrow() {
+            return;
+        }
+        lock(&self.net.ends).remove(&self.end.id);
+        self.end.shut();
+        self.net.change(|model| model.leave(self.end.id));
+    }
+}
