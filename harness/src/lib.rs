@@ -19,7 +19,10 @@
 //! or what a round computes: it sees events.
 
 pub mod clock;
+pub mod control;
 pub mod exit;
+pub mod fault;
 pub mod identity;
 pub mod meter;
+pub mod plan;
 pub mod units;
