@@ -24,5 +24,7 @@ pub mod exit;
 pub mod fault;
 pub mod identity;
 pub mod meter;
+pub mod node;
+pub mod place;
 pub mod plan;
 pub mod units;
