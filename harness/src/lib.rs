@@ -27,4 +27,7 @@ pub mod meter;
 pub mod node;
 pub mod place;
 pub mod plan;
+pub mod progress;
+pub mod record;
+pub mod run;
 pub mod units;
