@@ -18,8 +18,11 @@
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
 //! or what a round computes: it sees events.
 
+pub mod cli;
 pub mod clock;
+pub mod cmd;
 pub mod control;
+pub mod data;
 pub mod exit;
 pub mod fault;
 pub mod identity;
@@ -27,6 +30,7 @@ pub mod meter;
 pub mod node;
 pub mod place;
 pub mod plan;
+pub mod preflight;
 pub mod progress;
 pub mod record;
 pub mod run;
