@@ -1,1 +1,37 @@
-//! The `harness` command.
+//! The `harness` command: places the nodes of a federated job, watches them, breaks them on request, and writes down
+//! what happened.
+//!
+//! ```text
+//!   main -> cli -> cmd/{run, node, data, completions}      one file per subcommand
+//!   ---------------------------------------------------------------------------------------------------
+//!   controller                                             node (the same binary, started by the controller)
+//!     plan, preflight   validated before anything starts     cmd/node   stdin and stdout <-> channels
+//!     run               the loop: events in, orders out      node       what a node does with its plan
+//!     fault             pure: events in, actions out         meter      memory and processor time of this process
+//!     place             where nodes run: child processes
+//!     record, progress  results folder; display
+//!                      \____ control: JSON lines over stdin and stdout ____/
+//!   ---------------------------------------------------------------------------------------------------
+//!   data (download, check, unpack), identity (credentials), clock, units, exit
+//! ```
+//!
+//! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
+//! or what a round computes: it sees events.
+
+pub mod cli;
+pub mod clock;
+pub mod cmd;
+pub mod control;
+pub mod data;
+pub mod exit;
+pub mod fault;
+pub mod identity;
+pub mod meter;
+pub mod node;
+pub mod place;
+pub mod plan;
+pub mod preflight;
+pub mod progress;
+pub mod record;
+pub mod run;
+pub mod units;

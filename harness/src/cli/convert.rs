@@ -1,0 +1,240 @@
+//! From options to a validated plan, and back to the command that repeats it.
+
+use clap::ValueEnum;
+use workloads::federated::{Config, EngineKind, Profile, Training};
+
+use super::{BackendArg, EngineArg, PayloadArg, PlacementArg, ProfileArg, RunArgs};
+use crate::exit::Usage;
+use crate::plan::{self, Backend, BackendPlan, Payload, PlacementKind, Plan, Trial};
+use crate::units::nanoseconds;
+
+impl RunArgs {
+    /// The trial these options describe. `random_seed` is used where no seed was given.
+    ///
+    /// # Errors
+    /// The first contradiction, by option, with its remedy.
+    pub fn to_trial(&self, random_seed: u64) -> Result<Trial, Usage> {
+        plan::validate_nodes(self.nodes)?;
+        if self.network.octets()[3] != 0 {
+            let wrong = "not the first address of a /24";
+            return Err(Usage::option(
+                "--network",
+                self.network,
+                wrong,
+                "let it end in .0, for example 127.0.0.0",
+            ));
+        }
+        let trial = Trial {
+            plan: Plan {
+                job: self.job(random_seed),
+                backend: self.backend_plan(),
+                placement: match self.placement {
+                    PlacementArg::Process => PlacementKind::Process,
+                },
+                members: Plan::members_in(self.network, self.nodes),
+                learning_port: self.learning_port,
+                replication_port: self.replication_port,
+            },
+            faults: self.fault.clone(),
+            out: self.out.clone(),
+            json: self.json,
+            quiet: self.quiet,
+        };
+        trial.validate()?;
+        Ok(trial)
+    }
+
+    fn job(&self, random_seed: u64) -> Config {
+        let workers = plan::workers_of(self.nodes, self.aggregator_trains);
+        Config {
+            rounds: self.rounds,
+            training: Training {
+                local_epochs: self.local_epochs,
+                batch_size: self.batch_size,
+                lr: self.lr,
+                momentum: self.momentum,
+            },
+            examples_per_node: self.examples_per_node,
+            test_examples_per_node: self.test_examples_per_node,
+            partition: self.partition.0,
+            data: self.data.clone(),
+            seed: self.seed.unwrap_or(random_seed),
+            profile: match self.profile {
+                ProfileArg::Once => Profile::Once,
+                ProfileArg::Paper => Profile::Paper,
+                ProfileArg::Prototype => Profile::Prototype,
+                ProfileArg::Workers => Profile::Workers,
+            },
+            min_fit_clients: self.min_fit_clients.unwrap_or(workers.div_ceil(2) as u32),
+            round_deadline_ms: u64::try_from(self.round_deadline.0.as_millis()).unwrap_or(u64::MAX),
+            aggregator_trains: self.aggregator_trains,
+            engine: match self.engine {
+                EngineArg::Candle => EngineKind::Candle,
+                EngineArg::Torch => EngineKind::Torch,
+            },
+        }
+    }
+
+    fn backend_plan(&self) -> BackendPlan {
+        BackendPlan {
+            backend: match self.backend {
+                BackendArg::Raft => Backend::Raft,
+            },
+            payload: match self.payload {
+                PayloadArg::Inline => Payload::Inline,
+                PayloadArg::Digest => Payload::Digest,
+            },
+            window_lo_ns: nanoseconds(self.window.low),
+            window_hi_ns: nanoseconds(self.window.high),
+            heartbeat_ns: nanoseconds(self.heartbeat.0),
+        }
+    }
+
+    /// The command that repeats the trial: every option spelled out, so that a later change of a default does not
+    /// change it.
+    #[must_use]
+    pub fn repeat_command(&self, seed: u64) -> Vec<String> {
+        let mut words: Vec<String> = ["harness", "run"].map(String::from).to_vec();
+        let mut option = |name: &str, value: &dyn std::fmt::Display| {
+            words.extend([format!("--{name}"), value.to_string()])
+        };
+        option("backend", &word(self.backend));
+        option("payload", &word(self.payload));
+        option("profile", &word(self.profile));
+        option("window", &self.window);
+        option("heartbeat", &self.heartbeat);
+        option("nodes", &self.nodes);
+        option("rounds", &self.rounds);
+        if let Some(clients) = &self.min_fit_clients {
+            option("min-fit-clients", clients);
+        }
+        option("round-deadline", &self.round_deadline);
+        option("seed", &seed);
+        option("local-epochs", &self.local_epochs);
+        option("batch-size", &self.batch_size);
+        option("lr", &self.lr);
+        option("momentum", &self.momentum);
+        option("engine", &word(self.engine));
+        if let Some(data) = &self.data {
+            option("data", &data.display());
+        }
+        option("examples-per-node", &self.examples_per_node);
+        option("test-examples-per-node", &self.test_examples_per_node);
+        option("partition", &self.partition);
+        option("placement", &word(self.placement));
+        option("network", &self.network);
+        option("learning-port", &self.learning_port);
+        option("replication-port", &self.replication_port);
+        for fault in &self.fault {
+            option("fault", fault);
+        }
+        option("out", &self.out.display());
+        if self.aggregator_trains {
+            words.push("--aggregator-trains".into());
+        }
+        words
+    }
+}
+
+fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// `words` as one line that a POSIX shell reads back as these words.
+#[must_use]
+pub fn shell_line(words: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+    let quote = |word: &String| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    words.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn parse(words: &[&str]) -> RunArgs {
+        let words = ["harness", "run"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_paper_s_set_up() {
+        let trial = parse(&[]).to_trial(42).unwrap();
+        let job = &trial.plan.job;
+        assert_eq!((trial.plan.members.len(), job.rounds, job.seed), (10, 5, 42));
+        assert_eq!((job.training.lr, job.training.momentum, job.training.batch_size), (0.001, 0.9, 32));
+        assert_eq!((job.min_fit_clients, job.round_deadline_ms), (5, 120_000), "half of nine, rounded up");
+        assert_eq!(trial.plan.backend.window_hi_ns, 2_000_000_000);
+        assert_eq!(trial.plan.members[0].ip.to_string(), "127.0.0.11");
+    }
+
+    #[test]
+    fn the_repeating_command_describes_the_same_trial() {
+        let args = parse(&[
+            "--nodes",
+            "4",
+            "--rounds",
+            "2",
+            "--partition",
+            "dirichlet:0.5",
+            "--window",
+            "150-300",
+            "--heartbeat",
+            "30",
+            "--lr",
+            "0.01",
+            "--fault",
+            "kill@aggregator,round:1",
+            "--fault",
+            "kill@node:2,round:2",
+            "--aggregator-trains",
+            "--payload",
+            "digest",
+            "--profile",
+            "paper",
+            "--round-deadline",
+            "1.5s",
+            "--network",
+            "127.4.4.0",
+            "--min-fit-clients",
+            "1",
+            "--out",
+            "a b",
+        ]);
+        let words = args.repeat_command(99);
+        let again = parse(&words[2..].iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(again, RunArgs { seed: Some(99), ..args.clone() });
+        assert_eq!(again.to_trial(1).unwrap(), args.to_trial(99).unwrap());
+    }
+
+    #[test]
+    fn nodes_and_network_are_checked_before_anything_is_derived() {
+        for (words, start) in [
+            (["--nodes", "0"], "--nodes 0:"),
+            (["--nodes", "18446744073709551615"], "--nodes 18446744073709551615:"),
+            (["--network", "127.0.0.7"], "--network 127.0.0.7:"),
+            (["--network", "10.0.0.0"], "--network 10.0.0.11:"),
+        ] {
+            let message = parse(&words).to_trial(1).unwrap_err().to_string();
+            assert!(message.starts_with(start), "{message}");
+        }
+    }
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        let words = ["a b", "it's", "plain-1.5", ""].map(String::from);
+        assert_eq!(shell_line(&words), r"'a b' 'it'\''s' plain-1.5 ''");
+    }
+}

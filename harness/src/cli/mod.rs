@@ -1,0 +1,256 @@
+//! The command line: its types, and (in [`convert`]) their conversion to a validated plan. Nothing is started here.
+
+mod convert;
+mod values;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::fault::Fault;
+
+pub use convert::shell_line;
+pub use values::{PartitionArg, Span, Window};
+
+/// Runs, breaks and measures replicated federated-learning jobs.
+///
+/// Ten nodes train a small network together; the state of the training is replicated, so that another node can go on
+/// when the one that leads dies. `harness run` starts them all on this machine and writes down what happened.
+#[derive(Debug, Parser)]
+#[command(name = "harness", version, propagate_version = true, max_term_width = 110)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad input, 3 no majority left, 130 SIGINT, 143 SIGTERM.\n\
+    Every file and column of a results folder is explained in docs/RESULTS.md."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one federated job over a replicated checkpoint store.
+    Run(Box<RunArgs>),
+    /// Be a node: controlled over stdin and stdout, started by `run`.
+    #[command(hide = true)]
+    Node,
+    /// See, make or download the training data.
+    Data {
+        /// What to do with the data.
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// Print a completion script for a shell.
+    ///
+    /// For example: harness completions bash > ~/.local/share/bash-completion/completions/harness
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// `harness data`.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Show which files of CIFAR-10 are there and whether they are complete.
+    ///
+    /// Exit code 1 if a file is missing or has the wrong size.
+    Status {
+        /// Folder that holds the batch files or cifar-10-batches-bin, or the .tar.gz archive.
+        dir: PathBuf,
+    },
+    /// Write the built-in synthetic set in CIFAR-10's binary layout (185 MB).
+    Synthesize {
+        /// Folder that receives cifar-10-batches-bin.
+        dir: PathBuf,
+    },
+    /// Download CIFAR-10 (170 MB), check it, and unpack it.
+    ///
+    /// Nothing gets its final name before the SHA-256 of the archive is right.
+    Fetch {
+        /// Folder that receives cifar-10-batches-bin.
+        dir: PathBuf,
+        /// Address of the archive, http or https.
+        #[arg(long, value_name = "URL", default_value = crate::data::OFFICIAL_URL)]
+        url: String,
+        /// SHA-256 that the archive must have, 64 hexadecimal digits.
+        #[arg(long, value_name = "HEX", default_value = crate::data::OFFICIAL_SHA256)]
+        sha256: String,
+        /// Show no progress, only errors.
+        #[arg(long)]
+        quiet: bool,
+    },
+}
+
+/// Which replication backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// Full Raft: every node votes and stores (others come later).
+    Raft,
+}
+
+/// How checkpoint bytes travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PayloadArg {
+    /// Inside the replicated log.
+    Inline,
+    /// Apart from the log, addressed by their digest.
+    Digest,
+}
+
+/// What is written to the store in each round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProfileArg {
+    /// The averaged parameters, once a round.
+    Once,
+    /// Global parameters at three points of each round, as in the paper.
+    Paper,
+    /// As the paper's prototype: one write per tensor, and workers write what they received.
+    Prototype,
+    /// As once, plus every worker's own parameters.
+    Workers,
+}
+
+/// Who computes the gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    /// Pure Rust.
+    Candle,
+    /// libtorch; needs a binary built with the feature torch.
+    Torch,
+}
+
+/// Where nodes run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlacementArg {
+    /// Child processes on this machine, at loopback addresses.
+    Process,
+}
+
+/// `harness run`.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct RunArgs {
+    /// Replication backend.
+    #[arg(long, value_enum, default_value_t = BackendArg::Raft, help_heading = "Replication")]
+    pub backend: BackendArg,
+    /// How checkpoint bytes travel.
+    #[arg(long, value_enum, default_value_t = PayloadArg::Inline, help_heading = "Replication")]
+    pub payload: PayloadArg,
+    /// What is written to the store in each round.
+    #[arg(long, value_enum, default_value_t = ProfileArg::Once, help_heading = "Replication")]
+    pub profile: ProfileArg,
+    /// Election window: a node that hears nothing from the aggregator starts an election within this span after the
+    /// last contact (milliseconds unless a unit is given).
+    #[arg(long, value_name = "LO-HI", default_value = "1000-2000ms", help_heading = "Replication")]
+    pub window: Window,
+    /// Interval of the aggregator's heartbeats (milliseconds unless a unit is given), below half of the window's low
+    /// end.
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = values::milliseconds)]
+    #[arg(help_heading = "Replication")]
+    pub heartbeat: Span,
+
+    /// Number of nodes, 2 to 244: one aggregates, the others train.
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Job")]
+    pub nodes: u64,
+    /// Federated rounds.
+    #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Job")]
+    pub rounds: u64,
+    /// Fewest workers whose results make a round count [default: half of the workers, rounded up].
+    #[arg(long, value_name = "N", help_heading = "Job")]
+    pub min_fit_clients: Option<u32>,
+    /// Time after which a round goes on without the results that are missing (seconds unless a unit is given).
+    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = values::seconds)]
+    #[arg(help_heading = "Job")]
+    pub round_deadline: Span,
+    /// Let the aggregator train, too.
+    #[arg(long, help_heading = "Job")]
+    pub aggregator_trains: bool,
+    /// Seed of the initial model, the data split and every other choice; printed and recorded [default: random].
+    #[arg(long, value_name = "N", help_heading = "Job")]
+    pub seed: Option<u64>,
+
+    /// Passes of a worker over its examples in each round.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Training")]
+    pub local_epochs: u32,
+    /// Examples per SGD step.
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Training")]
+    pub batch_size: u32,
+    /// Learning rate of SGD.
+    #[arg(long, value_name = "RATE", default_value_t = 0.001, help_heading = "Training")]
+    #[arg(allow_negative_numbers = true)]
+    pub lr: f64,
+    /// Momentum of SGD, from 0 to below 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Training")]
+    #[arg(allow_negative_numbers = true)]
+    pub momentum: f64,
+    /// Training engine.
+    #[arg(long, value_enum, default_value_t = EngineArg::Candle, help_heading = "Training")]
+    pub engine: EngineArg,
+
+    /// CIFAR-10 in its binary layout: a folder or the .tar.gz archive [default: the built-in synthetic set].
+    #[arg(long, value_name = "DIR|ARCHIVE", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+    /// Training examples of each worker.
+    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = "Data")]
+    pub examples_per_node: u32,
+    /// Test examples of each worker.
+    #[arg(long, value_name = "N", default_value_t = 200, help_heading = "Data")]
+    pub test_examples_per_node: u32,
+    /// How examples are spread: iid, or dirichlet:ALPHA for class shares per worker (a smaller ALPHA is more skewed).
+    #[arg(long, value_name = "iid|dirichlet:ALPHA", default_value = "iid", help_heading = "Data")]
+    pub partition: PartitionArg,
+
+    /// Where nodes run.
+    #[arg(long, value_enum, default_value_t = PlacementArg::Process, help_heading = "Placement")]
+    pub placement: PlacementArg,
+    /// Loopback /24 of the nodes: node i, from 1, gets the address ending in 10+i.
+    #[arg(long, value_name = "127.X.Y.0", default_value = "127.0.0.0", help_heading = "Placement")]
+    pub network: Ipv4Addr,
+    /// UDP port of the learning plane on every node.
+    #[arg(long, value_name = "PORT", default_value_t = 8080, help_heading = "Placement")]
+    pub learning_port: u16,
+    /// UDP port of the replication plane (elections, checkpoints) on every node.
+    #[arg(long, value_name = "PORT", default_value_t = 5000, help_heading = "Placement")]
+    pub replication_port: u16,
+
+    /// Break something: KIND@WHO,WHEN, where KIND is kill (SIGKILL), WHO is aggregator, worker or node:ID, and WHEN is
+    /// round:N, the middle of the first round from N on. Repeatable; faults strike in the order given.
+    #[arg(long, value_name = "FAULT", help_heading = "Faults")]
+    pub fault: Vec<Fault>,
+
+    /// Folder that receives a results folder named after time and host.
+    #[arg(long, value_name = "DIR", default_value = "results/run", help_heading = "Output")]
+    pub out: PathBuf,
+    /// Print the summary as JSON on standard output; progress goes to standard error.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// Leave progress out; warnings and the summary stay.
+    #[arg(long, help_heading = "Output")]
+    pub quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_is_documented() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Values of options that are more than a number or a word. Each is written as it is read.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use workloads::federated::Partition;
+
+use crate::units::{Bare, exact_ms, nanoseconds, parse_duration, parse_window};
+
+/// A duration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&exact_ms(nanoseconds(self.0)))
+    }
+}
+
+pub(super) fn seconds(text: &str) -> Result<Span, String> {
+    parse_duration(text, Bare::Seconds).map(Span)
+}
+
+pub(super) fn milliseconds(text: &str) -> Result<Span, String> {
+    parse_duration(text, Bare::Milliseconds).map(Span)
+}
+
+/// A span between two durations after an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Its low end.
+    pub low: Duration,
+    /// Its high end.
+    pub high: Duration,
+}
+
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_window(text).map(|(low, high)| Self { low, high })
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", exact_ms(nanoseconds(self.low)), exact_ms(nanoseconds(self.high)))
+    }
+}
+
+/// How examples are spread.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartitionArg(pub Partition);
+
+impl FromStr for PartitionArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "iid" {
+            return Ok(Self(Partition::Iid));
+        }
+        let alpha =
+            text.strip_prefix("dirichlet:").ok_or("use iid or dirichlet:ALPHA, for example dirichlet:0.5")?;
+        let alpha =
+            alpha.parse().map_err(|_| format!("'{alpha}' is not a number; use for example dirichlet:0.5"))?;
+        Ok(Self(Partition::Dirichlet { alpha }))
+    }
+}
+
+impl fmt::Display for PartitionArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Partition::Iid => f.write_str("iid"),
+            Partition::Dirichlet { alpha } => write!(f, "dirichlet:{alpha}"),
+        }
+    }
+}

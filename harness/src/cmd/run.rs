@@ -1,0 +1,90 @@
+//! `harness run`: options to plan, plan to checks, checks to a run, run to a summary.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::print;
+use crate::cli::{RunArgs, shell_line};
+use crate::exit::{Exit, print_error};
+use crate::identity;
+use crate::place::process::Processes;
+use crate::plan::Trial;
+use crate::preflight;
+use crate::progress::{Progress, summary_text};
+use crate::record::{Outcome, Summary};
+use crate::run::{self, Setup, Stop, Timeouts};
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
+    let trial = args.to_trial(RandomState::new().hash_one("seed"))?;
+    preflight::check(&trial)?;
+    let progress = Progress::new(trial.plan.job.rounds, trial.quiet);
+    announce(&trial, &progress);
+    let setup = Setup {
+        command: shell_line(&std::env::args().collect::<Vec<_>>()),
+        repeat: shell_line(&args.repeat_command(trial.plan.job.seed)),
+        issue: identity::issue,
+        timeouts: Timeouts::of(&trial.plan),
+        trial,
+    };
+    // Nodes die with the thread that started them: this one, which lives as long as the controller.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let summary = runtime.block_on(async {
+        let stops = stop_signals()?;
+        Box::pin(run::run(setup, Processes::of_this_program()?, progress, stops)).await
+    })?;
+    report(&summary, args)
+}
+
+/// What a user should know before the numbers.
+fn announce(trial: &Trial, progress: &Progress) {
+    if cfg!(debug_assertions) {
+        progress.warn("this is a debug build: its times mean little; use cargo run --release");
+    }
+    if trial.plan.job.data.is_none() {
+        progress.note(
+            "using the built-in synthetic examples; for CIFAR-10: `harness data fetch DIR`, then run with --data DIR",
+        );
+    }
+}
+
+/// SIGINT and SIGTERM as messages.
+fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
+    let (sender, stops) = mpsc::channel(4);
+    for (kind, stop) in
+        [(SignalKind::interrupt(), Stop::Interrupt), (SignalKind::terminate(), Stop::Terminate)]
+    {
+        let mut signals = signal(kind).context("cannot watch for signals")?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                let _ = sender.try_send(stop);
+            }
+        });
+    }
+    Ok(stops)
+}
+
+fn report(summary: &Summary, args: &RunArgs) -> anyhow::Result<Exit> {
+    if args.json {
+        let mut text = serde_json::to_vec_pretty(summary)?;
+        text.push(b'\n');
+        print(&text)?;
+    } else {
+        print(summary_text(summary).as_bytes())?;
+    }
+    let exit = match summary.outcome {
+        Outcome::Completed => return Ok(Exit::Success),
+        Outcome::NoMajority => Exit::NoMajority,
+        Outcome::Interrupted => Exit::Interrupted,
+        Outcome::Terminated => Exit::Terminated,
+        Outcome::Failed | Outcome::Running => Exit::Failed,
+    };
+    print_error(&anyhow::anyhow!("{}", summary.message));
+    Ok(exit)
+}

@@ -1,0 +1,144 @@
+//! What controller and node say to each other over the node's stdin and stdout: JSON lines, versioned.
+//!
+//! The controller greets nobody: a node starts by saying [`FromNode::Hello`] with its version; only if that is
+//! [`VERSION`] does the controller answer with [`ToNode::Start`]. [`codec`] reads and writes the lines. Neither knows
+//! processes, placements or results.
+
+pub mod codec;
+pub mod node_end;
+
+use replication::{CheckpointId, Digest, Epoch, NodeId, StoreEvent, transport::Traffic};
+use serde::{Deserialize, Serialize};
+use workloads::federated;
+
+use crate::identity::Identity;
+use crate::meter;
+use crate::plan::Plan;
+
+/// Version of this protocol. Both ends come from the same binary, except on boards that hold an older copy.
+pub const VERSION: u32 = 1;
+
+/// Controller to node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToNode {
+    /// Begin.
+    Start(Box<Start>),
+    /// Say how you are.
+    Status {
+        /// Comes back in the answer.
+        request_id: u64,
+    },
+    /// Say what time it is.
+    ClockProbe {
+        /// Comes back in the answer.
+        request_id: u64,
+    },
+    /// End in order.
+    Finish,
+}
+
+/// What a node is given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// [`VERSION`] of the controller.
+    pub version: u32,
+    /// Which node it is.
+    pub node: NodeId,
+    /// The run.
+    pub plan: Plan,
+    /// Its credentials.
+    pub identity: Identity,
+}
+
+/// Node to controller.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromNode {
+    /// The first line.
+    Hello {
+        /// [`VERSION`] of the node.
+        version: u32,
+        /// Its process id, as it sees it.
+        pid: u32,
+    },
+    /// Something happened.
+    Event {
+        /// When, on the node's CLOCK_MONOTONIC.
+        at_ns: u64,
+        /// What.
+        event: NodeEvent,
+    },
+    /// The answer to [`ToNode::Status`].
+    Status(Box<Status>),
+    /// The answer to [`ToNode::ClockProbe`].
+    Clock {
+        /// That of the probe.
+        request_id: u64,
+        /// The node's CLOCK_MONOTONIC.
+        at_ns: u64,
+    },
+}
+
+/// How a node is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// That of the request.
+    pub request_id: u64,
+    /// The newest acknowledged global checkpoint whose bytes this node can serve.
+    pub latest: Option<Held>,
+    /// The aggregator, as far as this node knows.
+    pub epoch: Option<Epoch>,
+    /// Memory and processor time.
+    pub usage: meter::Usage,
+    /// Counted on the learning plane.
+    pub learning: Traffic,
+    /// Counted on the replication plane.
+    pub replication: Traffic,
+}
+
+/// A checkpoint that a node holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its name.
+    pub id: CheckpointId,
+    /// Digest of its parameters.
+    pub digest: Digest,
+}
+
+/// Something that happened, by who says so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "snake_case")]
+pub enum NodeEvent {
+    /// The federated job.
+    Federated(federated::Event),
+    /// The store.
+    Store(StoreEvent),
+    /// The node itself.
+    Node(Lifecycle),
+}
+
+/// What happens to a node itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Lifecycle {
+    /// Both planes are bound and served.
+    Listening {
+        /// Address of the learning plane.
+        learning: String,
+        /// Address of the replication plane.
+        replication: String,
+    },
+    /// The node cannot go on, and ends.
+    Failed {
+        /// Why; says nothing secret.
+        reason: String,
+    },
+    /// Events were dropped, because the controller did not read fast enough.
+    EventsLost {
+        /// How many.
+        count: u64,
+    },
+    /// The node ends in order.
+    Finished,
+}

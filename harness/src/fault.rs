@@ -1,0 +1,300 @@
+//! Faults and when they strike: a pure function of events. Events in, actions out; who carries an action out is not
+//! known here.
+//!
+//! A fault is written `KIND@WHO,WHEN`, for example `kill@aggregator,round:2`. `round:N` is the middle of the first
+//! round from N on: its `RoundStarted` was seen, and a `FitStarted` of a worker. Faults strike in the order given,
+//! each once: the next one waits for the one before it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use replication::{Epoch, NodeId};
+use serde::{Deserialize, Serialize};
+use workloads::federated::Event;
+
+use crate::control::NodeEvent;
+
+/// What is done to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// SIGKILL.
+    Kill,
+}
+
+/// Whom a fault strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Who {
+    /// The node that leads the round.
+    Aggregator,
+    /// The first worker that was seen to train in the round.
+    Worker,
+    /// One node, whatever it does.
+    Node(NodeId),
+}
+
+/// When a fault strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// In the middle of the first round from this one on.
+    Round(u64),
+}
+
+/// One fault of a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// What is done.
+    pub kind: Kind,
+    /// To whom.
+    pub who: Who,
+    /// When.
+    pub when: When,
+}
+
+/// What the run has to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Carry `fault` out on `node`.
+    Strike {
+        /// The fault.
+        fault: Fault,
+        /// The node.
+        node: NodeId,
+    },
+    /// `fault` was due, but its node was dead already.
+    Missed {
+        /// The fault.
+        fault: Fault,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Kind::Kill = self.kind;
+        let When::Round(round) = self.when;
+        match self.who {
+            Who::Aggregator => write!(f, "kill@aggregator,round:{round}"),
+            Who::Worker => write!(f, "kill@worker,round:{round}"),
+            Who::Node(node) => write!(f, "kill@node:{node},round:{round}"),
+        }
+    }
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = "write KIND@WHO,WHEN, for example kill@aggregator,round:2";
+        let (kind, rest) = text.split_once('@').ok_or(form)?;
+        let (who, when) = rest.split_once(',').ok_or(form)?;
+        let kind = match kind {
+            "kill" => Kind::Kill,
+            other => return Err(format!("unknown kind '{other}'; the only one is kill")),
+        };
+        let who = match (who, who.strip_prefix("node:").map(str::parse)) {
+            ("aggregator", _) => Who::Aggregator,
+            ("worker", _) => Who::Worker,
+            (_, Some(Ok(node))) => Who::Node(NodeId(node)),
+            _ => return Err(format!("unknown node '{who}'; use aggregator, worker or node:ID")),
+        };
+        let when = match when.strip_prefix("round:").map(str::parse) {
+            Some(Ok(round)) if round > 0 => When::Round(round),
+            _ => return Err(format!("unknown moment '{when}'; use round:N, N from 1")),
+        };
+        Ok(Self { kind, who, when })
+    }
+}
+
+/// A round between its start and its end, as far as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Motion {
+    epoch: Epoch,
+    round: u64,
+    /// The aggregator's `RoundStarted` was seen. Events of different nodes may arrive in any order.
+    started: bool,
+    /// Living workers that began to train, in the order seen.
+    training: Vec<NodeId>,
+}
+
+/// The faults that are still to strike, and what decides their moment.
+#[derive(Debug, Clone, Default)]
+pub struct Timeline {
+    waiting: Vec<Fault>,
+    motion: Option<Motion>,
+    dead: BTreeSet<NodeId>,
+}
+
+impl Timeline {
+    /// These faults, in this order.
+    #[must_use]
+    pub fn new(faults: &[Fault]) -> Self {
+        Self { waiting: faults.iter().rev().copied().collect(), ..Self::default() }
+    }
+
+    /// Takes note of an event of `node`; returns what is to be done now, in order.
+    pub fn observe(&mut self, node: NodeId, event: &NodeEvent) -> Vec<Action> {
+        let NodeEvent::Federated(event) = event else { return Vec::new() };
+        match *event {
+            Event::RoundStarted { epoch, round, .. } => {
+                if let Some(motion) = self.motion_of(epoch, round) {
+                    motion.started = true;
+                }
+            }
+            Event::FitStarted { epoch, round } if !self.dead.contains(&node) => {
+                if let Some(motion) = self.motion_of(epoch, round) {
+                    motion.training.push(node);
+                }
+            }
+            Event::RoundFinished { epoch, round, .. } => {
+                self.motion.take_if(|motion| (motion.epoch, motion.round) <= (epoch, round));
+            }
+            _ => {}
+        }
+        self.due()
+    }
+
+    /// Takes note of a node's death, by a fault or not.
+    pub fn died(&mut self, node: NodeId) {
+        self.dead.insert(node);
+        self.motion.take_if(|motion| motion.epoch.node == node);
+        if let Some(motion) = &mut self.motion {
+            motion.training.retain(|worker| *worker != node);
+        }
+    }
+
+    /// Faults that have not struck, in order.
+    #[must_use]
+    pub fn remaining(&self) -> Vec<Fault> {
+        self.waiting.iter().rev().copied().collect()
+    }
+
+    /// The round in motion that an event belongs to; none if the event is of an older round or a dead aggregator.
+    fn motion_of(&mut self, epoch: Epoch, round: u64) -> Option<&mut Motion> {
+        if self.dead.contains(&epoch.node) {
+            return None;
+        }
+        let current = self.motion.as_ref().map(|motion| (motion.epoch, motion.round));
+        if current.is_none_or(|current| current < (epoch, round)) {
+            self.motion = Some(Motion { epoch, round, started: false, training: Vec::new() });
+        }
+        self.motion.as_mut().filter(|motion| (motion.epoch, motion.round) == (epoch, round))
+    }
+
+    fn due(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(&fault) = self.waiting.last() {
+            let When::Round(from) = fault.when;
+            let Some(motion) = &self.motion else { break };
+            if !motion.started || motion.training.is_empty() || motion.round < from {
+                break;
+            }
+            let node = match fault.who {
+                Who::Aggregator => motion.epoch.node,
+                Who::Worker => motion.training[0],
+                Who::Node(node) => node,
+            };
+            self.waiting.pop();
+            if self.dead.contains(&node) {
+                actions.push(Action::Missed { fault });
+            } else {
+                self.died(node);
+                actions.push(Action::Strike { fault, node });
+            }
+        }
+        actions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(counter: u64, node: u64) -> Epoch {
+        Epoch { counter, node: NodeId(node) }
+    }
+
+    fn started(epoch: Epoch, round: u64) -> NodeEvent {
+        NodeEvent::Federated(Event::RoundStarted { epoch, round, workers: 3 })
+    }
+
+    fn fit(epoch: Epoch, round: u64) -> NodeEvent {
+        NodeEvent::Federated(Event::FitStarted { epoch, round })
+    }
+
+    fn timeline(faults: &[&str]) -> Timeline {
+        let faults: Vec<Fault> = faults.iter().map(|text| text.parse().unwrap()).collect();
+        Timeline::new(&faults)
+    }
+
+    fn struck(actions: &[Action]) -> Vec<u64> {
+        let node = |action: &Action| match action {
+            Action::Strike { node, .. } => node.0,
+            Action::Missed { .. } => 0,
+        };
+        actions.iter().map(node).collect()
+    }
+
+    #[test]
+    fn faults_are_read_and_written_alike() {
+        for text in ["kill@aggregator,round:2", "kill@worker,round:1", "kill@node:7,round:3"] {
+            assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "kill",
+            "kill@aggregator",
+            "stop@worker,round:1",
+            "kill@node:x,round:1",
+            "kill@worker,round:0",
+        ] {
+            assert!(text.parse::<Fault>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_fault_strikes_in_the_middle_of_its_round_in_either_order_of_events() {
+        let e = epoch(1, 1);
+        let mut faults = timeline(&["kill@aggregator,round:2"]);
+        assert!(faults.observe(NodeId(1), &started(e, 1)).is_empty());
+        assert!(faults.observe(NodeId(2), &fit(e, 1)).is_empty());
+        assert!(faults.observe(NodeId(2), &fit(e, 2)).is_empty(), "the round was not seen to start");
+        assert_eq!(struck(&faults.observe(NodeId(1), &started(e, 2))), [1]);
+        assert!(faults.remaining().is_empty());
+        assert!(faults.observe(NodeId(3), &fit(e, 2)).is_empty());
+    }
+
+    #[test]
+    fn the_second_aggregator_is_killed_in_its_own_round() {
+        let mut faults = timeline(&["kill@aggregator,round:1", "kill@aggregator,round:1"]);
+        faults.observe(NodeId(1), &started(epoch(1, 1), 1));
+        assert_eq!(struck(&faults.observe(NodeId(2), &fit(epoch(1, 1), 1))), [1]);
+        assert!(
+            faults.observe(NodeId(3), &fit(epoch(1, 1), 1)).is_empty(),
+            "late news of the dead aggregator"
+        );
+        faults.observe(NodeId(3), &started(epoch(2, 3), 2));
+        assert_eq!(struck(&faults.observe(NodeId(2), &fit(epoch(2, 3), 2))), [3]);
+    }
+
+    #[test]
+    fn several_nodes_can_be_killed_in_one_round_and_a_dead_one_is_missed() {
+        let e = epoch(1, 1);
+        let mut faults = timeline(&["kill@worker,round:1", "kill@node:2,round:1", "kill@node:3,round:1"]);
+        faults.observe(NodeId(1), &started(e, 1));
+        assert_eq!(struck(&faults.observe(NodeId(2), &fit(e, 1))), [2], "only the fault that has its worker");
+        assert_eq!(struck(&faults.observe(NodeId(4), &fit(e, 1))), [0, 3]);
+    }
+
+    #[test]
+    fn after_its_end_a_round_has_no_middle() {
+        let e = epoch(1, 1);
+        let mut faults = timeline(&["kill@node:4,round:1", "kill@worker,round:1"]);
+        faults.died(NodeId(2));
+        faults.observe(NodeId(1), &started(e, 1));
+        assert!(faults.observe(NodeId(2), &fit(e, 1)).is_empty(), "a dead node's late event");
+        assert_eq!(faults.remaining().len(), 2);
+    }
+}

@@ -1,0 +1,194 @@
+//! Nodes as child processes of the controller, from its own executable.
+//!
+//! Nothing is left behind, however the controller ends: each child asks the kernel for SIGKILL on the death of its
+//! parent (PDEATHSIG), which also ends a child that is stopped and cannot see its stdin close. PDEATHSIG follows the
+//! *thread* that forked, so nodes are started from the main thread only.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use replication::NodeId;
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use tokio::process::{Child, Command};
+
+use super::{Pipes, Placement};
+
+/// How long killed children may take to disappear before the placement gives up waiting.
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+const REAP_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Child processes on this host.
+#[derive(Debug)]
+pub struct Processes {
+    program: PathBuf,
+    children: BTreeMap<NodeId, Child>,
+}
+
+impl Processes {
+    /// Nodes from the executable of this process.
+    ///
+    /// # Errors
+    /// If that cannot be found.
+    pub fn of_this_program() -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        Ok(Self { program, children: BTreeMap::new() })
+    }
+
+    fn command(&self, log: &Path) -> anyhow::Result<Command> {
+        let log = OpenOptions::new().create(true).append(true).open(log);
+        let log = log.context("cannot open the log of a node")?;
+        let mut command = Command::new(&self.program);
+        command.arg("node").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        // Its own group: Ctrl-C in a terminal reaches the controller alone, which then ends the nodes in order.
+        command.process_group(0);
+        let controller = getpid();
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl and getppid are system calls,
+        // and making an error from a number does not allocate.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                // The parent may have died before the line above; then no signal will come.
+                if getppid() == Some(controller) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+            });
+        }
+        Ok(command)
+    }
+}
+
+impl Placement for Processes {
+    fn start(&mut self, node: NodeId, log: &Path) -> anyhow::Result<Pipes> {
+        let child = self.command(log)?.spawn();
+        let mut child =
+            child.with_context(|| format!("cannot start {} as node {node}", self.program.display()))?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        self.children.insert(node, child);
+        let (stdin, stdout) = pipes.context("the node has no pipes")?;
+        Ok(Pipes { stdin: Box::new(stdin), stdout: Box::new(stdout) })
+    }
+
+    fn kill(&mut self, node: NodeId) -> anyhow::Result<()> {
+        match self.children.get_mut(&node) {
+            // Child knows whether it was reaped, so the pid is never one that was given to somebody else.
+            Some(child) if child.id().is_some() => {
+                child.start_kill().with_context(|| format!("cannot kill node {node}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn ended(&mut self, node: NodeId) -> Option<String> {
+        match self.children.get_mut(&node)?.try_wait() {
+            Ok(status) => status.map(describe),
+            Err(error) => Some(format!("its end is unknown: {error}")),
+        }
+    }
+
+    fn kill_all(&mut self) {
+        for child in self.children.values_mut() {
+            let _ = child.start_kill();
+        }
+        let deadline = Instant::now() + REAP_TIMEOUT;
+        while self.children.values_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
+            if Instant::now() > deadline {
+                tracing::warn!("a killed node has not disappeared within {REAP_TIMEOUT:?}");
+                return;
+            }
+            std::thread::sleep(REAP_INTERVAL);
+        }
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(9)) => "killed (SIGKILL)".into(),
+        (None, Some(signal)) => format!("ended by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// `cat` in the role of a node: echoes until its stdin ends. (Its argument `node` is a pipe-like file name, so a
+    /// small script takes its place.)
+    fn script(dir: &Path, text: &str) -> Processes {
+        use std::os::unix::fs::PermissionsExt as _;
+        let program = dir.join("program");
+        std::fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Processes { program, children: BTreeMap::new() }
+    }
+
+    async fn ended(placement: &mut Processes, node: NodeId) -> String {
+        for _ in 0..1000 {
+            if let Some(how) = placement.ended(node) {
+                return how;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("node {node} did not end");
+    }
+
+    #[tokio::test]
+    async fn streams_are_connected_and_the_log_is_appended_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("1.log");
+        std::fs::write(&log, "before\n").unwrap();
+        let mut placement = script(dir.path(), "echo warning >&2; exec cat");
+        let mut pipes = placement.start(NodeId(1), &log).unwrap();
+        pipes.stdin.write_all(b"hello").await.unwrap();
+        drop(pipes.stdin);
+        let mut text = String::new();
+        pipes.stdout.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "hello");
+        assert_eq!(ended(&mut placement, NodeId(1)).await, "exit code 0");
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "before\nwarning\n");
+    }
+
+    #[tokio::test]
+    async fn dropping_the_placement_ends_stopped_children_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut placement = script(dir.path(), "echo started; exec sleep 1000");
+        let mut pids = Vec::new();
+        for node in [NodeId(1), NodeId(2), NodeId(3)] {
+            let mut pipes = placement.start(node, &dir.path().join("log")).unwrap();
+            pipes.stdout.read_u8().await.unwrap();
+            pids.push(
+                rustix::process::Pid::from_raw(placement.children[&node].id().unwrap() as i32).unwrap(),
+            );
+        }
+        rustix::process::kill_process(pids[1], Signal::STOP).unwrap();
+        placement.kill(NodeId(3)).unwrap();
+        assert_eq!(ended(&mut placement, NodeId(3)).await, "killed (SIGKILL)");
+        placement.kill(NodeId(3)).unwrap();
+        drop(placement);
+        for pid in pids {
+            assert_eq!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH));
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let dir = tempfile::tempdir().unwrap();
+        let mut placement = Processes { program: dir.path().join("nothing"), children: BTreeMap::new() };
+        let error = placement.start(NodeId(1), &dir.path().join("log")).unwrap_err();
+        assert!(error.to_string().contains("as node 1"), "{error}");
+    }
+}

@@ -1,0 +1,131 @@
+//! What has to be asked of the machine before anything starts: data, results folder, ports. Reads and probes; writes
+//! nothing and keeps nothing.
+
+use std::io;
+use std::net::UdpSocket;
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+use workloads::federated::EngineKind;
+
+use crate::data;
+use crate::exit::Usage;
+use crate::plan::{Plan, Trial};
+
+/// Checks that this machine can run `trial`.
+///
+/// # Errors
+/// The first obstacle, by option, with its remedy.
+pub fn check(trial: &Trial) -> Result<(), Usage> {
+    check_engine(trial.plan.job.engine)?;
+    if let Some(path) = &trial.plan.job.data {
+        data::check(path)?;
+    }
+    check_out(&trial.out)?;
+    check_ports(&trial.plan)
+}
+
+fn check_engine(engine: EngineKind) -> Result<(), Usage> {
+    if engine == EngineKind::Torch && !cfg!(feature = "torch") {
+        let remedy = "build with --features torch, or use --engine candle";
+        return Err(Usage::option("--engine", "torch", "not in this binary", remedy));
+    }
+    Ok(())
+}
+
+/// Whether a folder can be made at `out`: its nearest ancestor that exists must be a folder that can be written.
+fn check_out(out: &Path) -> Result<(), Usage> {
+    let refuse = |wrong: String| {
+        Err(Usage::option("--out", out.display(), wrong, "name a folder that can be written"))
+    };
+    // An empty ancestor is the current folder of a relative path.
+    let existing =
+        out.ancestors().map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
+    for path in existing {
+        match path.metadata() {
+            Ok(found) if !found.is_dir() => return refuse(format!("{} is not a folder", path.display())),
+            Ok(_) => {
+                return match access(path, Access::WRITE_OK | Access::EXEC_OK) {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        refuse(format!("{} cannot be written ({})", path.display(), io::Error::from(error)))
+                    }
+                };
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return refuse(format!("{} cannot be used ({error})", path.display())),
+        }
+    }
+    refuse("no part of it exists".into())
+}
+
+/// Binds every address of the run, all at the same time, and lets them go.
+fn check_ports(plan: &Plan) -> Result<(), Usage> {
+    let mut bound = Vec::new();
+    for member in &plan.members {
+        for (option, port) in
+            [("--learning-port", plan.learning_port), ("--replication-port", plan.replication_port)]
+        {
+            match UdpSocket::bind((member.ip, port)) {
+                Ok(socket) => bound.push(socket),
+                Err(error) => return Err(port_error(option, port, &format!("{}:{port}", member.ip), &error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn port_error(option: &str, port: u16, address: &str, error: &io::Error) -> Usage {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let wrong = format!("UDP address {address} is in use by another process");
+            Usage::option(option, port, wrong, format!("use another {option} or --network 127.X.Y.0"))
+        }
+        io::ErrorKind::PermissionDenied => {
+            let wrong = format!("UDP address {address} needs privileges");
+            Usage::option(option, port, wrong, "use a port from 1024 on")
+        }
+        _ => Usage::option(
+            option,
+            port,
+            format!("UDP address {address}: {error}"),
+            "use another --network 127.X.Y.0",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::plan;
+
+    #[test]
+    fn an_occupied_port_is_named_with_its_option() {
+        let mut plan = plan(3);
+        let taken = UdpSocket::bind("127.9.9.13:0").unwrap();
+        plan.replication_port = taken.local_addr().unwrap().port();
+        let message = check_ports(&plan).unwrap_err().to_string();
+        let port = plan.replication_port;
+        assert!(
+            message
+                .starts_with(&format!("--replication-port {port}: UDP address 127.9.9.13:{port} is in use")),
+            "{message}"
+        );
+        drop(taken);
+        assert_eq!(check_ports(&plan), Ok(()));
+    }
+
+    #[test]
+    fn the_results_folder_need_not_exist_but_must_be_possible() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(check_out(&dir.path().join("a/b/c")), Ok(()));
+        assert_eq!(check_out(Path::new("results/run")), Ok(()));
+        for out in [file.clone(), file.join("below"), file.join("far/below")] {
+            let message = check_out(&out).unwrap_err().to_string();
+            assert!(message.starts_with("--out "), "{message}");
+        }
+        assert!(!dir.path().join("a").exists(), "looking makes nothing");
+    }
+}

@@ -1,0 +1,233 @@
+//! What a person sees of a run: a live line on a terminal, plain lines elsewhere, and a table at the end.
+//!
+//! Everything here goes to standard error except the summary. A reader that went away is no error.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use replication::{Epoch, NodeId};
+use workloads::federated::Event;
+
+use crate::control::NodeEvent;
+use crate::plan::Plan;
+use crate::record::{Outcome, Summary};
+use crate::run::cluster::Cluster;
+use crate::units::{show_bytes, show_ns};
+
+/// Shows a run as it goes.
+#[derive(Debug)]
+pub struct Progress {
+    quiet: bool,
+    bar: Option<ProgressBar>,
+    rounds: u64,
+}
+
+impl Progress {
+    /// For a run of so many rounds; a live line if standard error is a terminal and `quiet` is not set.
+    #[must_use]
+    pub fn new(rounds: u64, quiet: bool) -> Self {
+        let live = !quiet && std::io::stderr().is_terminal();
+        Self { quiet, bar: live.then(|| live_line(rounds)), rounds }
+    }
+
+    /// Says nothing.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self { quiet: true, bar: None, rounds: 0 }
+    }
+
+    /// A line, unless quiet.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.line(text);
+        }
+    }
+
+    /// A warning, always.
+    pub fn warn(&self, text: &str) {
+        self.line(&format!("warning: {text}"));
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| write_line(text)),
+            None => write_line(text),
+        }
+    }
+
+    /// Lines that follow from an event of `node`; `cluster` has taken note of it, `before` is the aggregator it knew.
+    pub fn event(&self, node: NodeId, event: &NodeEvent, cluster: &Cluster, before: Option<Epoch>) {
+        if cluster.aggregator != before
+            && let Some(epoch) = cluster.aggregator
+        {
+            self.note(&format!("aggregator: node {} (epoch {epoch})", epoch.node));
+        }
+        match event {
+            NodeEvent::Federated(Event::RoundFinished { round, loss, accuracy, round_ns, .. }) => {
+                let put = cluster.puts.iter().rfind(|put| put.held.id.round == *round);
+                let checkpoint = put.map_or_else(String::new, |put| {
+                    format!(", checkpoint {} in {}", show_bytes(put.bytes), show_ns(put.put_ns))
+                });
+                let (loss, accuracy) = (show_loss(*loss), show_share(*accuracy));
+                let time = show_ns(*round_ns);
+                self.note(&format!(
+                    "round {round}/{}: loss {loss}, accuracy {accuracy}, {time}{checkpoint}",
+                    self.rounds
+                ));
+            }
+            NodeEvent::Federated(Event::WorkerFailed { round, worker, reason, .. }) => {
+                self.note(&format!("round {round}: no result of worker {worker}: {reason}"));
+            }
+            NodeEvent::Federated(Event::Restored { from: Some(id), .. }) => {
+                self.note(&format!("node {node} continues from {id}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings the live line up to date.
+    pub fn update(&self, cluster: &Cluster, plan: &Plan) {
+        let Some(bar) = &self.bar else { return };
+        let last = cluster.finished.values().next_back();
+        let put = cluster.puts.last();
+        let checkpoint = put.map_or_else(
+            || "-".into(),
+            |put| format!("{} in {}", show_bytes(put.bytes), show_ns(put.put_ns)),
+        );
+        bar.set_position(cluster.finished.len() as u64);
+        bar.set_message(format!(
+            "round {}  loss {}  accuracy {}  checkpoint {checkpoint}  aggregator {}  alive {}/{}",
+            cluster.round,
+            show_loss(last.and_then(|round| round.loss)),
+            show_share(last.and_then(|round| round.accuracy)),
+            cluster.aggregator.map_or_else(|| "-".into(), |epoch| epoch.node.to_string()),
+            cluster.alive().len(),
+            plan.members.len(),
+        ));
+    }
+
+    /// Removes the live line.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn live_line(rounds: u64) -> ProgressBar {
+    let bar = ProgressBar::new(rounds);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:20} {pos}/{len}  {wide_msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn write_line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn show_loss(loss: Option<f64>) -> String {
+    loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}"))
+}
+
+fn show_share(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".into(), |share| format!("{:.1} %", share * 100.0))
+}
+
+/// The summary as a table and the path of the results.
+#[must_use]
+pub fn summary_text(summary: &Summary) -> String {
+    let outcome = match summary.outcome {
+        Outcome::Running => "running",
+        Outcome::Completed => "completed",
+        Outcome::Failed => "failed",
+        Outcome::NoMajority => "no majority left",
+        Outcome::Interrupted => "interrupted (SIGINT)",
+        Outcome::Terminated => "terminated (SIGTERM)",
+    };
+    let time = |ns: Option<u64>| ns.map_or_else(|| "-".into(), show_ns);
+    let checkpoint = summary.checkpoint.as_ref().map_or_else(
+        || "-".into(),
+        |held| {
+            format!(
+                "round {} {}, {}..., on {} nodes",
+                held.round,
+                held.phase,
+                &held.digest[..16],
+                held.holders.len()
+            )
+        },
+    );
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for (name, value) in [
+        ("outcome", outcome.to_owned()),
+        ("rounds", format!("{} of {}", summary.rounds_finished, summary.rounds)),
+        ("loss, accuracy", format!("{}, {}", show_loss(summary.loss), show_share(summary.accuracy))),
+        ("nodes alive", format!("{} of {}", summary.nodes_alive, summary.nodes)),
+        ("checkpoint", checkpoint),
+        (
+            "put (median)",
+            format!(
+                "{} of {}",
+                time(summary.put_ns_median),
+                show_bytes(summary.checkpoint_bytes.unwrap_or(0))
+            ),
+        ),
+        ("round (median)", time(summary.round_ns_median)),
+        ("aggregators", summary.epochs.to_string()),
+        ("memory (largest node)", show_bytes(summary.rss_peak_bytes)),
+        ("start, total", format!("{}, {}", time(summary.start_ns), show_ns(summary.elapsed_ns))),
+        ("seed", summary.seed.to_string()),
+    ] {
+        table.add_row([name, &value]);
+    }
+    format!("{table}\nresults: {}\n", summary.results.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::FinalCheckpoint;
+
+    #[test]
+    fn the_summary_reads_well_with_and_without_facts() {
+        let empty = summary_text(&Summary::default());
+        assert!(empty.contains("rounds") && empty.contains("0 of 0"), "{empty}");
+        let checkpoint = FinalCheckpoint {
+            round: 5,
+            phase: "aggregate_fit".into(),
+            digest: "a".repeat(64),
+            ..empty_checkpoint()
+        };
+        let summary = Summary {
+            outcome: Outcome::Completed,
+            checkpoint: Some(checkpoint),
+            accuracy: Some(0.314),
+            put_ns_median: Some(31_000_000),
+            checkpoint_bytes: Some(248_024),
+            results: "results/run/x".into(),
+            ..Summary::default()
+        };
+        let text = summary_text(&summary);
+        for part in
+            ["completed", "round 5 aggregate_fit", "31.4 %", "31 ms of 248.0 kB", "results: results/run/x\n"]
+        {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    fn empty_checkpoint() -> FinalCheckpoint {
+        FinalCheckpoint {
+            round: 0,
+            phase: String::new(),
+            epoch_counter: 0,
+            epoch_node: 0,
+            digest: String::new(),
+            holders: vec![1],
+        }
+    }
+}

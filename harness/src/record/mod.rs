@@ -1,0 +1,362 @@
+//! The results folder of a run. Written as the run goes: a controller that dies loses at most the last row. Files that
+//! are written at once go to a temporary name first.
+//!
+//! docs/RESULTS.md explains every file and column. This module decides what is written where; it does not know how a
+//! run is steered.
+
+mod machine;
+mod manifest;
+mod rows;
+mod summary;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use replication::NodeId;
+use serde::Serialize;
+use time::OffsetDateTime;
+use workloads::federated::Event;
+
+pub use machine::{Machine, Program};
+pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
+pub use rows::{CheckpointRow, NodeRow, RoundRow};
+pub use summary::{FinalCheckpoint, Summary};
+
+use crate::clock;
+use crate::control::NodeEvent;
+use crate::exit::Usage;
+
+/// Most folders of one second and host before something is wrong.
+const MAX_SUFFIX: u32 = 1000;
+
+/// An event of the controller, for the same timeline as the nodes'.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ControllerEvent {
+    /// A node was started.
+    NodeStarted {
+        /// The node.
+        node: NodeId,
+    },
+    /// Every node has its data and can be given work.
+    AllReady {
+        /// Since the first node was started.
+        start_ns: u64,
+    },
+    /// A fault struck.
+    FaultStruck {
+        /// The fault, as written on the command line.
+        fault: String,
+        /// The node.
+        node: NodeId,
+    },
+    /// A fault was due, but its node was dead already.
+    FaultMissed {
+        /// The fault.
+        fault: String,
+    },
+    /// A node is gone.
+    NodeGone {
+        /// The node.
+        node: NodeId,
+        /// Exit code or signal.
+        how: String,
+        /// Whether a fault or the end of the run was the reason.
+        expected: bool,
+    },
+    /// A line of a node was not understood.
+    UnreadableLine {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// The run was over; nodes are told to finish.
+    Ending {
+        /// As in the manifest.
+        outcome: Outcome,
+    },
+}
+
+/// One line of events.jsonl. `node` is null for the controller's own events.
+#[derive(Serialize)]
+struct Line<'a, E> {
+    at_ns: u64,
+    node: Option<NodeId>,
+    #[serde(flatten)]
+    event: &'a E,
+}
+
+/// The controller's own events name their source as the nodes' do.
+#[derive(Serialize)]
+struct Sourced<'a> {
+    source: &'static str,
+    #[serde(flatten)]
+    event: &'a ControllerEvent,
+}
+
+/// Writes a results folder.
+#[derive(Debug)]
+pub struct Recorder {
+    dir: PathBuf,
+    rounds: csv::Writer<File>,
+    checkpoints: csv::Writer<File>,
+    events: File,
+}
+
+impl Recorder {
+    /// Makes the results folder below `out`, with its manifest.
+    ///
+    /// # Errors
+    /// [`Usage`] if the folder cannot be made.
+    pub fn create(out: &Path, started: OffsetDateTime, manifest: &Manifest) -> anyhow::Result<Self> {
+        let dir = make_folder(out, &format!("{}-{}", clock::utc_compact(started), manifest.machine.host))?;
+        let open =
+            |name: &str| File::create_new(dir.join(name)).with_context(|| format!("cannot write {name}"));
+        fs::create_dir(dir.join("nodes")).context("cannot make the folder of the nodes' logs")?;
+        let mut recorder = Self {
+            rounds: csv::WriterBuilder::new().has_headers(false).from_writer(open("rounds.csv")?),
+            checkpoints: csv::WriterBuilder::new().has_headers(false).from_writer(open("checkpoints.csv")?),
+            events: open("events.jsonl")?,
+            dir,
+        };
+        // Written by hand, so that a run without a round has a file with a header, too.
+        write_row(&mut recorder.rounds, RoundRow::COLUMNS)?;
+        write_row(&mut recorder.checkpoints, CheckpointRow::COLUMNS)?;
+        recorder.manifest(manifest)?;
+        Ok(recorder)
+    }
+
+    /// The results folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the standard error of `node` goes.
+    #[must_use]
+    pub fn node_log(&self, node: NodeId) -> PathBuf {
+        self.dir.join("nodes").join(format!("{node}.log"))
+    }
+
+    /// Replaces the manifest.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn manifest(&self, manifest: &Manifest) -> anyhow::Result<()> {
+        self.write_whole("manifest.json", &pretty(manifest)?)
+    }
+
+    /// Adds an event of `node` to the timeline, and the rows that follow from it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn node_event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
+        self.line(&Line { at_ns, node: Some(node), event })?;
+        let NodeEvent::Federated(event) = event else { return Ok(()) };
+        if let Some(row) = RoundRow::of(node, at_ns, event) {
+            write_row(&mut self.rounds, row)?;
+        }
+        if let Some(row) = CheckpointRow::of(node, at_ns, event) {
+            write_row(&mut self.checkpoints, row)?;
+        }
+        Ok(())
+    }
+
+    /// Adds an event of the controller to the timeline, stamped with the time now.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn controller_event(&mut self, event: &ControllerEvent) -> anyhow::Result<()> {
+        let event = Sourced { source: "controller", event };
+        self.line(&Line { at_ns: clock::monotonic_ns(), node: None, event: &event })
+    }
+
+    /// Writes what is known at the end: nodes.csv, summary.json and the final manifest.
+    ///
+    /// # Errors
+    /// If something cannot be written.
+    pub fn finish(
+        &mut self,
+        manifest: &Manifest,
+        summary: &Summary,
+        nodes: &[NodeRow],
+    ) -> anyhow::Result<()> {
+        let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        table.serialize(NodeRow::COLUMNS)?;
+        for row in nodes {
+            table.serialize(row)?;
+        }
+        self.write_whole("nodes.csv", &table.into_inner().context("cannot write nodes.csv")?)?;
+        self.write_whole("summary.json", &pretty(summary)?)?;
+        self.manifest(manifest)
+    }
+
+    fn line(&mut self, line: &impl Serialize) -> anyhow::Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        self.events.write_all(&text).context("cannot write events.jsonl")
+    }
+
+    fn write_whole(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        let failed = || format!("cannot write {name}");
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir).with_context(failed)?;
+        file.write_all(bytes).with_context(failed)?;
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        file.as_file().set_permissions(readable).with_context(failed)?;
+        file.persist(self.dir.join(name)).with_context(failed)?;
+        Ok(())
+    }
+}
+
+/// Every row reaches the file at once.
+fn write_row(table: &mut csv::Writer<File>, row: impl Serialize) -> anyhow::Result<()> {
+    table.serialize(row).context("cannot write a row")?;
+    table.flush().context("cannot write a row")
+}
+
+fn pretty(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn make_folder(out: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let refuse = |error: std::io::Error| {
+        let remedy = "name a folder that can be written";
+        Usage::option(
+            "--out",
+            out.display(),
+            format_args!("cannot make the results folder ({error})"),
+            remedy,
+        )
+    };
+    fs::create_dir_all(out).map_err(refuse)?;
+    for suffix in 1..MAX_SUFFIX {
+        let name = if suffix == 1 { name.to_owned() } else { format!("{name}-{suffix}") };
+        match fs::create_dir(out.join(&name)) {
+            Ok(()) => return Ok(out.join(name)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(refuse(error).into()),
+        }
+    }
+    anyhow::bail!("{} has {MAX_SUFFIX} folders named {name}", out.display())
+}
+
+/// Checkpoint events carry the facts of a row; the rest of the timeline is events.jsonl's alone.
+pub(crate) fn is_progress(event: &NodeEvent) -> bool {
+    matches!(event, NodeEvent::Federated(event) if !matches!(event, Event::WorkerFailed { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use replication::{CheckpointId, Digest, Epoch, Guarantee, Phase, Slot};
+
+    use super::*;
+
+    fn finished(round: u64) -> NodeEvent {
+        NodeEvent::Federated(Event::RoundFinished {
+            epoch: Epoch { counter: 4, node: NodeId(2) },
+            round,
+            round_ns: 5_000_000_000,
+            fit_ns: 4_000_000_000,
+            fit_workers: 9,
+            fit_examples: 9000,
+            train_loss: Some(2.25),
+            evaluate_workers: 9,
+            evaluate_examples: 1800,
+            loss: Some(f64::NAN),
+            accuracy: None,
+            digest: Digest::of(b"x"),
+        })
+    }
+
+    fn put() -> NodeEvent {
+        NodeEvent::Federated(Event::CheckpointPut {
+            id: CheckpointId {
+                epoch: Epoch { counter: 4, node: NodeId(2) },
+                round: 1,
+                phase: Phase::AggregateFit,
+                slot: Slot::Worker { node: NodeId(7), part: 3 },
+            },
+            digest: Digest::of(b"x"),
+            bytes: 248_024,
+            put_ns: 31_000_000,
+            guarantee: Guarantee::Majority { of: 10 },
+            holders: vec![NodeId(1), NodeId(2)],
+        })
+    }
+
+    #[test]
+    fn rows_are_on_disk_as_soon_as_they_happen() {
+        let out = tempfile::tempdir().unwrap();
+        let manifest = manifest::tests::manifest();
+        let mut recorder = Recorder::create(&out.path().join("a/b"), clock::utc_now(), &manifest).unwrap();
+        let read = |recorder: &Recorder, name: &str| fs::read_to_string(recorder.dir().join(name)).unwrap();
+        assert!(
+            read(&recorder, "rounds.csv").starts_with("round,epoch_counter,epoch_node,"),
+            "a header without rows"
+        );
+        recorder.node_event(NodeId(2), 77, &finished(1)).unwrap();
+        recorder.node_event(NodeId(2), 78, &put()).unwrap();
+        recorder.controller_event(&ControllerEvent::AllReady { start_ns: 5 }).unwrap();
+        let rounds = read(&recorder, "rounds.csv");
+        let row = rounds.lines().nth(1).unwrap();
+        assert!(row.starts_with("1,4,2,2,77,5000000000,4000000000,9,9000,2.25,9,1800,NaN,,"), "{row}");
+        let checkpoints = read(&recorder, "checkpoints.csv");
+        let row = checkpoints.lines().nth(1).unwrap();
+        assert!(row.starts_with("1,4,2,aggregate_fit,worker,7,3,2,78,acknowledged,"), "{row}");
+        assert!(row.contains(",248024,31000000,majority_of_10,2,1 2,"), "{row}");
+        for line in [rounds.lines().collect::<Vec<_>>(), checkpoints.lines().collect()] {
+            assert_eq!(line[0].split(',').count(), line[1].split(',').count(), "{line:?}");
+        }
+        let events: Vec<serde_json::Value> =
+            read(&recorder, "events.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events[0]["node"], 2);
+        assert_eq!(
+            (&events[0]["source"], &events[0]["event"]),
+            (&"federated".into(), &"round_finished".into())
+        );
+        assert_eq!((&events[2]["source"], &events[2]["event"]), (&"controller".into(), &"all_ready".into()));
+        assert!(events[2]["node"].is_null());
+    }
+
+    #[test]
+    fn a_folder_that_exists_gets_a_suffix() {
+        let out = tempfile::tempdir().unwrap();
+        let manifest = manifest::tests::manifest();
+        let now = clock::utc_now();
+        let first = Recorder::create(out.path(), now, &manifest).unwrap();
+        let second = Recorder::create(out.path(), now, &manifest).unwrap();
+        assert_eq!(second.dir().to_string_lossy(), format!("{}-2", first.dir().display()));
+        assert!(first.node_log(NodeId(3)).ends_with("nodes/3.log"));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_bad_input() {
+        let out = tempfile::tempdir().unwrap();
+        let file = out.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Recorder::create(&file, clock::utc_now(), &manifest::tests::manifest()).unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().starts_with("--out "), "{error}");
+    }
+
+    #[test]
+    fn the_end_writes_whole_files() {
+        let out = tempfile::tempdir().unwrap();
+        let mut manifest = manifest::tests::manifest();
+        let mut recorder = Recorder::create(out.path(), clock::utc_now(), &manifest).unwrap();
+        manifest.outcome = Outcome::Completed;
+        recorder.finish(&manifest, &Summary::default(), &[NodeRow::default()]).unwrap();
+        let read = |name: &str| fs::read_to_string(recorder.dir().join(name)).unwrap();
+        assert!(read("manifest.json").contains("\"outcome\": \"completed\""));
+        assert!(read("summary.json").ends_with("}\n"));
+        let nodes = read("nodes.csv");
+        let counts: Vec<usize> = nodes.lines().map(|line| line.split(',').count()).collect();
+        assert_eq!((counts.len(), counts[0]), (2, counts[1]), "{nodes}");
+        let names = fs::read_dir(recorder.dir()).unwrap().count();
+        assert_eq!(names, 7, "no temporary file is left");
+    }
+}

@@ -1,0 +1,254 @@
+//! Rows of the CSV files. Integers are raw, units are in the names of the columns.
+
+use replication::{Guarantee, NodeId, Slot};
+use serde::Serialize;
+use workloads::federated::Event;
+
+use crate::control::Status;
+
+/// A row of rounds.csv: a round that was finished.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RoundRow {
+    round: u64,
+    epoch_counter: u64,
+    epoch_node: u64,
+    node: u64,
+    at_ns: u64,
+    round_ns: u64,
+    fit_ns: u64,
+    fit_workers: u32,
+    fit_examples: u64,
+    train_loss: Option<f64>,
+    evaluate_workers: u32,
+    evaluate_examples: u64,
+    loss: Option<f64>,
+    accuracy: Option<f64>,
+    digest: String,
+}
+
+impl RoundRow {
+    /// Names of the columns, in order.
+    pub const COLUMNS: [&str; 15] = [
+        "round",
+        "epoch_counter",
+        "epoch_node",
+        "node",
+        "at_ns",
+        "round_ns",
+        "fit_ns",
+        "fit_workers",
+        "fit_examples",
+        "train_loss",
+        "evaluate_workers",
+        "evaluate_examples",
+        "loss",
+        "accuracy",
+        "digest",
+    ];
+
+    /// The row that follows from an event of `node`, if one does.
+    #[must_use]
+    pub fn of(node: NodeId, at_ns: u64, event: &Event) -> Option<Self> {
+        let Event::RoundFinished {
+            epoch,
+            round,
+            round_ns,
+            fit_ns,
+            fit_workers,
+            fit_examples,
+            train_loss,
+            evaluate_workers,
+            evaluate_examples,
+            loss,
+            accuracy,
+            digest,
+        } = *event
+        else {
+            return None;
+        };
+        Some(Self {
+            round,
+            epoch_counter: epoch.counter,
+            epoch_node: epoch.node.0,
+            node: node.0,
+            at_ns,
+            round_ns,
+            fit_ns,
+            fit_workers,
+            fit_examples,
+            train_loss,
+            evaluate_workers,
+            evaluate_examples,
+            loss,
+            accuracy,
+            digest: digest.to_hex(),
+        })
+    }
+}
+
+/// A row of checkpoints.csv: a write to the store that returned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckpointRow {
+    round: u64,
+    epoch_counter: u64,
+    epoch_node: u64,
+    phase: String,
+    slot: &'static str,
+    slot_node: Option<u64>,
+    slot_part: Option<u16>,
+    node: u64,
+    at_ns: u64,
+    outcome: &'static str,
+    digest: Option<String>,
+    bytes: Option<u64>,
+    put_ns: Option<u64>,
+    guarantee: Option<String>,
+    holders: Option<usize>,
+    holder_nodes: String,
+    reason: Option<String>,
+}
+
+impl CheckpointRow {
+    /// Names of the columns, in order.
+    pub const COLUMNS: [&str; 17] = [
+        "round",
+        "epoch_counter",
+        "epoch_node",
+        "phase",
+        "slot",
+        "slot_node",
+        "slot_part",
+        "node",
+        "at_ns",
+        "outcome",
+        "digest",
+        "bytes",
+        "put_ns",
+        "guarantee",
+        "holders",
+        "holder_nodes",
+        "reason",
+    ];
+
+    /// The row that follows from an event of `node`, if one does.
+    #[must_use]
+    pub fn of(node: NodeId, at_ns: u64, event: &Event) -> Option<Self> {
+        let id = match event {
+            Event::CheckpointPut { id, .. } | Event::CheckpointFailed { id, .. } => *id,
+            _ => return None,
+        };
+        let (slot, slot_node, slot_part) = match id.slot {
+            Slot::Global => ("global", None, None),
+            Slot::Part(part) => ("part", None, Some(part)),
+            Slot::Worker { node, part } => ("worker", Some(node.0), Some(part)),
+        };
+        let row = Self {
+            round: id.round,
+            epoch_counter: id.epoch.counter,
+            epoch_node: id.epoch.node.0,
+            phase: id.phase.to_string(),
+            slot,
+            slot_node,
+            slot_part,
+            node: node.0,
+            at_ns,
+            outcome: "failed",
+            digest: None,
+            bytes: None,
+            put_ns: None,
+            guarantee: None,
+            holders: None,
+            holder_nodes: String::new(),
+            reason: None,
+        };
+        Some(match event {
+            Event::CheckpointPut { digest, bytes, put_ns, guarantee, holders, .. } => Self {
+                outcome: "acknowledged",
+                digest: Some(digest.to_hex()),
+                bytes: Some(*bytes),
+                put_ns: Some(*put_ns),
+                guarantee: Some(guarantee_word(*guarantee)),
+                holders: Some(holders.len()),
+                holder_nodes: holders.iter().map(NodeId::to_string).collect::<Vec<_>>().join(" "),
+                ..row
+            },
+            Event::CheckpointFailed { reason, may_have_happened, .. } => Self {
+                outcome: if *may_have_happened { "unknown" } else { "failed" },
+                reason: Some(reason.clone()),
+                ..row
+            },
+            _ => row,
+        })
+    }
+}
+
+fn guarantee_word(guarantee: Guarantee) -> String {
+    match guarantee {
+        Guarantee::LocalMemory => "local_memory".into(),
+        Guarantee::LocalDisk => "local_disk".into(),
+        Guarantee::Majority { of } => format!("majority_of_{of}"),
+        Guarantee::Holders { holders } => format!("{holders}_holders"),
+    }
+}
+
+/// A row of nodes.csv: how a node ended, and what it used, as far as it last told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NodeRow {
+    node: u64,
+    state: String,
+    latest_round: Option<u64>,
+    latest_phase: Option<String>,
+    latest_digest: Option<String>,
+    rss_bytes: u64,
+    rss_peak_bytes: u64,
+    cpu_ns: u64,
+    learning_sent_bytes: u64,
+    learning_received_bytes: u64,
+    learning_lost_packets: u64,
+    replication_sent_bytes: u64,
+    replication_received_bytes: u64,
+    replication_lost_packets: u64,
+}
+
+impl NodeRow {
+    /// Names of the columns, in order.
+    pub const COLUMNS: [&str; 14] = [
+        "node",
+        "state",
+        "latest_round",
+        "latest_phase",
+        "latest_digest",
+        "rss_bytes",
+        "rss_peak_bytes",
+        "cpu_ns",
+        "learning_sent_bytes",
+        "learning_received_bytes",
+        "learning_lost_packets",
+        "replication_sent_bytes",
+        "replication_received_bytes",
+        "replication_lost_packets",
+    ];
+
+    /// The row of `node`, which is in `state`, by its last status.
+    #[must_use]
+    pub fn of(node: NodeId, state: &str, status: Option<&Status>) -> Self {
+        let row = Self { node: node.0, state: state.into(), ..Self::default() };
+        let Some(status) = status else { return row };
+        let (learning, replication) = (&status.learning, &status.replication);
+        Self {
+            latest_round: status.latest.map(|held| held.id.round),
+            latest_phase: status.latest.map(|held| held.id.phase.to_string()),
+            latest_digest: status.latest.map(|held| held.digest.to_hex()),
+            rss_bytes: status.usage.rss_bytes,
+            rss_peak_bytes: status.usage.rss_peak_bytes,
+            cpu_ns: status.usage.cpu_ns,
+            learning_sent_bytes: learning.control.sent_bytes + learning.bulk.sent_bytes,
+            learning_received_bytes: learning.control.received_bytes + learning.bulk.received_bytes,
+            learning_lost_packets: learning.control.lost_packets + learning.bulk.lost_packets,
+            replication_sent_bytes: replication.control.sent_bytes + replication.bulk.sent_bytes,
+            replication_received_bytes: replication.control.received_bytes + replication.bulk.received_bytes,
+            replication_lost_packets: replication.control.lost_packets + replication.bulk.lost_packets,
+            ..row
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! summary.json, and the same for `--json`: a run in a few numbers, all raw.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Outcome;
+use crate::plan::{Backend, Payload};
+
+/// The checkpoint a run ended with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinalCheckpoint {
+    /// Its round.
+    pub round: u64,
+    /// Its phase.
+    pub phase: String,
+    /// Its epoch's counter.
+    pub epoch_counter: u64,
+    /// Its epoch's node.
+    pub epoch_node: u64,
+    /// Its digest, 64 hexadecimal digits.
+    pub digest: String,
+    /// Living nodes that said they have it, in ascending order.
+    pub holders: Vec<u64>,
+}
+
+/// A run in a few numbers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The same in a sentence.
+    pub message: String,
+    /// Exit code of the controller.
+    pub exit_code: u8,
+    /// The results folder.
+    pub results: PathBuf,
+    /// The backend.
+    pub backend: Option<Backend>,
+    /// How bytes travelled.
+    pub payload: Option<Payload>,
+    /// The seed.
+    pub seed: u64,
+    /// Nodes that were started.
+    pub nodes: u64,
+    /// Nodes that were alive at the end, before they were told to finish.
+    pub nodes_alive: u64,
+    /// Rounds that were asked for.
+    pub rounds: u64,
+    /// Rounds that were finished, each counted once.
+    pub rounds_finished: u64,
+    /// The newest acknowledged global checkpoint; on completion the final one.
+    pub checkpoint: Option<FinalCheckpoint>,
+    /// Mean test loss of the last round.
+    pub loss: Option<f64>,
+    /// Share of test examples classified correctly after the last round.
+    pub accuracy: Option<f64>,
+    /// Size of a global checkpoint's parameters.
+    pub checkpoint_bytes: Option<u64>,
+    /// Median time of an acknowledged `put` of a global checkpoint.
+    pub put_ns_median: Option<u64>,
+    /// Median time of a round.
+    pub round_ns_median: Option<u64>,
+    /// Epochs (aggregators) that were seen.
+    pub epochs: u64,
+    /// Faults that struck.
+    pub faults_struck: u64,
+    /// Nodes that died without a fault.
+    pub unexpected_deaths: u64,
+    /// Largest resident memory of a node that was reported.
+    pub rss_peak_bytes: u64,
+    /// From the first start of a node until every node was ready.
+    pub start_ns: Option<u64>,
+    /// From the start of the run to its end.
+    pub elapsed_ns: u64,
+    /// Whether the synthetic set was used.
+    pub synthetic_data: bool,
+    /// The command that repeats the trial.
+    pub repeat: String,
+}

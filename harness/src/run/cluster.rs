@@ -1,0 +1,316 @@
+//! What the controller knows of the run: a pure function of what it was told. No time, no streams.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use replication::{Epoch, NodeId, Slot, StoreEvent};
+use workloads::federated::Event;
+
+use crate::control::{Held, Lifecycle, NodeEvent, Status};
+
+/// Where a node is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Life {
+    /// Started, but not ready.
+    Starting,
+    /// Has its data and engine.
+    Ready,
+    /// Gone.
+    Gone {
+        /// Exit code or signal.
+        how: String,
+        /// Whether a fault or the end of the run was the reason.
+        expected: bool,
+    },
+}
+
+/// What is known of one node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeView {
+    /// Where it is in its life.
+    pub life: Life,
+    /// The last thing heard of it, in words.
+    pub last: String,
+    /// Its last status.
+    pub status: Option<Status>,
+    /// Why it failed, if it said so.
+    pub failure: Option<String>,
+}
+
+impl NodeView {
+    /// The node's state as a word or two.
+    #[must_use]
+    pub fn state(&self) -> String {
+        match &self.life {
+            Life::Starting => "starting".into(),
+            Life::Ready => "alive".into(),
+            Life::Gone { how, .. } => how.clone(),
+        }
+    }
+}
+
+/// A finished round in numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RoundFacts {
+    /// Mean test loss.
+    pub loss: Option<f64>,
+    /// Share of test examples classified correctly.
+    pub accuracy: Option<f64>,
+    /// How long it took.
+    pub round_ns: u64,
+}
+
+/// An acknowledged write of a global checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PutFacts {
+    /// What was written.
+    pub held: Held,
+    /// Size of its parameters.
+    pub bytes: u64,
+    /// How long `put` took.
+    pub put_ns: u64,
+}
+
+/// What is known of the run.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    nodes: BTreeMap<NodeId, NodeView>,
+    /// The newest aggregator any node told of.
+    pub aggregator: Option<Epoch>,
+    /// Every aggregator any node told of.
+    pub epochs: BTreeSet<Epoch>,
+    /// The newest round that was started.
+    pub round: u64,
+    /// Finished rounds.
+    pub finished: BTreeMap<u64, RoundFacts>,
+    /// Acknowledged writes of global checkpoints, in the order heard.
+    pub puts: Vec<PutFacts>,
+    /// The final checkpoint, once the job is done.
+    pub completed: Option<Held>,
+    /// Whether a node uses the synthetic set.
+    pub synthetic: bool,
+}
+
+impl Cluster {
+    /// These nodes, all starting.
+    #[must_use]
+    pub fn new(nodes: &[NodeId]) -> Self {
+        let starting = NodeView { life: Life::Starting, last: "started".into(), status: None, failure: None };
+        Self {
+            nodes: nodes.iter().map(|node| (*node, starting.clone())).collect(),
+            aggregator: None,
+            epochs: BTreeSet::new(),
+            round: 0,
+            finished: BTreeMap::new(),
+            puts: Vec::new(),
+            completed: None,
+            synthetic: false,
+        }
+    }
+
+    /// Every node, in ascending order.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &NodeView)> {
+        self.nodes.iter().map(|(node, view)| (*node, view))
+    }
+
+    /// How many nodes there were at the start.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Nodes that are not gone, in ascending order.
+    #[must_use]
+    pub fn alive(&self) -> Vec<NodeId> {
+        let alive = self.nodes.iter().filter(|(_, view)| !matches!(view.life, Life::Gone { .. }));
+        alive.map(|(node, _)| *node).collect()
+    }
+
+    /// Whether more than half of the nodes are alive.
+    #[must_use]
+    pub fn has_majority(&self) -> bool {
+        self.alive().len() * 2 > self.nodes.len()
+    }
+
+    /// Living nodes that are not ready.
+    #[must_use]
+    pub fn starting(&self) -> Vec<NodeId> {
+        let starting = self.nodes.iter().filter(|(_, view)| view.life == Life::Starting);
+        starting.map(|(node, _)| *node).collect()
+    }
+
+    /// The first node that is gone without a reason, and what is known of it.
+    #[must_use]
+    pub fn unexpectedly_gone(&self) -> Vec<(NodeId, &NodeView)> {
+        self.nodes().filter(|(_, view)| matches!(view.life, Life::Gone { expected: false, .. })).collect()
+    }
+
+    /// The newest acknowledged global checkpoint that was heard of.
+    #[must_use]
+    pub fn acknowledged(&self) -> Option<PutFacts> {
+        self.puts.iter().max_by_key(|put| (put.held.id.round, put.held.id.phase, put.held.id.epoch)).copied()
+    }
+
+    /// Living nodes that have not told of holding the final checkpoint.
+    #[must_use]
+    pub fn lagging(&self) -> Vec<NodeId> {
+        let holds = |node: &NodeId| self.completed.is_some() && self.latest_of(*node) == self.completed;
+        self.alive().into_iter().filter(|node| !holds(node)).collect()
+    }
+
+    /// What living nodes hold, by checkpoint; the newest first. Nodes that did not tell are left out.
+    #[must_use]
+    pub fn holdings(&self) -> Vec<(Held, Vec<NodeId>)> {
+        let mut holdings: Vec<(Held, Vec<NodeId>)> = Vec::new();
+        for node in self.alive() {
+            let Some(held) = self.latest_of(node) else { continue };
+            match holdings.iter_mut().find(|(other, _)| *other == held) {
+                Some((_, nodes)) => nodes.push(node),
+                None => holdings.push((held, vec![node])),
+            }
+        }
+        holdings.sort_by_key(|(held, _)| std::cmp::Reverse((held.id.round, held.id.phase, held.id.epoch)));
+        holdings
+    }
+
+    fn latest_of(&self, node: NodeId) -> Option<Held> {
+        self.nodes.get(&node)?.status.as_ref()?.latest
+    }
+
+    /// Takes note of a node's status.
+    pub fn status(&mut self, node: NodeId, status: Status) {
+        if let Some(view) = self.nodes.get_mut(&node) {
+            view.status = Some(status);
+        }
+    }
+
+    /// Takes note of a node's end.
+    pub fn gone(&mut self, node: NodeId, how: String, expected: bool) {
+        if let Some(view) = self.nodes.get_mut(&node) {
+            view.life = Life::Gone { how, expected };
+        }
+    }
+
+    /// Takes note of an event.
+    pub fn observe(&mut self, node: NodeId, event: &NodeEvent) {
+        if let Some(view) = self.nodes.get_mut(&node) {
+            view.last = in_words(event);
+            match event {
+                NodeEvent::Federated(Event::Ready { synthetic, .. }) if view.life == Life::Starting => {
+                    view.life = Life::Ready;
+                    self.synthetic |= synthetic;
+                }
+                NodeEvent::Node(Lifecycle::Failed { reason }) => view.failure = Some(reason.clone()),
+                _ => {}
+            }
+        }
+        match event {
+            NodeEvent::Federated(event) => self.observe_job(event),
+            NodeEvent::Store(StoreEvent::AggregatorChanged { epoch: Some(epoch) }) => self.saw(*epoch),
+            _ => {}
+        }
+    }
+
+    fn observe_job(&mut self, event: &Event) {
+        match *event {
+            Event::RoundStarted { epoch, round, .. } => {
+                self.saw(epoch);
+                self.round = self.round.max(round);
+            }
+            Event::RoundFinished { round, loss, accuracy, round_ns, .. } => {
+                self.finished.insert(round, RoundFacts { loss, accuracy, round_ns });
+            }
+            Event::CheckpointPut { id, digest, bytes, put_ns, .. } if id.slot == Slot::Global => {
+                self.puts.push(PutFacts { held: Held { id, digest }, bytes, put_ns });
+            }
+            Event::Completed { id, digest, .. } => self.completed = Some(Held { id, digest }),
+            _ => {}
+        }
+    }
+
+    fn saw(&mut self, epoch: Epoch) {
+        self.epochs.insert(epoch);
+        self.aggregator = self.aggregator.max(Some(epoch));
+    }
+
+    /// Every node's state, a line each.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (node, view) in &self.nodes {
+            let _ = write!(text, "\n  node {node}: {}, last heard: {}", view.state(), view.last);
+            if let Some(held) = self.latest_of(*node) {
+                let _ = write!(text, ", has {}", held.id);
+            }
+        }
+        text
+    }
+}
+
+/// An event as its JSON says it: name first. Long ones are cut.
+fn in_words(event: &NodeEvent) -> String {
+    const LONGEST: usize = 160;
+    let text = match event {
+        NodeEvent::Federated(event) => format!("{event:?}"),
+        NodeEvent::Store(event) => format!("{event:?}"),
+        NodeEvent::Node(event) => format!("{event:?}"),
+    };
+    text.chars().take(LONGEST).collect()
+}
+
+/// Nodes for people: `nodes 1, 2, 5`, `node 3`, `no node`.
+#[must_use]
+pub fn list(nodes: &[NodeId]) -> String {
+    let ids = nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ");
+    match nodes.len() {
+        0 => "no node".into(),
+        1 => format!("node {ids}"),
+        _ => format!("nodes {ids}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use replication::{CheckpointId, Digest, Phase};
+
+    use super::*;
+
+    fn held(round: u64, counter: u64) -> Held {
+        let epoch = Epoch { counter, node: NodeId(1) };
+        let id = CheckpointId { epoch, round, phase: Phase::AggregateFit, slot: Slot::Global };
+        Held { id, digest: Digest::of(&round.to_le_bytes()) }
+    }
+
+    fn status(latest: Held) -> Status {
+        Status { latest: Some(latest), ..Status::default() }
+    }
+
+    #[test]
+    fn majority_counts_the_nodes_of_the_start() {
+        let nodes: Vec<NodeId> = (1..=4).map(NodeId).collect();
+        let mut cluster = Cluster::new(&nodes);
+        cluster.gone(NodeId(1), "killed".into(), true);
+        assert!(cluster.has_majority());
+        cluster.gone(NodeId(2), "exit code 1".into(), false);
+        assert!(!cluster.has_majority(), "half is no majority");
+        assert_eq!(cluster.unexpectedly_gone()[0].0, NodeId(2));
+        assert_eq!(list(&cluster.alive()), "nodes 3, 4");
+    }
+
+    #[test]
+    fn the_run_has_converged_when_every_living_node_has_the_final_checkpoint() {
+        let mut cluster = Cluster::new(&[NodeId(1), NodeId(2), NodeId(3)]);
+        cluster.status(NodeId(1), status(held(5, 1)));
+        assert_eq!(cluster.lagging().len(), 3, "not completed");
+        let Held { id, digest } = held(5, 1);
+        let completed = Event::Completed { epoch: id.epoch, rounds: 5, id, digest };
+        cluster.observe(NodeId(1), &NodeEvent::Federated(completed));
+        cluster.status(NodeId(2), status(held(4, 1)));
+        assert_eq!(cluster.lagging(), [NodeId(2), NodeId(3)]);
+        assert_eq!(cluster.holdings(), [(held(5, 1), vec![NodeId(1)]), (held(4, 1), vec![NodeId(2)])]);
+        cluster.gone(NodeId(3), "killed".into(), true);
+        cluster.status(NodeId(2), status(held(5, 1)));
+        assert!(cluster.lagging().is_empty());
+        assert!(cluster.describe().contains("node 3: killed"), "{}", cluster.describe());
+    }
+}

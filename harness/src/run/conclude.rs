@@ -1,0 +1,221 @@
+//! The end of a run: ask the survivors, end the nodes in order, put the result into words and numbers.
+
+use tokio::time::Instant;
+
+use super::cluster::{PutFacts, list};
+use super::links::News;
+use super::{Controller, Ending, Stop};
+use crate::control::{FromNode, ToNode};
+use crate::exit::Exit;
+use crate::place::Placement;
+use crate::record::{ControllerEvent, FinalCheckpoint, NodeRow, Outcome, Summary};
+use crate::units::nanoseconds;
+
+impl<P: Placement> Controller<P> {
+    /// Ends what is left of the run and writes its results.
+    pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
+        // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
+        let surveyed = match ending {
+            Ending::NoMajority | Ending::Failed(_) => self.survey().await,
+            Ending::Completed | Ending::Stopped(_) => Ok(()),
+        };
+        let (outcome, exit, message) = self.in_words(&ending);
+        let mut summary = self.summary(outcome, exit, message.clone());
+        let noted = self.recorder.controller_event(&ControllerEvent::Ending { outcome });
+        let finished = self.finish().await;
+        self.placement.kill_all();
+        self.progress.clear();
+
+        for fault in self.timeline.remaining() {
+            self.progress.warn(&format!("fault {fault} did not strike: its moment did not come"));
+        }
+        summary.rss_peak_bytes = self.rss_peak();
+        self.manifest.ended(outcome, message, exit.code());
+        let rows: Vec<NodeRow> = self
+            .cluster
+            .nodes()
+            .map(|(node, view)| NodeRow::of(node, &view.state(), view.status.as_ref()))
+            .collect();
+        self.recorder.finish(&self.manifest, &summary, &rows)?;
+        surveyed.and(noted).and(finished)?;
+        Ok(summary)
+    }
+
+    /// Asks living nodes what they have, and waits for the answers.
+    async fn survey(&mut self) -> anyhow::Result<()> {
+        self.ask_all();
+        let request = self.requests;
+        let deadline = Instant::now() + self.timeouts.survey;
+        let mut waiting = self.cluster.alive();
+        while !waiting.is_empty() {
+            tokio::select! {
+                biased;
+                Some(_) = self.stops.recv() => return Ok(()),
+                () = tokio::time::sleep_until(deadline) => return Ok(()),
+                Some((node, news)) = self.links.next() => {
+                    let answered = matches!(&news, News::Message(FromNode::Status(status)) if status.request_id >= request);
+                    if answered || matches!(news, News::Gone) {
+                        waiting.retain(|other| *other != node);
+                    }
+                    self.take(node, news).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells living nodes to finish and waits until they have; a second signal ends the waiting.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        self.ending = true;
+        for node in self.cluster.alive() {
+            self.links.send(node, ToNode::Finish);
+            self.links.close(node);
+        }
+        let deadline = Instant::now() + self.timeouts.finish;
+        while !self.cluster.alive().is_empty() {
+            tokio::select! {
+                biased;
+                Some(_) = self.stops.recv() => break,
+                () = tokio::time::sleep_until(deadline) => {
+                    self.progress.warn(&format!("{} did not finish in time: killed", list(&self.cluster.alive())));
+                    break;
+                }
+                Some((node, news)) = self.links.next() => self.take(node, news).await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn in_words(&self, ending: &Ending) -> (Outcome, Exit, String) {
+        let alive = self.cluster.alive();
+        match ending {
+            Ending::Completed => {
+                let words = format!(
+                    "{} rounds are acknowledged; all {} living nodes have the final checkpoint",
+                    self.trial.plan.job.rounds,
+                    alive.len()
+                );
+                (Outcome::Completed, Exit::Success, words)
+            }
+            Ending::NoMajority => {
+                let (size, needed) = (self.cluster.size(), self.trial.plan.majority());
+                let words = format!(
+                    "no majority is left: {} of {size} nodes alive, {needed} needed; {}; {}",
+                    alive.len(),
+                    self.acknowledged_in_words(),
+                    self.holdings_in_words()
+                );
+                (Outcome::NoMajority, Exit::NoMajority, words)
+            }
+            Ending::Failed(reason) => (Outcome::Failed, Exit::Failed, reason.clone()),
+            Ending::Stopped(stop) => {
+                let (outcome, exit, name) = match stop {
+                    Stop::Interrupt => (Outcome::Interrupted, Exit::Interrupted, "SIGINT"),
+                    Stop::Terminate => (Outcome::Terminated, Exit::Terminated, "SIGTERM"),
+                };
+                let rounds = self.cluster.finished.len();
+                (
+                    outcome,
+                    exit,
+                    format!(
+                        "ended by {name} after {rounds} finished rounds; {}",
+                        self.acknowledged_in_words()
+                    ),
+                )
+            }
+        }
+    }
+
+    fn acknowledged_in_words(&self) -> String {
+        match self.cluster.acknowledged() {
+            Some(PutFacts { held, .. }) => format!("acknowledged last: {}, digest {}", held.id, held.digest),
+            None => "no checkpoint was acknowledged".into(),
+        }
+    }
+
+    fn holdings_in_words(&self) -> String {
+        let holdings = self.cluster.holdings();
+        if holdings.is_empty() {
+            return "no survivor told of a checkpoint".into();
+        }
+        let words = holdings
+            .iter()
+            .map(|(held, nodes)| format!("{} (digest {}) is on {}", held.id, held.digest, list(nodes)));
+        format!("among the survivors {}", words.collect::<Vec<_>>().join(", "))
+    }
+
+    fn rss_peak(&self) -> u64 {
+        let statuses = self.cluster.nodes().filter_map(|(_, view)| view.status.as_ref());
+        statuses.map(|status| status.usage.rss_peak_bytes.max(status.usage.rss_bytes)).max().unwrap_or(0)
+    }
+
+    fn summary(&self, outcome: Outcome, exit: Exit, message: String) -> Summary {
+        let (plan, cluster) = (&self.trial.plan, &self.cluster);
+        let last = cluster.finished.values().next_back();
+
+        Summary {
+            outcome,
+            message,
+            exit_code: exit.code(),
+            results: self.recorder.dir().to_path_buf(),
+            backend: Some(plan.backend.backend),
+            payload: Some(plan.backend.payload),
+            seed: plan.job.seed,
+            nodes: cluster.size() as u64,
+            nodes_alive: cluster.alive().len() as u64,
+            rounds: plan.job.rounds,
+            rounds_finished: cluster.finished.len() as u64,
+            checkpoint: self.final_checkpoint(),
+            loss: last.and_then(|round| round.loss),
+            accuracy: last.and_then(|round| round.accuracy),
+            checkpoint_bytes: cluster.puts.last().map(|put| put.bytes),
+            put_ns_median: median(cluster.puts.iter().map(|put| put.put_ns).collect()),
+            round_ns_median: median(cluster.finished.values().map(|round| round.round_ns).collect()),
+            epochs: cluster.epochs.len() as u64,
+            faults_struck: self.faults_struck,
+            unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
+            rss_peak_bytes: 0,
+            start_ns: self.start_ns,
+            elapsed_ns: nanoseconds(self.started.elapsed()),
+            synthetic_data: plan.job.data.is_none(),
+            repeat: self.manifest.repeat.clone(),
+        }
+    }
+
+    /// The final checkpoint; else the newest that was acknowledged or that a survivor holds.
+    fn final_checkpoint(&self) -> Option<FinalCheckpoint> {
+        let holdings = self.cluster.holdings();
+        let acknowledged = self.cluster.acknowledged().map(|put| put.held);
+        let survivors = holdings.first().map(|(held, _)| *held);
+        let newest =
+            acknowledged.into_iter().chain(survivors).max_by_key(|held| (held.id.round, held.id.phase));
+        let held = self.cluster.completed.or(newest)?;
+        let holders = holdings.into_iter().find(|(other, _)| *other == held).map(|(_, nodes)| nodes);
+        Some(FinalCheckpoint {
+            round: held.id.round,
+            phase: held.id.phase.to_string(),
+            epoch_counter: held.id.epoch.counter,
+            epoch_node: held.id.epoch.node.0,
+            digest: held.digest.to_hex(),
+            holders: holders.unwrap_or_default().iter().map(|node| node.0).collect(),
+        })
+    }
+}
+
+/// The lower median.
+fn median(mut values: Vec<u64>) -> Option<u64> {
+    values.sort_unstable();
+    values.get(values.len().saturating_sub(1) / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_a_value_that_was_seen() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![5]), Some(5));
+        assert_eq!(median(vec![9, 1, 5, 7]), Some(5));
+    }
+}

@@ -1,0 +1,403 @@
+//! One run: start the nodes, watch them, break them on request, decide when it is over, and write down what happened.
+//!
+//! The controller decides by what it is told ([`cluster`]) and by bounded waiting ([`Timeouts`]). It does not know
+//! where nodes run ([`Placement`]) or what a round computes.
+
+pub mod cluster;
+mod conclude;
+mod links;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use replication::NodeId;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use self::cluster::{Cluster, list};
+use self::links::{Links, News};
+use crate::clock;
+use crate::control::{FromNode, NodeEvent, Start, ToNode, VERSION};
+use crate::fault::{Action, Timeline};
+use crate::identity::{Identity, Issue};
+use crate::place::Placement;
+use crate::plan::{Plan, Trial};
+use crate::progress::Progress;
+use crate::record::{ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress};
+use crate::units::{nanoseconds, show_ns};
+
+/// How often the controller looks at its timeouts.
+const TICK: Duration = Duration::from_millis(100);
+/// How often nodes are asked for their status while the job runs.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long an ended process may take to be seen as ended, after its stream was.
+const REAP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A signal that ends the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGINT.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+/// How long the controller waits before it gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Until every node is ready.
+    pub start: Duration,
+    /// Until something is heard of the job.
+    pub stall: Duration,
+    /// After the last round, until every living node has the final checkpoint.
+    pub settle: Duration,
+    /// For survivors to say what they have.
+    pub survey: Duration,
+    /// For nodes to end in order.
+    pub finish: Duration,
+}
+
+impl Timeouts {
+    /// For a plan: a round may use up its deadline twice (fit and evaluate), and an election may fail a few times.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        let deadline = Duration::from_millis(plan.job.round_deadline_ms);
+        let window = Duration::from_nanos(plan.backend.window_hi_ns);
+        Self {
+            start: Duration::from_secs(120),
+            stall: deadline * 2 + window * 10 + Duration::from_secs(30),
+            settle: window * 5 + Duration::from_secs(30),
+            survey: Duration::from_secs(3),
+            finish: Duration::from_secs(5),
+        }
+    }
+
+    fn timers(&self, plan: &Plan) -> Timers {
+        Timers {
+            election_window_lo_ns: plan.backend.window_lo_ns,
+            election_window_hi_ns: plan.backend.window_hi_ns,
+            heartbeat_ns: plan.backend.heartbeat_ns,
+            round_deadline_ns: plan.job.round_deadline_ms.saturating_mul(1_000_000),
+            start_timeout_ns: nanoseconds(self.start),
+            stall_timeout_ns: nanoseconds(self.stall),
+            settle_timeout_ns: nanoseconds(self.settle),
+        }
+    }
+}
+
+/// Everything a run needs, validated.
+#[derive(Debug)]
+pub struct Setup {
+    /// The run.
+    pub trial: Trial,
+    /// The command line, as it was given.
+    pub command: String,
+    /// The command that repeats the trial.
+    pub repeat: String,
+    /// Makes the nodes' credentials.
+    pub issue: Issue,
+    /// How long to wait.
+    pub timeouts: Timeouts,
+}
+
+/// Why the run is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ending {
+    Completed,
+    NoMajority,
+    Failed(String),
+    Stopped(Stop),
+}
+
+/// Runs a trial to its end, whatever that is, and writes its results.
+///
+/// # Errors
+/// If the results cannot be written, or credentials not made. A run that fails is no error: its summary says so.
+pub async fn run<P: Placement>(
+    setup: Setup,
+    placement: P,
+    progress: Progress,
+    stops: mpsc::Receiver<Stop>,
+) -> anyhow::Result<Summary> {
+    let Setup { trial, command, repeat, issue, timeouts } = setup;
+    let started = clock::utc_now();
+    let manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
+    let identities = issue(&trial.plan.nodes()).context("cannot make the nodes' credentials")?;
+    let recorder = Recorder::create(&trial.out, started, &manifest)?;
+    progress.note(&format!("results go to {}", recorder.dir().display()));
+    let now = Instant::now();
+    let mut controller = Controller {
+        cluster: Cluster::new(&trial.plan.nodes()),
+        timeline: Timeline::new(&trial.faults),
+        links: Links::new(),
+        struck: BTreeSet::new(),
+        faults_struck: 0,
+        probes: BTreeMap::new(),
+        requests: 0,
+        started: now,
+        heard: now,
+        asked: now,
+        completed: None,
+        start_ns: None,
+        fatal: None,
+        ending: false,
+        trial,
+        identities,
+        timeouts,
+        manifest,
+        recorder,
+        progress,
+        placement,
+        stops,
+    };
+    let ending = controller.drive().await.unwrap_or_else(|error| Ending::Failed(format!("{error:#}")));
+    controller.conclude(ending).await
+}
+
+struct Controller<P> {
+    trial: Trial,
+    identities: BTreeMap<NodeId, Identity>,
+    timeouts: Timeouts,
+    manifest: Manifest,
+    recorder: Recorder,
+    progress: Progress,
+    placement: P,
+    stops: mpsc::Receiver<Stop>,
+    links: Links,
+    cluster: Cluster,
+    timeline: Timeline,
+    /// Nodes whose death is a fault's doing.
+    struck: BTreeSet<NodeId>,
+    faults_struck: u64,
+    /// When each node's clock probe was sent, on the controller's clock.
+    probes: BTreeMap<NodeId, u64>,
+    requests: u64,
+    started: Instant,
+    /// When something was last heard of the job.
+    heard: Instant,
+    /// When nodes were last asked for their status.
+    asked: Instant,
+    completed: Option<Instant>,
+    start_ns: Option<u64>,
+    /// Something that must end the run at the next look.
+    fatal: Option<String>,
+    /// Nodes were told to finish: their ends are expected.
+    ending: bool,
+}
+
+impl<P: Placement> Controller<P> {
+    /// Starts the nodes and follows them until the run is over.
+    async fn drive(&mut self) -> anyhow::Result<Ending> {
+        self.start_nodes()?;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                Some(stop) = self.stops.recv() => return Ok(Ending::Stopped(stop)),
+                _ = tick.tick() => self.tick(),
+                Some((node, news)) = self.links.next() => self.take(node, news).await?,
+            }
+            if let Some(ending) = self.judge() {
+                return Ok(ending);
+            }
+        }
+    }
+
+    fn start_nodes(&mut self) -> anyhow::Result<()> {
+        let nodes = self.trial.plan.nodes();
+        self.progress.note(&format!("starting {} nodes, seed {}", nodes.len(), self.manifest.seed));
+        for node in nodes {
+            let pipes = self.placement.start(node, &self.recorder.node_log(node))?;
+            self.recorder.controller_event(&ControllerEvent::NodeStarted { node })?;
+            self.links.add(node, pipes);
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, node: NodeId, news: News) -> anyhow::Result<()> {
+        match news {
+            News::Message(FromNode::Hello { version, pid }) => {
+                tracing::debug!("node {node} is process {pid}");
+                self.greet(node, version);
+            }
+            News::Message(FromNode::Event { at_ns, event }) => self.event(node, at_ns, &event)?,
+            News::Message(FromNode::Status(status)) => self.cluster.status(node, *status),
+            News::Message(FromNode::Clock { at_ns, .. }) => self.clock(node, at_ns),
+            News::Unreadable(reason) => {
+                self.progress.warn(&format!("node {node} said something that was not understood: {reason}"));
+                self.recorder.controller_event(&ControllerEvent::UnreadableLine { node, reason })?;
+            }
+            News::Gone => self.gone(node).await?,
+        }
+        Ok(())
+    }
+
+    fn greet(&mut self, node: NodeId, version: u32) {
+        let Some(identity) = self.identities.remove(&node).filter(|_| version == VERSION) else {
+            self.fatal =
+                Some(format!("node {node} speaks version {version} of the control protocol, not {VERSION}"));
+            return;
+        };
+        let start = Start { version: VERSION, node, plan: self.trial.plan.clone(), identity };
+        self.requests += 1;
+        self.links.send(node, ToNode::Start(Box::new(start)));
+        self.probes.insert(node, clock::monotonic_ns());
+        self.links.send(node, ToNode::ClockProbe { request_id: self.requests });
+    }
+
+    fn clock(&mut self, node: NodeId, at_ns: u64) {
+        let Some(sent) = self.probes.remove(&node) else { return };
+        let span = clock::monotonic_ns().saturating_sub(sent);
+        let offset = i128::from(at_ns) - i128::from(sent) - i128::from(span / 2);
+        let offset_ns = i64::try_from(offset).unwrap_or(i64::MAX);
+        self.manifest.clocks.push(ClockOffset { node, offset_ns, uncertainty_ns: span.div_ceil(2) });
+    }
+
+    fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
+        self.recorder.node_event(node, at_ns, event)?;
+        let was = (self.cluster.aggregator, self.cluster.completed);
+        self.cluster.observe(node, event);
+        if is_progress(event) {
+            self.heard = Instant::now();
+        }
+        if self.start_ns.is_none() && self.cluster.starting().is_empty() {
+            let start_ns = nanoseconds(self.started.elapsed());
+            self.start_ns = Some(start_ns);
+            self.recorder.controller_event(&ControllerEvent::AllReady { start_ns })?;
+            self.progress.note(&format!("all nodes are ready after {}", show_ns(start_ns)));
+        }
+        self.progress.event(node, event, &self.cluster, was.0);
+        if was.1.is_none() && self.cluster.completed.is_some() {
+            self.completed = Some(Instant::now());
+            self.ask_all();
+        }
+        for action in self.timeline.observe(node, event) {
+            self.strike(action)?;
+        }
+        Ok(())
+    }
+
+    fn strike(&mut self, action: Action) -> anyhow::Result<()> {
+        match action {
+            Action::Strike { fault, node } => {
+                self.struck.insert(node);
+                self.placement.kill(node)?;
+                self.faults_struck += 1;
+                self.progress.note(&format!("fault {fault}: node {node} was killed"));
+                self.recorder
+                    .controller_event(&ControllerEvent::FaultStruck { fault: fault.to_string(), node })
+            }
+            Action::Missed { fault } => {
+                self.progress.warn(&format!("fault {fault}: its node is dead already"));
+                self.recorder.controller_event(&ControllerEvent::FaultMissed { fault: fault.to_string() })
+            }
+        }
+    }
+
+    /// A node's stream ended: the node has, or it is of no use any more.
+    async fn gone(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.links.close(node);
+        let patience = Instant::now() + REAP_TIMEOUT;
+        let how = loop {
+            match self.placement.ended(node) {
+                Some(how) => break how,
+                None if Instant::now() < patience => tokio::time::sleep(Duration::from_millis(1)).await,
+                None => {
+                    self.placement.kill(node)?;
+                    break "closed its control stream; killed".into();
+                }
+            }
+        };
+        let expected = self.ending || self.struck.contains(&node);
+        self.timeline.died(node);
+        self.cluster.gone(node, how.clone(), expected);
+        if !expected {
+            self.progress.warn(&format!("node {node} is gone, and no fault is the reason: {how}"));
+        }
+        self.recorder.controller_event(&ControllerEvent::NodeGone { node, how, expected })
+    }
+
+    fn tick(&mut self) {
+        self.progress.update(&self.cluster, &self.trial.plan);
+        let settling = self.completed.is_some();
+        if settling || self.asked.elapsed() >= STATUS_INTERVAL {
+            self.ask_all();
+        }
+    }
+
+    fn ask_all(&mut self) {
+        self.asked = Instant::now();
+        self.requests += 1;
+        for node in self.cluster.alive() {
+            self.links.send(node, ToNode::Status { request_id: self.requests });
+        }
+    }
+
+    /// Whether the run is over, and why.
+    fn judge(&mut self) -> Option<Ending> {
+        if let Some(fatal) = self.fatal.take() {
+            return Some(Ending::Failed(fatal));
+        }
+        if let Some(completed) = self.completed {
+            return self.judge_settling(completed);
+        }
+        if self.start_ns.is_none()
+            && let Some(ending) = self.judge_starting()
+        {
+            return Some(ending);
+        }
+        if !self.cluster.has_majority() {
+            return Some(Ending::NoMajority);
+        }
+        if self.start_ns.is_some() && self.heard.elapsed() > self.timeouts.stall {
+            let stall = show_ns(nanoseconds(self.timeouts.stall));
+            return Some(Ending::Failed(format!(
+                "nothing was heard of the job for {stall}{}",
+                self.cluster.describe()
+            )));
+        }
+        None
+    }
+
+    fn judge_starting(&self) -> Option<Ending> {
+        if let Some((node, view)) = self.cluster.unexpectedly_gone().first() {
+            let why = view.failure.clone().unwrap_or_else(|| view.state());
+            let log = self.recorder.node_log(*node);
+            return Some(Ending::Failed(format!(
+                "node {node} ended while starting: {why}; see {}",
+                log.display()
+            )));
+        }
+        if self.started.elapsed() > self.timeouts.start {
+            let (waiting, timeout) =
+                (list(&self.cluster.starting()), show_ns(nanoseconds(self.timeouts.start)));
+            return Some(Ending::Failed(format!(
+                "{waiting} not ready after {timeout}{}",
+                self.cluster.describe()
+            )));
+        }
+        None
+    }
+
+    fn judge_settling(&self, completed: Instant) -> Option<Ending> {
+        let lagging = self.cluster.lagging();
+        if self.cluster.alive().is_empty() {
+            return Some(Ending::NoMajority);
+        }
+        if lagging.is_empty() {
+            return Some(Ending::Completed);
+        }
+        (completed.elapsed() > self.timeouts.settle).then(|| {
+            let settle = show_ns(nanoseconds(self.timeouts.settle));
+            let states = self.cluster.describe();
+            let lagging = list(&lagging);
+            Ending::Failed(format!(
+                "{settle} after the last round {lagging} did not show its checkpoint{states}"
+            ))
+        })
+    }
+}
