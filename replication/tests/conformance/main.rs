@@ -63,3 +63,21 @@ mod raft_digest_quic {
         raft::QuicCluster::start(Payload::Digest).await
     );
 }
+
+mod raft_inline_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        raft::ChannelCluster::start(Payload::Inline).await
+    );
+}
+
+mod raft_digest_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        raft::ChannelCluster::start(Payload::Digest).await
+    );
+}

@@ -1,4 +1,4 @@
-//! Raft clusters for the suite, over QUIC on loopback.
+//! Raft clusters for the suite: in one process on a seeded network under virtual time, and over QUIC on loopback.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use replication::conformance::Cluster;
 use replication::raft::{RaftConfig, RaftStore, Window};
 use replication::transport::Transport;
+use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
 use replication::{AnyStore, CheckpointStore, DEFAULT_RETAINED, NodeId, Payload, Silent};
@@ -82,5 +83,55 @@ impl Cluster for QuicCluster {
 
     fn heal(&mut self) {
         self.cuts.isolate([]);
+    }
+}
+
+pub(crate) struct ChannelCluster {
+    network: ChannelNetwork,
+    stores: BTreeMap<NodeId, Arc<RaftStore>>,
+}
+
+impl ChannelCluster {
+    pub(crate) async fn start(payload: Payload) -> Self {
+        let link = LinkSpec {
+            delay: Duration::from_millis(2),
+            jitter: Duration::from_millis(1),
+            loss: 0.01,
+            bandwidth_bytes_per_s: Some(12_500_000),
+        };
+        let network = ChannelNetwork::new(7, link, five());
+        let mut stores = BTreeMap::new();
+        for node in five() {
+            let store = RaftStore::open(config(payload), network.join(node), Arc::new(Silent)).await.unwrap();
+            stores.insert(node, store);
+        }
+        Self { network, stores }
+    }
+}
+
+#[async_trait]
+impl Cluster for ChannelCluster {
+    fn nodes(&self) -> Vec<NodeId> {
+        five()
+    }
+
+    fn store(&self, node: NodeId) -> AnyStore {
+        self.stores[&node].clone()
+    }
+
+    async fn crash(&mut self, node: NodeId) {
+        self.network.crash(node);
+        self.stores[&node].close().await;
+    }
+
+    fn isolate(&mut self, side: &BTreeSet<NodeId>) -> bool {
+        let side: Vec<NodeId> = side.iter().copied().collect();
+        let rest: Vec<NodeId> = five().into_iter().filter(|node| !side.contains(node)).collect();
+        self.network.partition(&[&side, &rest]);
+        true
+    }
+
+    fn heal(&mut self) {
+        self.network.heal();
     }
 }
