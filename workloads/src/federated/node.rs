@@ -88,7 +88,7 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
         tokio::select! {
             biased;
             changed = office.wait_for(|now| *now != current) => if changed.is_err() { return Ok(()) },
-            failed = async { leading.await?; std::future::pending().await } => {
+            failed = async { leading.await?; std::future::pending::<Result<(), String>>().await } => {
                 return failed.map_err(|reason| JobError { node, reason });
             }
         }

@@ -1,0 +1,299 @@
+//! Whole federated jobs in one process: real stores and the real round protocol, on the seeded network under virtual time,
+//! with a stand-in for training that takes seconds of virtual time and adds a constant to every parameter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use replication::raft::{RaftConfig, RaftStore, Window};
+use replication::transport::channel::{ChannelNetwork, LinkSpec};
+use replication::{AnyStore, CheckpointStore, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Slot};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use workloads::federated::{
+    self, Config, EngineKind, Evaluation, Event, Learner, LearnerError, Participant, Partition, Profile, Training, Update,
+    model,
+};
+
+/// What a stand-in worker adds to every parameter in a round.
+const STEP: f32 = 0.5;
+
+struct StandIn {
+    training: Duration,
+}
+
+#[async_trait]
+impl Learner for StandIn {
+    async fn fit(&self, _round: u64, parameters: Bytes) -> Result<Update, LearnerError> {
+        tokio::time::sleep(self.training).await;
+        let parameters = model::decode(&parameters).map_err(|error| LearnerError(error.to_string()))?;
+        let trained = parameters.iter().map(|parameter| parameter + STEP).collect();
+        Ok(Update { parameters: model::encode(trained).unwrap(), examples: 100, loss: 2.0 })
+    }
+
+    async fn evaluate(&self, parameters: Bytes) -> Result<Evaluation, LearnerError> {
+        let parameters = model::decode(&parameters).map_err(|error| LearnerError(error.to_string()))?;
+        Ok(Evaluation { loss_sum: f64::from(parameters[0]) * 10.0, correct: 1, examples: 10 })
+    }
+}
+
+fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
+    Config {
+        rounds,
+        training: Training { local_epochs: 1, batch_size: 32, lr: 0.001, momentum: 0.9 },
+        examples_per_node: 100,
+        test_examples_per_node: 10,
+        partition: Partition::Iid,
+        data: None,
+        seed: 5,
+        profile,
+        min_fit_clients: (nodes / 2) as u32,
+        round_deadline_ms: 20_000,
+        aggregator_trains: false,
+        engine: EngineKind::Candle,
+    }
+}
+
+struct Node {
+    store: Arc<RaftStore>,
+    job: JoinHandle<()>,
+}
+
+/// A job with everything that its nodes told of it.
+struct Job {
+    replication: ChannelNetwork,
+    learning: ChannelNetwork,
+    nodes: BTreeMap<NodeId, Node>,
+    told: watch::Sender<Vec<(NodeId, Event)>>,
+}
+
+impl Job {
+    async fn start(config: Config, count: u64, payload: Payload, training: impl Fn(NodeId) -> Duration) -> Self {
+        let ids: BTreeSet<NodeId> = (1..=count).map(NodeId).collect();
+        let link = LinkSpec {
+            delay: Duration::from_millis(2),
+            jitter: Duration::from_millis(1),
+            loss: 0.005,
+            bandwidth_bytes_per_s: Some(12_500_000),
+        };
+        let replication = ChannelNetwork::new(1, link, ids.iter().copied());
+        let learning = ChannelNetwork::new(2, link, ids.iter().copied());
+        let mut job = Self { replication, learning, nodes: BTreeMap::new(), told: watch::Sender::new(Vec::new()) };
+        for node in &ids {
+            let raft = RaftConfig {
+                voters: ids.clone(),
+                payload,
+                window: Window { from_ms: 300, to_ms: 600 },
+                heartbeat_ms: 60,
+                put_timeout_ms: 5000,
+                retained: DEFAULT_RETAINED,
+                seed: 3,
+            };
+            let store = RaftStore::open(raft, job.replication.join(*node), Arc::new(Silent)).await.unwrap();
+            let (told, id) = (job.told.clone(), *node);
+            let participant = Participant {
+                config: config.clone(),
+                store: store.clone() as AnyStore,
+                learning: job.learning.join(*node),
+                learner: Arc::new(StandIn { training: training(*node) }),
+                initial: model::encode(model::initial(config.seed)).unwrap(),
+                events: Arc::new(move |event| told.send_modify(|told| told.push((id, event)))),
+            };
+            let running = tokio::spawn(async move { federated::run(participant).await.unwrap() });
+            job.nodes.insert(*node, Node { store, job: running });
+        }
+        job
+    }
+
+    async fn crash(&mut self, node: NodeId) {
+        self.replication.crash(node);
+        self.learning.crash(node);
+        let ended = self.nodes.remove(&node).unwrap();
+        ended.job.abort();
+        ended.store.close().await;
+    }
+
+    /// Waits for an event and returns who told of it, with it.
+    async fn hears(&self, what: &str, wanted: impl Fn(NodeId, &Event) -> bool) -> (NodeId, Event) {
+        let mut told = self.told.subscribe();
+        let heard = told.wait_for(|told| told.iter().any(|(node, event)| wanted(*node, event)));
+        let heard = tokio::time::timeout(Duration::from_secs(600), heard).await;
+        match heard {
+            Ok(told) => told.unwrap().iter().find(|(node, event)| wanted(*node, event)).unwrap().clone(),
+            Err(_) => panic!("no {what} in ten minutes; told: {:#?}", self.told.borrow()),
+        }
+    }
+
+    async fn completed(&self) -> Digest {
+        match self.hears("completion", |_, event| matches!(event, Event::Completed { .. })).await.1 {
+            Event::Completed { digest, .. } => digest,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    async fn fit_started(&self, wanted: u64) -> NodeId {
+        let started = |_, event: &Event| matches!(event, Event::FitStarted { round, .. } if *round == wanted);
+        let (_, event) = self.hears("fit", started).await;
+        match event {
+            Event::FitStarted { epoch, .. } => epoch.node,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// Rounds in which a worker began to train after the round's average was acknowledged.
+    fn trained_after_acknowledged(&self) -> Vec<u64> {
+        let mut acknowledged = BTreeSet::new();
+        let mut again = Vec::new();
+        for (_, event) in self.told.borrow().iter() {
+            match event {
+                Event::CheckpointPut { id, .. } if (id.phase, id.slot) == (Phase::AggregateFit, Slot::Global) => {
+                    acknowledged.insert(id.round);
+                }
+                Event::FitStarted { round, .. } if acknowledged.contains(round) => again.push(*round),
+                _ => {}
+            }
+        }
+        again
+    }
+
+    fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.told.borrow().iter().filter(|(_, event)| wanted(event)).count()
+    }
+}
+
+/// The parameters after `rounds` rounds: training adds a constant, and so does the average of equal updates.
+fn expected(seed: u64, rounds: u64) -> Vec<f32> {
+    model::initial(seed).iter().map(|parameter| parameter + STEP * rounds as f32).collect()
+}
+
+async fn assert_final_parameters(job: &Job, rounds: u64) {
+    let node = job.nodes.values().next().unwrap();
+    let latest = node.store.latest().await.unwrap().unwrap();
+    assert_eq!(latest.id().round, rounds);
+    let parameters = model::decode(latest.parameters()).unwrap().into_owned();
+    let worst = parameters.iter().zip(expected(5, rounds)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-4, "parameters are off by {worst}");
+}
+
+async fn every_profile_completes(payload: Payload) {
+    for profile in [Profile::Once, Profile::Paper, Profile::Prototype, Profile::Workers] {
+        let job = Job::start(config(5, 3, profile), 5, payload, |_| Duration::from_secs(1)).await;
+        let digest = job.completed().await;
+        assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
+        let global = |phase| {
+            move |event: &Event| matches!(event, Event::CheckpointPut { id, .. }
+                if (id.phase, id.slot) == (phase, Slot::Global))
+        };
+        let others = if matches!(profile, Profile::Paper | Profile::Prototype) { 3 } else { 0 };
+        assert_eq!(job.count(global(Phase::AggregateFit)), 3, "{profile:?}");
+        assert_eq!(job.count(global(Phase::ConfigureFit)), others, "{profile:?}");
+        assert_eq!(job.count(global(Phase::ConfigureEvaluate)), others, "{profile:?}");
+        let workers = |event: &Event| {
+            matches!(event, Event::CheckpointPut { id, .. } if matches!(id.slot, Slot::Worker { .. }))
+        };
+        let own = match profile {
+            Profile::Workers => 4 * 3,
+            Profile::Prototype => 4 * 3 * 10,
+            Profile::Once | Profile::Paper => 0,
+        };
+        assert_eq!(job.count(workers), own, "{profile:?}");
+        assert_eq!(job.count(|event| matches!(event, Event::FitFinished { .. })), 12, "{profile:?}");
+        if profile != Profile::Prototype {
+            assert_final_parameters(&job, 3).await;
+            let latest = job.nodes[&NodeId(2)].store.latest().await.unwrap().unwrap();
+            assert_eq!(latest.digest(), digest, "{profile:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_profile_completes_inline() {
+    every_profile_completes(Payload::Inline).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_profile_completes_by_digest() {
+    every_profile_completes(Payload::Digest).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_job_outlives_two_aggregators_whatever_the_profile() {
+    for profile in [Profile::Once, Profile::Paper, Profile::Prototype, Profile::Workers] {
+        let mut job = Job::start(config(7, 5, profile), 7, Payload::Digest, |_| Duration::from_secs(2)).await;
+        for round in [2, 4] {
+            let aggregator = job.fit_started(round).await;
+            // The newest epoch that trains this round may not be the first.
+            assert!(job.nodes.contains_key(&aggregator), "{profile:?}");
+            job.crash(aggregator).await;
+        }
+        job.completed().await;
+        assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new(), "{profile:?}");
+        let finished: BTreeSet<u64> = job.told.borrow().iter().filter_map(|(_, event)| match event {
+            Event::RoundFinished { round, .. } => Some(*round),
+            _ => None,
+        }).collect();
+        assert_eq!(finished, (1..=5).collect(), "{profile:?}");
+        if profile != Profile::Prototype {
+            assert_final_parameters(&job, 5).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_does_not_answer_does_not_stop_the_round() {
+    let slow = |node: NodeId| Duration::from_secs(if node == NodeId(3) { 1_000_000 } else { 1 });
+    let job = Job::start(config(5, 2, Profile::Once), 5, Payload::Inline, slow).await;
+    job.completed().await;
+    let late = |event: &Event| {
+        matches!(event, Event::WorkerFailed { worker: NodeId(3), reason, .. } if reason.contains("deadline"))
+    };
+    assert_eq!(job.count(late), 2);
+    assert_final_parameters(&job, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_worker_does_not_stop_the_job() {
+    let mut job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| Duration::from_secs(1)).await;
+    let aggregator = job.fit_started(2).await;
+    let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
+    job.crash(worker).await;
+    job.completed().await;
+    assert!(job.count(|event| matches!(event, Event::WorkerFailed { worker: failed, .. } if *failed == worker)) >= 1);
+    assert_final_parameters(&job, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_aggregator_is_refused_and_its_work_dropped() {
+    let job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| Duration::from_secs(10)).await;
+    let old = job.fit_started(2).await;
+    // The replication plane is cut, the learning plane is not: the old aggregator goes on talking to the workers.
+    job.replication.isolate(old);
+    let deposed = |node, event: &Event| node == old && matches!(event, Event::Deposed { .. });
+    let dropped = |_, event: &Event| {
+        matches!(event, Event::WorkDropped { epoch, round: 2 } if epoch.node == old)
+    };
+    job.hears("dropped work", dropped).await;
+    let taken_over = |node, event: &Event| node != old && matches!(event, Event::Restored { epoch, .. } if epoch.node == node);
+    let (_, restored) = job.hears("take-over", taken_over).await;
+    assert!(matches!(restored, Event::Restored { from: Some(id), .. } if id.round == 1), "{restored:?}");
+    job.replication.heal();
+    job.hears("deposed", deposed).await;
+    job.completed().await;
+    let refused = |event: &Event| {
+        matches!(event, Event::WorkerFailed { epoch, reason, .. } if epoch.node == old && reason.contains("follows epoch"))
+    };
+    assert!(job.count(refused) >= 1);
+    assert_final_parameters(&job, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_aggregator_that_trains_counts_as_a_worker() {
+    let config = Config { aggregator_trains: true, ..config(3, 2, Profile::Once) };
+    let job = Job::start(config, 3, Payload::Inline, |_| Duration::from_secs(1)).await;
+    job.completed().await;
+    let all = |event: &Event| matches!(event, Event::RoundFinished { fit_workers: 3, evaluate_workers: 3, .. });
+    assert_eq!(job.count(all), 2);
+    assert_final_parameters(&job, 2).await;
+}
