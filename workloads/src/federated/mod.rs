@@ -2,14 +2,22 @@
 //! with results, the aggregator averages (FedAvg, McMahan et al. 2017) and puts checkpoints into a store.
 
 mod average;
+mod cifar;
 mod config;
+mod data;
 mod event;
 pub mod model;
 mod seed;
 pub mod shard;
+mod synthetic;
 
 pub use average::{Average, AverageError};
+pub use cifar::{FileStatus, Location, Status, status};
 pub use config::{Config, EngineKind, Partition, Profile, Training};
+pub use data::{
+    ARCHIVE_BYTES, ARCHIVE_MD5, ARCHIVE_SHA256, ARCHIVE_URL, DataError, Examples, PIXELS, Source, Split,
+};
 pub use event::Event;
 pub use model::ModelError;
 pub use shard::ShardError;
+pub use synthetic::write_synthetic;
