@@ -5,11 +5,18 @@ mod average;
 mod cifar;
 mod config;
 mod data;
+mod engine;
+mod engine_candle;
+#[cfg(feature = "torch")]
+mod engine_torch;
 mod event;
+mod kernels;
 pub mod model;
 mod seed;
 pub mod shard;
 mod synthetic;
+mod train;
+mod trainer;
 
 pub use average::{Average, AverageError};
 pub use cifar::{FileStatus, Location, Status, status};
@@ -17,7 +24,13 @@ pub use config::{Config, EngineKind, Partition, Profile, Training};
 pub use data::{
     ARCHIVE_BYTES, ARCHIVE_MD5, ARCHIVE_SHA256, ARCHIVE_URL, DataError, Examples, PIXELS, Source, Split,
 };
+pub use engine::open_engine;
+pub use engine_candle::CandleEngine;
+#[cfg(feature = "torch")]
+pub use engine_torch::TorchEngine;
 pub use event::Event;
 pub use model::ModelError;
 pub use shard::ShardError;
 pub use synthetic::write_synthetic;
+pub use train::{BatchOrder, Cancel, Engine, EngineError, Evaluation, FitOutcome};
+pub use trainer::Trainer;
