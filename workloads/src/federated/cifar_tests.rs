@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, Weak};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -13,34 +13,36 @@ use super::super::data::Source;
 use super::super::synthetic::write_synthetic;
 use super::*;
 
-/// The synthetic set in files, written once for all tests; they only read it.
-fn written() -> &'static Path {
-    static WRITTEN: OnceLock<TempDir> = OnceLock::new();
-    let make = || {
-        let directory = tempfile::tempdir().unwrap();
+/// The synthetic set in files, which tests only read. Those that run at the same time share it, the last one removes it.
+fn written() -> Arc<TempDir> {
+    static WRITTEN: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
+    let mut shared = WRITTEN.lock().unwrap();
+    shared.upgrade().unwrap_or_else(|| {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
         write_synthetic(directory.path(), 3, false).unwrap();
+        *shared = Arc::downgrade(&directory);
         directory
-    };
-    WRITTEN.get_or_init(make).path()
+    })
 }
 
 /// A folder of six links to the written files, to be damaged.
-fn links() -> TempDir {
+fn links(written: &TempDir) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for name in FILES {
-        std::os::unix::fs::symlink(written().join(FOLDER).join(name), directory.path().join(name)).unwrap();
+        std::os::unix::fs::symlink(written.path().join(FOLDER).join(name), directory.path().join(name))
+            .unwrap();
     }
     directory
 }
 
 /// An archive of some of the written files, barely compressed for speed.
-fn archive_of(names: &[&str]) -> (TempDir, PathBuf) {
+fn archive_of(written: &TempDir, names: &[&str]) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cifar-10-binary.tar.gz");
     let mut builder = tar::Builder::new(GzEncoder::new(File::create(&path).unwrap(), Compression::none()));
     for name in names {
         let inner = Path::new(FOLDER).join(name);
-        builder.append_path_with_name(written().join(&inner), &inner).unwrap();
+        builder.append_path_with_name(written.path().join(&inner), &inner).unwrap();
     }
     builder.into_inner().unwrap().finish().unwrap();
     (directory, path)
@@ -48,10 +50,11 @@ fn archive_of(names: &[&str]) -> (TempDir, PathBuf) {
 
 #[test]
 fn folder_archive_and_generator_agree() {
+    let written = written();
     let reversed: Vec<&str> = FILES.into_iter().rev().collect();
-    let (_keep, archive) = archive_of(&reversed);
-    let outer = Source::open(written()).unwrap();
-    let inner = Source::open(&written().join(FOLDER)).unwrap();
+    let (_keep, archive) = archive_of(&written, &reversed);
+    let outer = Source::open(written.path()).unwrap();
+    let inner = Source::open(&written.path().join(FOLDER)).unwrap();
     let packed = Source::open(&archive).unwrap();
     let generated = Source::Synthetic { seed: 3 };
     assert!(generated.is_synthetic() && !outer.is_synthetic());
@@ -66,13 +69,14 @@ fn folder_archive_and_generator_agree() {
             assert!(source.read(split, &[]).unwrap().is_empty());
         }
     }
-    assert!(status(written()).unwrap().is_complete());
+    assert!(status(written.path()).unwrap().is_complete());
     assert!(status(&archive).unwrap().is_complete());
 }
 
 #[test]
 fn missing_short_and_long_files_are_named() {
-    let folder = links();
+    let written = written();
+    let folder = links(&written);
     let file = folder.path().join(FILES[2]);
     fs::remove_file(&file).unwrap();
     let error = Source::open(folder.path()).unwrap_err();
@@ -96,10 +100,11 @@ fn missing_short_and_long_files_are_named() {
 
 #[test]
 fn a_wrong_label_is_found_where_it_is() {
-    let folder = links();
+    let written = written();
+    let folder = links(&written);
     let file = folder.path().join(FILES[1]);
     fs::remove_file(&file).unwrap();
-    fs::copy(written().join(FOLDER).join(FILES[1]), &file).unwrap();
+    fs::copy(written.path().join(FOLDER).join(FILES[1]), &file).unwrap();
     let handle = OpenOptions::new().write(true).open(&file).unwrap();
     handle.write_all_at(&[10], 17 * RECORD_BYTES as u64).unwrap();
     let source = Source::open(folder.path()).unwrap();
@@ -132,7 +137,7 @@ fn archives_that_are_none_or_lack_something_are_errors() {
     assert!(matches!(Source::open(&fake), Err(DataError::Archive { .. })));
     assert!(matches!(status(&fake), Err(DataError::Archive { .. })));
 
-    let (_keep, archive) = archive_of(&FILES[5..]);
+    let (_keep, archive) = archive_of(&written(), &FILES[5..]);
     let source = Source::open(&archive).unwrap();
     assert_eq!(source.read(Split::Test, &[1]).unwrap().len(), 1);
     let error = source.read(Split::Train, &[1]).unwrap_err();

@@ -113,8 +113,14 @@ fn work_that_makes_no_sense_is_refused() {
         ] {
             assert!(matches!(fit(&start, &train, &train, training), EngineError::Setting { .. }));
         }
+        let error = engine.evaluate(&[1e30; PARAMETERS], &train, &Cancel::new()).unwrap_err();
+        assert!(matches!(error, EngineError::Diverged { step: 1, .. }), "{error}");
+        let mut fit = |training: Training| {
+            let order = order(&train, 1, &training);
+            engine.fit(&start, &train, &order, training, &Cancel::new()).unwrap_err()
+        };
         let explosive = Training { lr: 1e30, local_epochs: 10, ..TRAINING };
-        let error = fit(&start, &train, &train, explosive);
+        let error = fit(explosive);
         assert!(matches!(error, EngineError::Diverged { .. } | EngineError::Model(_)), "{error}");
     }
 }

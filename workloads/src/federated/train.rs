@@ -56,12 +56,12 @@ pub enum EngineError {
         /// Examples in the shard.
         examples: usize,
     },
-    /// The loss is no longer a number, or a parameter is not.
-    #[error("training diverged at step {step} (loss {loss}): a smaller learning rate may help")]
+    /// The loss is no longer a finite number, in training or in an evaluation.
+    #[error("training diverged, as batch {step} shows (loss {loss}): a smaller learning rate may help")]
     Diverged {
-        /// SGD step, from 1.
+        /// Batch, from 1.
         step: u64,
-        /// Mean loss of its batch.
+        /// Its mean loss, or the sum of the losses so far in an evaluation.
         loss: f64,
     },
     /// The numeric library failed.
@@ -340,13 +340,16 @@ pub(super) fn run_evaluate(
     let indices: Vec<u32> = (0..examples.len() as u32).collect();
     let mut evaluation = Evaluation::default();
     let mut batch = Batch::default();
-    for indices in indices.chunks(EVALUATION_BATCH) {
+    for (step, indices) in (1..).zip(indices.chunks(EVALUATION_BATCH)) {
         if cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
         batch.fill(examples, indices);
         for (row, label) in logits(&batch)?.chunks_exact(CLASSES).zip(&batch.labels) {
             evaluation.add(row, usize::from(*label));
+        }
+        if !evaluation.loss_sum.is_finite() {
+            return Err(EngineError::Diverged { step, loss: evaluation.loss_sum });
         }
     }
     Ok(evaluation)
