@@ -149,6 +149,7 @@ pub fn summary_text(summary: &Summary) -> String {
         Outcome::Terminated => "terminated (SIGTERM)",
     };
     let time = |ns: Option<u64>| ns.map_or_else(|| "-".into(), show_ns);
+    let size = |bytes: Option<u64>| bytes.filter(|bytes| *bytes > 0).map_or_else(|| "-".into(), show_bytes);
     let checkpoint = summary.checkpoint.as_ref().map_or_else(
         || "-".into(),
         |held| {
@@ -169,17 +170,10 @@ pub fn summary_text(summary: &Summary) -> String {
         ("loss, accuracy", format!("{}, {}", show_loss(summary.loss), show_share(summary.accuracy))),
         ("nodes alive", format!("{} of {}", summary.nodes_alive, summary.nodes)),
         ("checkpoint", checkpoint),
-        (
-            "put (median)",
-            format!(
-                "{} of {}",
-                time(summary.put_ns_median),
-                show_bytes(summary.checkpoint_bytes.unwrap_or(0))
-            ),
-        ),
+        ("put (median)", format!("{} of {}", time(summary.put_ns_median), size(summary.checkpoint_bytes))),
         ("round (median)", time(summary.round_ns_median)),
         ("aggregators", summary.epochs.to_string()),
-        ("memory (largest node)", show_bytes(summary.rss_peak_bytes)),
+        ("memory (largest node)", size(Some(summary.rss_peak_bytes))),
         ("start, total", format!("{}, {}", time(summary.start_ns), show_ns(summary.elapsed_ns))),
         ("seed", summary.seed.to_string()),
     ] {
