@@ -49,14 +49,14 @@ fn send(pid: i32, signal: Signal) {
 /// A controller in the middle of a run, and its nodes.
 fn running(dir: &Path, network: &str) -> (Child, Vec<i32>) {
     let words = ["run", "--nodes", "3", "--rounds", "100000", "--network", network, "--out", "results"];
-    let small = ["--examples-per-node", "64", "--test-examples-per-node", "32"];
+    let small = ["--examples-per-node", "64", "--test-examples-per-node", "32", "--json"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
     command
         .args(words)
         .args(small)
         .current_dir(dir)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(fs::File::create(dir.join("stdout")).unwrap())
         .stderr(Stdio::null());
     let mut controller = command.spawn().unwrap();
     let pid = controller.id() as i32;
@@ -102,6 +102,9 @@ fn sigint_and_sigterm_end_the_run_and_keep_its_results() {
         assert!(nodes.iter().all(|node| is_dead(*node)), "{nodes:?}");
         let manifest = results(dir.path());
         assert_eq!((&manifest["outcome"], &manifest["exit_code"]), (&outcome.into(), &code.into()));
+        let summary: serde_json::Value =
+            serde_json::from_slice(&fs::read(dir.path().join("stdout")).unwrap()).unwrap();
+        assert_eq!((&summary["outcome"], &summary["nodes_alive"]), (&outcome.into(), &NODES.into()));
         assert_ports_are_free(network);
     }
 }

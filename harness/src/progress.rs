@@ -97,11 +97,16 @@ impl Progress {
             |put| format!("{} in {}", show_bytes(put.bytes), show_ns(put.put_ns)),
         );
         bar.set_position(cluster.finished.len() as u64);
+        // Two lines, so that nothing is cut off at 80 columns.
         bar.set_message(format!(
-            "round {}  loss {}  accuracy {}  checkpoint {checkpoint}  aggregator {}  alive {}/{}",
-            cluster.round,
+            "loss {}, accuracy {}, checkpoint {checkpoint}",
             show_loss(last.and_then(|round| round.loss)),
             show_share(last.and_then(|round| round.accuracy)),
+        ));
+        bar.set_prefix(format!(
+            "round {}/{}, aggregator {}, alive {}/{}",
+            cluster.round,
+            self.rounds,
             cluster.aggregator.map_or_else(|| "-".into(), |epoch| epoch.node.to_string()),
             cluster.alive().len(),
             plan.members.len(),
@@ -118,7 +123,7 @@ impl Progress {
 
 fn live_line(rounds: u64) -> ProgressBar {
     let bar = ProgressBar::new(rounds);
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:20} {pos}/{len}  {wide_msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:20} {prefix}\n  {wide_msg}") {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));
