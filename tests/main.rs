@@ -3,3 +3,4 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
 
 mod cli;
+mod signals;

@@ -97,11 +97,16 @@ impl Progress {
             |put| format!("{} in {}", show_bytes(put.bytes), show_ns(put.put_ns)),
         );
         bar.set_position(cluster.finished.len() as u64);
+        // Two lines, so that nothing is cut off at 80 columns.
         bar.set_message(format!(
-            "round {}  loss {}  accuracy {}  checkpoint {checkpoint}  aggregator {}  alive {}/{}",
-            cluster.round,
+            "loss {}, accuracy {}, checkpoint {checkpoint}",
             show_loss(last.and_then(|round| round.loss)),
             show_share(last.and_then(|round| round.accuracy)),
+        ));
+        bar.set_prefix(format!(
+            "round {}/{}, aggregator {}, alive {}/{}",
+            cluster.round,
+            self.rounds,
             cluster.aggregator.map_or_else(|| "-".into(), |epoch| epoch.node.to_string()),
             cluster.alive().len(),
             plan.members.len(),
@@ -118,7 +123,7 @@ impl Progress {
 
 fn live_line(rounds: u64) -> ProgressBar {
     let bar = ProgressBar::new(rounds);
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:20} {pos}/{len}  {wide_msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:20} {prefix}\n  {wide_msg}") {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));
@@ -149,6 +154,7 @@ pub fn summary_text(summary: &Summary) -> String {
         Outcome::Terminated => "terminated (SIGTERM)",
     };
     let time = |ns: Option<u64>| ns.map_or_else(|| "-".into(), show_ns);
+    let size = |bytes: Option<u64>| bytes.filter(|bytes| *bytes > 0).map_or_else(|| "-".into(), show_bytes);
     let checkpoint = summary.checkpoint.as_ref().map_or_else(
         || "-".into(),
         |held| {
@@ -169,17 +175,10 @@ pub fn summary_text(summary: &Summary) -> String {
         ("loss, accuracy", format!("{}, {}", show_loss(summary.loss), show_share(summary.accuracy))),
         ("nodes alive", format!("{} of {}", summary.nodes_alive, summary.nodes)),
         ("checkpoint", checkpoint),
-        (
-            "put (median)",
-            format!(
-                "{} of {}",
-                time(summary.put_ns_median),
-                show_bytes(summary.checkpoint_bytes.unwrap_or(0))
-            ),
-        ),
+        ("put (median)", format!("{} of {}", time(summary.put_ns_median), size(summary.checkpoint_bytes))),
         ("round (median)", time(summary.round_ns_median)),
         ("aggregators", summary.epochs.to_string()),
-        ("memory (largest node)", show_bytes(summary.rss_peak_bytes)),
+        ("memory (largest node)", size(Some(summary.rss_peak_bytes))),
         ("start, total", format!("{}, {}", time(summary.start_ns), show_ns(summary.elapsed_ns))),
         ("seed", summary.seed.to_string()),
     ] {

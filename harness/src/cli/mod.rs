@@ -1,4 +1,4 @@
-//! The command line: its types, and (in [`convert`]) their conversion to a validated plan. Nothing is started here.
+//! The command line: its types, and (in `convert`) their conversion to a validated plan. Nothing is started here.
 
 mod convert;
 mod values;

@@ -263,6 +263,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_largest_run_s_start_fits() {
+        let mut plan = crate::plan::tests::plan(crate::plan::MAX_NODES);
+        plan.job.data = Some("d".repeat(4096).into());
+        let identity = Identity(serde_json::json!({"pem": "\n".repeat(16_384)}));
+        let start = ToNode::Start(Box::new(Start { version: VERSION, node: NodeId(1), plan, identity }));
+        LineWriter::new(Vec::new()).send(&start).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn lines_may_arrive_in_pieces() {
         use tokio::io::AsyncWriteExt as _;
         let (mut far, near) = tokio::io::duplex(4);

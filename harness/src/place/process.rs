@@ -182,6 +182,24 @@ mod tests {
         }
     }
 
+    /// A killed controller cannot be had inside one process, but the kernel counts the death of the thread that
+    /// forked, which can. The child heeds neither its stdin nor a hang-up, so that only PDEATHSIG ends it.
+    #[test]
+    fn the_kernel_kills_a_child_whose_parent_dies() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut placement = script(dir.path(), "trap '' HUP; exec sleep 1000");
+        let pipes = std::thread::scope(|scope| {
+            let parent = scope.spawn(|| {
+                let _guard = runtime.enter();
+                placement.start(NodeId(1), &dir.path().join("log")).unwrap()
+            });
+            parent.join().unwrap()
+        });
+        assert_eq!(runtime.block_on(ended(&mut placement, NodeId(1))), "killed (SIGKILL)");
+        drop(pipes);
+    }
+
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -38,7 +38,7 @@ pub enum ControllerEvent {
     /// A node was started.
     NodeStarted {
         /// The node.
-        node: NodeId,
+        target: NodeId,
     },
     /// Every node has its data and can be given work.
     AllReady {
@@ -50,7 +50,7 @@ pub enum ControllerEvent {
         /// The fault, as written on the command line.
         fault: String,
         /// The node.
-        node: NodeId,
+        target: NodeId,
     },
     /// A fault was due, but its node was dead already.
     FaultMissed {
@@ -60,7 +60,7 @@ pub enum ControllerEvent {
     /// A node is gone.
     NodeGone {
         /// The node.
-        node: NodeId,
+        target: NodeId,
         /// Exit code or signal.
         how: String,
         /// Whether a fault or the end of the run was the reason.
@@ -69,7 +69,7 @@ pub enum ControllerEvent {
     /// A line of a node was not understood.
     UnreadableLine {
         /// The node.
-        node: NodeId,
+        target: NodeId,
         /// Why.
         reason: String,
     },
@@ -302,6 +302,7 @@ mod tests {
         recorder.node_event(NodeId(2), 77, &finished(1)).unwrap();
         recorder.node_event(NodeId(2), 78, &put()).unwrap();
         recorder.controller_event(&ControllerEvent::AllReady { start_ns: 5 }).unwrap();
+        recorder.controller_event(&ControllerEvent::NodeStarted { target: NodeId(9) }).unwrap();
         let rounds = read(&recorder, "rounds.csv");
         let row = rounds.lines().nth(1).unwrap();
         assert!(row.starts_with("1,4,2,2,77,5000000000,4000000000,9,9000,2.25,9,1800,NaN,,"), "{row}");
@@ -321,6 +322,13 @@ mod tests {
         );
         assert_eq!((&events[2]["source"], &events[2]["event"]), (&"controller".into(), &"all_ready".into()));
         assert!(events[2]["node"].is_null());
+        assert!(events[3]["node"].is_null() && events[3]["target"] == 9);
+        assert!(
+            read(&recorder, "events.jsonl")
+                .lines()
+                .skip(2)
+                .all(|line| line.matches("\"node\":").count() == 1)
+        );
     }
 
     #[test]

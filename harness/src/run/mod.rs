@@ -212,7 +212,7 @@ impl<P: Placement> Controller<P> {
         self.progress.note(&format!("starting {} nodes, seed {}", nodes.len(), self.manifest.seed));
         for node in nodes {
             let pipes = self.placement.start(node, &self.recorder.node_log(node))?;
-            self.recorder.controller_event(&ControllerEvent::NodeStarted { node })?;
+            self.recorder.controller_event(&ControllerEvent::NodeStarted { target: node })?;
             self.links.add(node, pipes);
         }
         Ok(())
@@ -229,7 +229,7 @@ impl<P: Placement> Controller<P> {
             News::Message(FromNode::Clock { at_ns, .. }) => self.clock(node, at_ns),
             News::Unreadable(reason) => {
                 self.progress.warn(&format!("node {node} said something that was not understood: {reason}"));
-                self.recorder.controller_event(&ControllerEvent::UnreadableLine { node, reason })?;
+                self.recorder.controller_event(&ControllerEvent::UnreadableLine { target: node, reason })?;
             }
             News::Gone => self.gone(node).await?,
         }
@@ -264,12 +264,7 @@ impl<P: Placement> Controller<P> {
         if is_progress(event) {
             self.heard = Instant::now();
         }
-        if self.start_ns.is_none() && self.cluster.starting().is_empty() {
-            let start_ns = nanoseconds(self.started.elapsed());
-            self.start_ns = Some(start_ns);
-            self.recorder.controller_event(&ControllerEvent::AllReady { start_ns })?;
-            self.progress.note(&format!("all nodes are ready after {}", show_ns(start_ns)));
-        }
+        self.note_if_ready()?;
         self.progress.event(node, event, &self.cluster, was.0);
         if was.1.is_none() && self.cluster.completed.is_some() {
             self.completed = Some(Instant::now());
@@ -281,6 +276,18 @@ impl<P: Placement> Controller<P> {
         Ok(())
     }
 
+    /// Notes the moment when every living node is ready.
+    fn note_if_ready(&mut self) -> anyhow::Result<()> {
+        if self.start_ns.is_some() || !self.cluster.starting().is_empty() {
+            return Ok(());
+        }
+        let start_ns = nanoseconds(self.started.elapsed());
+        self.start_ns = Some(start_ns);
+        self.heard = Instant::now();
+        self.progress.note(&format!("all nodes are ready after {}", show_ns(start_ns)));
+        self.recorder.controller_event(&ControllerEvent::AllReady { start_ns })
+    }
+
     fn strike(&mut self, action: Action) -> anyhow::Result<()> {
         match action {
             Action::Strike { fault, node } => {
@@ -288,8 +295,10 @@ impl<P: Placement> Controller<P> {
                 self.placement.kill(node)?;
                 self.faults_struck += 1;
                 self.progress.note(&format!("fault {fault}: node {node} was killed"));
-                self.recorder
-                    .controller_event(&ControllerEvent::FaultStruck { fault: fault.to_string(), node })
+                self.recorder.controller_event(&ControllerEvent::FaultStruck {
+                    fault: fault.to_string(),
+                    target: node,
+                })
             }
             Action::Missed { fault } => {
                 self.progress.warn(&format!("fault {fault}: its node is dead already"));
@@ -318,7 +327,12 @@ impl<P: Placement> Controller<P> {
         if !expected {
             self.progress.warn(&format!("node {node} is gone, and no fault is the reason: {how}"));
         }
-        self.recorder.controller_event(&ControllerEvent::NodeGone { node, how, expected })
+        self.recorder.controller_event(&ControllerEvent::NodeGone { target: node, how, expected })?;
+        // Only a death that was wanted leaves the others to be waited for.
+        if expected && !self.ending {
+            self.note_if_ready()?;
+        }
+        Ok(())
     }
 
     fn tick(&mut self) {
