@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use replication::NodeId;
+use replication::transport::identity as transport;
 use serde::{Deserialize, Serialize};
+
+/// Names the run in its certificates. Every run has an authority of its own, so it need not be unique.
+const RUN_NAME: &str = "run";
 
 /// One node's credentials, private key included, as an opaque value. Never logged: its `Debug` says nothing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +21,17 @@ impl fmt::Debug for Identity {
     }
 }
 
+impl Identity {
+    /// The credentials, for the transport.
+    ///
+    /// # Errors
+    /// If they are not what [`issue`] made.
+    pub fn decode(&self) -> anyhow::Result<transport::Identity> {
+        // The value holds the private key: an error must not show it.
+        serde_json::from_value(self.0.clone()).map_err(|_| anyhow::anyhow!("the node was given no usable credentials"))
+    }
+}
+
 /// Makes the credentials of one run: a certificate authority that is forgotten at once, and one identity per node.
 pub type Issue = fn(&[NodeId]) -> anyhow::Result<BTreeMap<NodeId, Identity>>;
 
@@ -25,8 +40,9 @@ pub type Issue = fn(&[NodeId]) -> anyhow::Result<BTreeMap<NodeId, Identity>>;
 /// # Errors
 /// If a certificate cannot be made.
 pub fn issue(nodes: &[NodeId]) -> anyhow::Result<BTreeMap<NodeId, Identity>> {
-    // SEAM: identities. Fill in with replication::transport::identity.
-    Ok(nodes.iter().map(|node| (*node, Identity(serde_json::Value::Null))).collect())
+    let authority = transport::Authority::new(RUN_NAME)?;
+    let encode = |node: &NodeId| Ok((*node, Identity(serde_json::to_value(authority.issue(*node)?)?)));
+    nodes.iter().map(encode).collect()
 }
 
 #[cfg(test)]

@@ -1,23 +1,120 @@
-//! What a node does with its plan: opens its store and runs its part of the federated job.
+//! What a node does with its plan: opens its transports, its store and its learner, and runs its part of the federated job.
 //!
 //! Knows no stream and no controller: commands come in over a channel, news go out through an [`Outbox`].
 
-use tokio::sync::mpsc;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::control::Start;
+use anyhow::Context as _;
+use replication::transport::identity::{Identity, Plane};
+use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::transport::Transport;
+use replication::{AnyStore, NodeId};
+use tokio::sync::mpsc;
+use workloads::federated::{self, Event, LocalLearner, Participant, model};
+
 use crate::control::node_end::{Command, Outbox};
+use crate::control::{Lifecycle, NodeEvent, Start, Status};
+use crate::meter;
+use crate::plan::Plan;
+
+/// A connection on which nothing is heard for this long is lost: a stopped node's work is given up then.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A quiet connection is probed this often.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// Runs a node until it is told to finish, or its command channel closes.
 ///
 /// # Errors
 /// What keeps it from running, in words for the controller's user; nothing secret.
 pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
-    // SEAM: node. Open the transports and the store, run the federated node, answer Status.
-    let _ = (start, outbox);
-    while let Some(command) = commands.recv().await {
-        if command == Command::Finish {
-            break;
+    let node = Node::open(&start, &outbox).await?;
+    let participant = node.participant(&start.plan, &outbox).await?;
+    let mut job = std::pin::pin!(federated::run(participant));
+    let outcome = loop {
+        tokio::select! {
+            ended = &mut job => break ended.map_err(anyhow::Error::from),
+            command = commands.recv() => match command {
+                Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
+                Some(Command::Finish) | None => break Ok(()),
+            },
+        }
+    };
+    node.close().await;
+    outcome
+}
+
+/// A node's ends of the two planes, and its store.
+struct Node {
+    id: NodeId,
+    learning: Arc<QuicTransport>,
+    replication: Arc<QuicTransport>,
+    store: AnyStore,
+}
+
+fn addresses(plan: &Plan, port: u16) -> BTreeMap<NodeId, SocketAddr> {
+    plan.members.iter().map(|member| (member.node, SocketAddr::from((member.ip, port)))).collect()
+}
+
+fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::Result<Arc<QuicTransport>> {
+    let peers = addresses(&start.plan, port);
+    let own = peers.get(&start.node).copied().with_context(|| format!("the plan has no node {}", start.node))?;
+    let mut config = QuicConfig::new(identity, plane, own);
+    config.peers = peers;
+    config.idle_timeout = IDLE_TIMEOUT;
+    config.keep_alive = KEEP_ALIVE;
+    config.seed = start.plan.job.seed ^ start.node.0;
+    Ok(QuicTransport::bind(config)?)
+}
+
+impl Node {
+    async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
+        let identity: Identity = start.identity.decode()?;
+        let plan = &start.plan;
+        let replication = bind(start, identity.clone(), Plane::Replication, plan.replication_port)?;
+        let learning = bind(start, identity, Plane::Learning, plan.learning_port)?;
+        outbox.event(NodeEvent::Node(Lifecycle::Listening {
+            learning: learning.local_addr().to_string(),
+            replication: replication.local_addr().to_string(),
+        }));
+        let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
+        let store = replication::open(backend, replication.clone(), Arc::new(outbox.clone())).await?;
+        tracing::info!(node = %start.node, %store, "store open");
+        Ok(Self { id: start.node, learning, replication, store })
+    }
+
+    async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
+        let learner = LocalLearner::open(&plan.job, self.id, &plan.nodes()).await?;
+        let (train_examples, test_examples) = learner.examples();
+        let (synthetic, engine) = (learner.is_synthetic(), learner.engine().to_owned());
+        outbox.federated(Event::Ready { train_examples, test_examples, synthetic, engine });
+        let events = outbox.clone();
+        Ok(Participant {
+            config: plan.job.clone(),
+            store: self.store.clone(),
+            learning: self.learning.clone(),
+            learner: Arc::new(learner),
+            initial: model::encode(model::initial(plan.job.seed))?,
+            events: Arc::new(move |event| events.federated(event)),
+        })
+    }
+
+    fn status(&self, request_id: u64) -> Status {
+        Status {
+            request_id,
+            latest: self.store.held(),
+            epoch: *self.store.aggregator().borrow(),
+            usage: meter::usage(),
+            learning: self.learning.traffic(),
+            replication: self.replication.traffic(),
         }
     }
-    Ok(())
+
+    async fn close(self) {
+        self.store.close().await;
+        self.learning.close().await;
+        self.replication.close().await;
+    }
 }

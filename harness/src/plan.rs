@@ -5,7 +5,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
-use replication::NodeId;
+use replication::raft::{RaftConfig, Window};
+use replication::{DEFAULT_RETAINED, NodeId, Payload};
 use serde::{Deserialize, Serialize};
 use workloads::federated::{Config, Partition};
 
@@ -32,16 +33,6 @@ pub enum Backend {
     Raft,
 }
 
-/// How checkpoint bytes travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Payload {
-    /// Inside the replicated log.
-    Inline,
-    /// Apart from the log, by digest.
-    Digest,
-}
-
 /// The store's parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendPlan {
@@ -55,6 +46,27 @@ pub struct BackendPlan {
     pub window_hi_ns: u64,
     /// Interval of the aggregator's heartbeats.
     pub heartbeat_ns: u64,
+}
+
+/// How long a `put` waits for its guarantee before its outcome counts as unknown, in milliseconds.
+const PUT_TIMEOUT_MS: u64 = 10_000;
+
+impl BackendPlan {
+    /// The backend among `nodes`, with the trial's seed.
+    #[must_use]
+    pub fn for_nodes(&self, nodes: &[NodeId], seed: u64) -> replication::Backend {
+        match self.backend {
+            Backend::Raft => replication::Backend::Raft(RaftConfig {
+                voters: nodes.iter().copied().collect(),
+                payload: self.payload,
+                window: Window { from_ms: self.window_lo_ns / 1_000_000, to_ms: self.window_hi_ns / 1_000_000 },
+                heartbeat_ms: self.heartbeat_ns / 1_000_000,
+                put_timeout_ms: PUT_TIMEOUT_MS,
+                retained: DEFAULT_RETAINED,
+                seed,
+            }),
+        }
+    }
 }
 
 /// Where nodes run.

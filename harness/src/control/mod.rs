@@ -7,7 +7,8 @@
 pub mod codec;
 pub mod node_end;
 
-use replication::{CheckpointId, Digest, Epoch, NodeId, StoreEvent, transport::Traffic};
+pub use replication::Held;
+use replication::{Epoch, NodeId, StoreEvent, transport::Traffic};
 use serde::{Deserialize, Serialize};
 use workloads::federated;
 
@@ -95,15 +96,6 @@ pub struct Status {
     pub learning: Traffic,
     /// Counted on the replication plane.
     pub replication: Traffic,
-}
-
-/// A checkpoint that a node holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    /// Its name.
-    pub id: CheckpointId,
-    /// Digest of its parameters.
-    pub digest: Digest,
 }
 
 /// Something that happened, by who says so.
