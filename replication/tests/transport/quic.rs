@@ -178,7 +178,7 @@ async fn another_plane_or_protocol_version_is_refused() {
         let dialled = dial(config, transport.local_addr(), "node-2.test").await;
         assert!(dialled.is_err(), "{dialled:?}");
         drop(within("the refusal", refusals.wait_for(|refusals| refusals.connections == count)).await);
-        refused(&mut refusals, "application protocol").await;
+        refused(&mut refusals, "protocol").await;
     }
     transport.close().await;
 }

@@ -108,7 +108,7 @@ impl Node {
 }
 
 enum Network {
-    Quic(QuicNetwork),
+    Quic(Box<QuicNetwork>),
     Channel(ChannelNetwork),
 }
 
@@ -124,7 +124,7 @@ impl Mesh {
         let nodes = network.ids.clone().into_iter().map(|id| (id, Node::new(network.open(id)))).collect();
         network.introduce();
         network.ready().await;
-        Self { network: Network::Quic(network), nodes }
+        Self { network: Network::Quic(Box::new(network)), nodes }
     }
 
     pub(crate) async fn channel(count: u64) -> Self {

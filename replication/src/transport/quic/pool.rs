@@ -66,7 +66,10 @@ pub(super) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.link.connection.close(code::CLOSING, b"");
+        // Closing a connection that is lost already would cover up the reason.
+        if self.link.connection.close_reason().is_none() {
+            self.link.connection.close(code::CLOSING, b"");
+        }
         self.pool.remove(&self.link);
     }
 }
