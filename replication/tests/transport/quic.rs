@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::support::{
-    Actor, ECHO, IDLE, MAX_BODY_BYTES, MEASURE, Mesh, QuicNetwork, body, ids, localhost, quic_config, within,
+    Actor, ECHO, IDLE, MAX_BODY_BYTES, MEASURE, Mesh, QuicNetwork, body, close_all, ids, localhost,
+    quic_config, within,
 };
 
 /// IPv4 and UDP headers of a datagram.
@@ -128,10 +129,8 @@ async fn nodes_of_different_authorities_refuse_each_other() {
         let both = |refusals: &Refusals| refusals.connections + refusals.by_peers > 1;
         drop(within("both refusals", transport.refusals().wait_for(both)).await);
     }
-    for transport in &transports {
-        assert!(transport.connected().borrow().is_empty());
-        transport.close().await;
-    }
+    assert!(transports.iter().all(|transport| transport.connected().borrow().is_empty()));
+    close_all(transports).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,9 +143,7 @@ async fn a_dialled_node_with_another_nodes_certificate_is_refused() {
     refused(&mut one.refusals(), "certificate").await;
     assert!(one.refusals().borrow().connections > 0);
     assert!(!one.is_live(NodeId(4), Lane::Control));
-    for transport in [one, five] {
-        transport.close().await;
-    }
+    close_all([one, five]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -349,9 +346,7 @@ async fn a_cut_longer_than_the_idle_timeout_heals() {
     println!("healed after {:?}", begin.elapsed());
     let answer = one.request(NodeId(2), Class::Blob, Frame::new(ECHO, "again")).await.unwrap();
     assert_eq!(answer.head, "again");
-    for transport in [one, two] {
-        transport.close().await;
-    }
+    close_all([one, two]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -440,9 +435,7 @@ async fn a_fan_out_costs_little_more_than_its_payload() {
         hub.granted_buffer_bytes()
     );
     assert!(ratio <= 1.07, "{ratio}");
-    for transport in network.transports.values() {
-        transport.close().await;
-    }
+    close_all(network.transports.into_values()).await;
 }
 
 /// Bytes at IP level, in both directions.
@@ -466,9 +459,7 @@ async fn a_restarted_nodes_reset_is_faster_than_the_idle_timeout() {
     assert!(matches!(result, Err(TransportError::Interrupted { .. } | TransportError::Unreachable { .. })));
     println!("reset after {:?}: {result:?}", begin.elapsed());
     assert!(begin.elapsed() < IDLE / 2, "{:?}", begin.elapsed());
-    for transport in [one, two] {
-        transport.close().await;
-    }
+    close_all([one, two]).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use replication::NodeId;
@@ -80,6 +81,12 @@ impl Actor {
         let mut hanging = self.hanging.subscribe();
         let _ = within("handlers to hang", hanging.wait_for(|hanging| *hanging == count)).await;
     }
+}
+
+/// Closes transports at the same time: one after the other, the rest would be dialling what is gone.
+pub(crate) async fn close_all<T: Transport + ?Sized>(transports: impl IntoIterator<Item = Arc<T>>) {
+    let closing = transports.into_iter().map(|transport| async move { transport.close().await });
+    within("transports to close", join_all(closing)).await;
 }
 
 pub(crate) fn body(bytes: usize) -> Bytes {
@@ -203,9 +210,7 @@ impl Mesh {
     }
 
     pub(crate) async fn close(&self) {
-        for node in self.nodes.values() {
-            node.transport.close().await;
-        }
+        close_all(self.nodes.values().map(|node| node.transport.clone())).await;
     }
 }
 
