@@ -18,7 +18,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use replication::NodeId;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Identity, Plane};
-use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::transport::quic::{QuicConfig, QuicTransport, SOCKET_BUFFER_BYTES};
 use replication::transport::{Frame, Handler, Refusal, Transport};
 use tokio::sync::watch;
 
@@ -225,6 +225,7 @@ pub(crate) struct QuicNetwork {
     pub(crate) transports: BTreeMap<NodeId, Arc<QuicTransport>>,
     addrs: BTreeMap<NodeId, SocketAddr>,
     silences: BTreeMap<NodeId, Arc<AtomicBool>>,
+    pub(crate) socket_buffer_bytes: usize,
 }
 
 impl QuicNetwork {
@@ -236,6 +237,7 @@ impl QuicNetwork {
             transports: BTreeMap::new(),
             addrs: BTreeMap::new(),
             silences: BTreeMap::new(),
+            socket_buffer_bytes: SOCKET_BUFFER_BYTES,
         }
     }
 
@@ -245,6 +247,7 @@ impl QuicNetwork {
         let silence = Arc::new(AtomicBool::new(false));
         let identity = self.identities.entry(id).or_insert_with(|| self.authority.issue(id).unwrap()).clone();
         let mut config = quic_config(identity, bind);
+        config.socket_buffer_bytes = self.socket_buffer_bytes;
         let silenced = silence.clone();
         config.wrap_socket =
             Some(Arc::new(move |inner| Arc::new(Silencer { inner, silence: silenced.clone() })));
