@@ -7,9 +7,16 @@
 //!
 //! > bulk window per connection = grant / peers, at least [`MIN_BULK_WINDOW_BYTES`], at most [`MAX_BULK_WINDOW_BYTES`]
 //!
-//! With the buffer asked for, all peers at once fit for up to 32 peers. With a default buffer one peer at a time fits
-//! and the floor is what a fan-out was measured to carry without loss; uploads of all peers at once are paced by the
-//! layer above. The floor also bounds throughput to window / round trip: 6.5 MB/s at 20 ms.
+//! With the buffer asked for, all peers at once fit for up to 32 peers. With a default buffer one peer at a time fits,
+//! and uploads of all peers at once must be paced by the layer above. Bytes at IP level, both directions, for 9
+//! transfers of 248,024 B at once over loopback, by payload (see the fan-out tests, which print them):
+//!
+//! | buffer | one to nine | nine to one |
+//! |---|---|---|
+//! | 4 MiB granted | 1.044 | 1.046 |
+//! | Linux's default | 1.044 | 1.24 to 1.30 |
+//!
+//! The floor also bounds throughput to window / round trip: 6.5 MB/s at 20 ms.
 
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
