@@ -74,9 +74,9 @@ impl Drop for Seat {
     }
 }
 
-/// Another connection stays.
+/// Another connection stays. This one has no place in the pool, but its peer may have admitted it meanwhile.
 #[derive(Debug)]
-pub(super) struct Duplicate;
+pub(super) struct Duplicate(pub(super) Seat);
 
 #[derive(Debug, Default)]
 struct State {
@@ -118,7 +118,6 @@ impl Pool {
     }
 
     /// Takes in a new authenticated connection and returns its seat with its predecessor, if that is still open.
-    /// Otherwise closes it.
     pub(super) fn admit(
         self: &Arc<Self>,
         link: Link,
@@ -129,8 +128,8 @@ impl Pool {
             let current = state.live(link.peer, link.lane).cloned();
             let stays = |current: &Link| !link.origin.supersedes(&current.origin);
             if current.as_ref().is_some_and(stays) {
-                link.connection.close(code::DUPLICATE, b"");
-                return Err(Duplicate);
+                drop(state);
+                return Err(Duplicate(Seat { pool: self.clone(), link, _counting: counting }));
             }
             state.links.insert((link.peer, link.lane), link.clone());
             current

@@ -105,6 +105,8 @@ pub(super) async fn request(
         }
         // The peer wants no more of it, and its answer says why.
         Err(WriteError::Stopped(_)) => {}
+        // Its own text does not say why.
+        Err(WriteError::ConnectionLost(error)) => return Err(interrupted(error.to_string())),
         Err(error) => return Err(interrupted(error.to_string())),
     }
     let (header, response) =
