@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use quinn::crypto::rustls::QuicClientConfig;
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint};
 use replication::NodeId;
 use replication::transport::frame::{self, Decoder, FrameError, HEADER_BYTES, MAX_HEAD_BYTES, Status};
@@ -326,6 +326,43 @@ async fn crossing_connections_settle_on_one() {
         }
         mesh.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_lost_against_a_crossing_one_still_answers() {
+    let authority = Authority::new("test").unwrap();
+    let [lower, higher] = [1, 2].map(|id| authority.issue(NodeId(id)).unwrap());
+    let tls = lower.server_config(Plane::Replication).unwrap();
+    let server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+    let endpoint = Endpoint::server(server, localhost()).unwrap();
+    let transport = QuicTransport::bind(quic_config(higher, localhost())).unwrap();
+    transport.serve(Arc::new(Actor::default()));
+    transport.set_peers([(NodeId(1), endpoint.local_addr().unwrap())].into()).unwrap();
+    // Node 2 dials node 1 on a lane and greets; before it is answered, node 1's own connection arrives.
+    let (lane, loser, mut send) = within("node 2 to dial", async {
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        let data = connection.handshake_data().unwrap().downcast::<HandshakeData>().unwrap();
+        let bulk = data.protocol.unwrap() == Plane::Replication.protocol(Lane::Bulk);
+        let (send, mut recv) = connection.accept_bi().await.unwrap();
+        recv.read_to_end(100).await.unwrap();
+        (if bulk { Lane::Bulk } else { Lane::Control }, connection, send)
+    })
+    .await;
+    let (_winning_endpoint, winner) = greeted(&lower, transport.local_addr(), NodeId(2), lane).await;
+    // Now the answer, from the same process as the crossing connection, and a request on the heels of it.
+    let answer = [&frame::MAGIC[..], &[frame::VERSION], &7_u64.to_be_bytes(), &0_u64.to_be_bytes()].concat();
+    send.write_all(&answer).await.unwrap();
+    send.finish().unwrap();
+    let class = if lane == Lane::Bulk { Class::Blob } else { Class::Digest };
+    let ask = frame::encode(Status::Request, class, &Frame::new(ECHO, "in time"), 0).unwrap().concat();
+    for connection in [&loser, &winner] {
+        let (status, answer) = decoded(&exchange(connection, &ask).await);
+        assert_eq!((status, &answer.head[..]), (Status::Response, &b"in time"[..]));
+    }
+    within("the loser to be closed", loser.closed()).await;
+    let (status, _) = decoded(&exchange(&winner, &ask).await);
+    assert_eq!(status, Status::Response);
+    transport.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
