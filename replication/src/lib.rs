@@ -20,6 +20,6 @@ pub mod transport;
 
 pub use error::{Outcome, StoreError};
 pub use store::{
-    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, Digest, Epoch, Guarantee, Guarantees,
-    Metadata, NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
+    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, Digest, Epoch, Guarantee, Guarantees, Metadata,
+    NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
 };

@@ -190,12 +190,7 @@ impl Checkpoint {
     }
 
     /// A checkpoint of bytes this process has hashed before: content-addressed storage looks them up by digest.
-    pub(crate) fn already_verified(
-        id: CheckpointId,
-        digest: Digest,
-        parameters: Bytes,
-        metadata: Metadata,
-    ) -> Self {
+    pub(crate) fn already_verified(id: CheckpointId, digest: Digest, parameters: Bytes, metadata: Metadata) -> Self {
         debug_assert_eq!(Digest::of(&parameters), digest, "bytes were stored under another digest");
         Self { id, digest, parameters, metadata }
     }
