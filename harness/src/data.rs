@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
+use workloads::federated::{self, DataError, Source, Split, Status};
 
 use crate::exit::Usage;
 
-/// Where the official archive is.
-pub const OFFICIAL_URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
-/// SHA-256 of the official archive.
-pub const OFFICIAL_SHA256: &str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
+pub use workloads::federated::{ARCHIVE_SHA256 as OFFICIAL_SHA256, ARCHIVE_URL as OFFICIAL_URL};
+
 /// Folder of the batch files, inside the archive and on disk.
 pub const BATCHES_DIR: &str = "cifar-10-batches-bin";
 /// Largest archive that is downloaded, in bytes. The official one has 170 MB.
@@ -23,88 +22,30 @@ pub const MAX_ARCHIVE_BYTES: u64 = 512 * 1024 * 1024;
 /// Most bytes that are unpacked. The official archive holds 184 MB.
 pub const MAX_UNPACKED_BYTES: u64 = 1024 * 1024 * 1024;
 
-const BATCH_FILES: [&str; 6] = [
-    "data_batch_1.bin",
-    "data_batch_2.bin",
-    "data_batch_3.bin",
-    "data_batch_4.bin",
-    "data_batch_5.bin",
-    "test_batch.bin",
-];
-const RECORD_BYTES: u64 = 3073;
-const RECORDS_PER_FILE: u64 = 10_000;
+/// Seed of the synthetic set on disk.
+const SYNTHETIC_SEED: u64 = 0;
 const CHUNK_BYTES: usize = 64 * 1024;
-
-/// One file of the data set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileStatus {
-    /// Its name.
-    pub name: String,
-    /// Its size; none: it is not there.
-    pub bytes: Option<u64>,
-    /// What is wrong with it, in one line.
-    pub problem: Option<String>,
-}
-
-/// What is on disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DataStatus {
-    /// Where it was looked for.
-    pub place: PathBuf,
-    /// The files a complete set has.
-    pub files: Vec<FileStatus>,
-}
-
-impl DataStatus {
-    /// Whether every file is there and complete.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.files.iter().all(|file| file.problem.is_none())
-    }
-}
 
 /// What of CIFAR-10 is at `path`, a folder or an archive.
 ///
 /// # Errors
-/// If `path` cannot be looked at.
-pub fn status(path: &Path) -> anyhow::Result<DataStatus> {
-    // SEAM: data status. Replace by workloads::federated::data::status(path), which also reads archives.
-    let found = fs::metadata(path).map_err(|error| {
-        Usage(format!("{}: {error}; name a folder or archive with CIFAR-10", path.display()))
-    })?;
-    if found.is_file() {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let file = FileStatus { name, bytes: Some(found.len()), problem: None };
-        return Ok(DataStatus { place: path.into(), files: vec![file] });
-    }
-    let inner = path.join(BATCHES_DIR);
-    let place = if inner.is_dir() { inner } else { path.to_path_buf() };
-    let expected = RECORD_BYTES * RECORDS_PER_FILE;
-    let look = |name: &str| {
-        let bytes = fs::metadata(place.join(name)).ok().map(|file| file.len());
-        let problem = match bytes {
-            None => Some("missing".to_owned()),
-            Some(bytes) if bytes != expected => Some(format!("{bytes} bytes instead of {expected}")),
-            Some(_) => None,
-        };
-        FileStatus { name: name.into(), bytes, problem }
-    };
-    let files = BATCH_FILES.iter().map(|name| look(name)).collect();
-    Ok(DataStatus { place, files })
+/// If there is nothing that could be it.
+pub fn status(path: &Path) -> Result<Status, Usage> {
+    federated::status(path).map_err(|error| Usage(format!("{error}; name a folder or archive with CIFAR-10")))
 }
 
-/// Checks that a run can use the data at `path`.
+/// Checks that a run can use the data at `path`: every file complete, every label a class. Reads the labels only.
 ///
 /// # Errors
 /// One line that names the first problem and a remedy.
 pub fn check(path: &Path) -> Result<(), Usage> {
-    // SEAM: data check. Replace by workloads::federated::data::Source::open(path), its error as Usage.
     let remedy = "see `harness data status`, or get the data with `harness data fetch DIR`";
-    let status = status(path).map_err(|error| Usage(format!("--data {error}")))?;
-    match status.files.iter().find_map(|file| file.problem.as_ref().map(|problem| (&file.name, problem))) {
-        None => Ok(()),
-        Some((name, problem)) => Err(Usage::option("--data", path.join(name).display(), problem, remedy)),
+    let usage = |error: DataError| Usage(format!("--data: {error}; {remedy}"));
+    let source = Source::open(path).map_err(usage)?;
+    for split in [Split::Train, Split::Test] {
+        source.labels(split).map_err(usage)?;
     }
+    Ok(())
 }
 
 /// Writes the synthetic set in CIFAR-10's layout; returns the folder of the batch files.
@@ -112,21 +53,10 @@ pub fn check(path: &Path) -> Result<(), Usage> {
 /// # Errors
 /// If it is there already, or cannot be written.
 pub fn synthesize(dir: &Path) -> anyhow::Result<PathBuf> {
-    let target = free_target(dir)?;
-    install(dir, &target, |folder| {
-        // SEAM: synthetic data. Replace by workloads::federated::data::write_synthetic(folder).
-        for name in BATCH_FILES {
-            let mut file = io::BufWriter::new(File::create(folder.join(name))?);
-            let mut record = vec![0; RECORD_BYTES as usize];
-            for label in (0..10).cycle().take(RECORDS_PER_FILE as usize) {
-                record[0] = label;
-                file.write_all(&record)?;
-            }
-            file.flush()?;
-        }
-        Ok(())
-    })?;
-    Ok(target)
+    match federated::write_synthetic(dir, SYNTHETIC_SEED, false) {
+        Err(error @ DataError::Exists { .. }) => Err(Usage(error.to_string()).into()),
+        written => Ok(written?),
+    }
 }
 
 /// What to download, and how to know that it is right.

@@ -28,7 +28,8 @@ impl Identity {
     /// If they are not what [`issue`] made.
     pub fn decode(&self) -> anyhow::Result<transport::Identity> {
         // The value holds the private key: an error must not show it.
-        serde_json::from_value(self.0.clone()).map_err(|_| anyhow::anyhow!("the node was given no usable credentials"))
+        serde_json::from_value(self.0.clone())
+            .map_err(|_| anyhow::anyhow!("the node was given no usable credentials"))
     }
 }
 

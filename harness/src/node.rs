@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::transport::Transport;
 use replication::{AnyStore, NodeId};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
@@ -60,7 +60,8 @@ fn addresses(plan: &Plan, port: u16) -> BTreeMap<NodeId, SocketAddr> {
 
 fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::Result<Arc<QuicTransport>> {
     let peers = addresses(&start.plan, port);
-    let own = peers.get(&start.node).copied().with_context(|| format!("the plan has no node {}", start.node))?;
+    let own =
+        peers.get(&start.node).copied().with_context(|| format!("the plan has no node {}", start.node))?;
     let mut config = QuicConfig::new(identity, plane, own);
     config.peers = peers;
     config.idle_timeout = IDLE_TIMEOUT;

@@ -59,7 +59,10 @@ impl BackendPlan {
             Backend::Raft => replication::Backend::Raft(RaftConfig {
                 voters: nodes.iter().copied().collect(),
                 payload: self.payload,
-                window: Window { from_ms: self.window_lo_ns / 1_000_000, to_ms: self.window_hi_ns / 1_000_000 },
+                window: Window {
+                    from_ms: self.window_lo_ns / 1_000_000,
+                    to_ms: self.window_hi_ns / 1_000_000,
+                },
                 heartbeat_ms: self.heartbeat_ns / 1_000_000,
                 put_timeout_ms: PUT_TIMEOUT_MS,
                 retained: DEFAULT_RETAINED,

@@ -27,7 +27,6 @@ pub mod transport;
 mod wire;
 
 pub use config::{Backend, Payload, open};
-
 pub use error::{Outcome, StoreError};
 pub use store::{
     AnyStore, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Digest, Epoch,

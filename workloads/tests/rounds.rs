@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use replication::raft::{RaftConfig, RaftStore, Window};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
-use replication::{AnyStore, CheckpointStore, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Slot};
+use replication::{
+    AnyStore, CheckpointStore, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Slot,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use workloads::federated::{
-    self, Config, EngineKind, Evaluation, Event, Learner, LearnerError, Participant, Partition, Profile, Training, Update,
-    model,
+    self, Config, EngineKind, Evaluation, Event, Learner, LearnerError, Participant, Partition, Profile,
+    Training, Update, model,
 };
 
 /// What a stand-in worker adds to every parameter in a round.
@@ -70,7 +72,12 @@ struct Job {
 }
 
 impl Job {
-    async fn start(config: Config, count: u64, payload: Payload, training: impl Fn(NodeId) -> Duration) -> Self {
+    async fn start(
+        config: Config,
+        count: u64,
+        payload: Payload,
+        training: impl Fn(NodeId) -> Duration,
+    ) -> Self {
         let ids: BTreeSet<NodeId> = (1..=count).map(NodeId).collect();
         let link = LinkSpec {
             delay: Duration::from_millis(2),
@@ -80,7 +87,8 @@ impl Job {
         };
         let replication = ChannelNetwork::new(1, link, ids.iter().copied());
         let learning = ChannelNetwork::new(2, link, ids.iter().copied());
-        let mut job = Self { replication, learning, nodes: BTreeMap::new(), told: watch::Sender::new(Vec::new()) };
+        let mut job =
+            Self { replication, learning, nodes: BTreeMap::new(), told: watch::Sender::new(Vec::new()) };
         for node in &ids {
             let raft = RaftConfig {
                 voters: ids.clone(),
@@ -148,7 +156,9 @@ impl Job {
         let mut again = Vec::new();
         for (_, event) in self.told.borrow().iter() {
             match event {
-                Event::CheckpointPut { id, .. } if (id.phase, id.slot) == (Phase::AggregateFit, Slot::Global) => {
+                Event::CheckpointPut { id, .. }
+                    if (id.phase, id.slot) == (Phase::AggregateFit, Slot::Global) =>
+                {
                     acknowledged.insert(id.round);
                 }
                 Event::FitStarted { round, .. } if acknowledged.contains(round) => again.push(*round),
@@ -183,16 +193,16 @@ async fn every_profile_completes(payload: Payload) {
         let digest = job.completed().await;
         assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
         let global = |phase| {
-            move |event: &Event| matches!(event, Event::CheckpointPut { id, .. }
+            move |event: &Event| {
+                matches!(event, Event::CheckpointPut { id, .. }
                 if (id.phase, id.slot) == (phase, Slot::Global))
+            }
         };
         let others = if matches!(profile, Profile::Paper | Profile::Prototype) { 3 } else { 0 };
         assert_eq!(job.count(global(Phase::AggregateFit)), 3, "{profile:?}");
         assert_eq!(job.count(global(Phase::ConfigureFit)), others, "{profile:?}");
         assert_eq!(job.count(global(Phase::ConfigureEvaluate)), others, "{profile:?}");
-        let workers = |event: &Event| {
-            matches!(event, Event::CheckpointPut { id, .. } if matches!(id.slot, Slot::Worker { .. }))
-        };
+        let workers = |event: &Event| matches!(event, Event::CheckpointPut { id, .. } if matches!(id.slot, Slot::Worker { .. }));
         let own = match profile {
             Profile::Workers => 4 * 3,
             Profile::Prototype => 4 * 3 * 10,
@@ -230,10 +240,15 @@ async fn the_job_outlives_two_aggregators_whatever_the_profile() {
         }
         job.completed().await;
         assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new(), "{profile:?}");
-        let finished: BTreeSet<u64> = job.told.borrow().iter().filter_map(|(_, event)| match event {
-            Event::RoundFinished { round, .. } => Some(*round),
-            _ => None,
-        }).collect();
+        let finished: BTreeSet<u64> = job
+            .told
+            .borrow()
+            .iter()
+            .filter_map(|(_, event)| match event {
+                Event::RoundFinished { round, .. } => Some(*round),
+                _ => None,
+            })
+            .collect();
         assert_eq!(finished, (1..=5).collect(), "{profile:?}");
         if profile != Profile::Prototype {
             assert_final_parameters(&job, 5).await;
@@ -246,21 +261,23 @@ async fn a_worker_that_does_not_answer_does_not_stop_the_round() {
     let slow = |node: NodeId| Duration::from_secs(if node == NodeId(3) { 1_000_000 } else { 1 });
     let job = Job::start(config(5, 2, Profile::Once), 5, Payload::Inline, slow).await;
     job.completed().await;
-    let late = |event: &Event| {
-        matches!(event, Event::WorkerFailed { worker: NodeId(3), reason, .. } if reason.contains("deadline"))
-    };
+    let late = |event: &Event| matches!(event, Event::WorkerFailed { worker: NodeId(3), reason, .. } if reason.contains("deadline"));
     assert_eq!(job.count(late), 2);
     assert_final_parameters(&job, 2).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_worker_does_not_stop_the_job() {
-    let mut job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| Duration::from_secs(1)).await;
+    let mut job =
+        Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| Duration::from_secs(1)).await;
     let aggregator = job.fit_started(2).await;
     let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
     job.crash(worker).await;
     job.completed().await;
-    assert!(job.count(|event| matches!(event, Event::WorkerFailed { worker: failed, .. } if *failed == worker)) >= 1);
+    assert!(
+        job.count(|event| matches!(event, Event::WorkerFailed { worker: failed, .. } if *failed == worker))
+            >= 1
+    );
     assert_final_parameters(&job, 3).await;
 }
 
@@ -271,19 +288,18 @@ async fn a_stale_aggregator_is_refused_and_its_work_dropped() {
     // The replication plane is cut, the learning plane is not: the old aggregator goes on talking to the workers.
     job.replication.isolate(old);
     let deposed = |node, event: &Event| node == old && matches!(event, Event::Deposed { .. });
-    let dropped = |_, event: &Event| {
-        matches!(event, Event::WorkDropped { epoch, round: 2 } if epoch.node == old)
-    };
+    let dropped =
+        |_, event: &Event| matches!(event, Event::WorkDropped { epoch, round: 2 } if epoch.node == old);
     job.hears("dropped work", dropped).await;
-    let taken_over = |node, event: &Event| node != old && matches!(event, Event::Restored { epoch, .. } if epoch.node == node);
+    let taken_over = |node, event: &Event| {
+        node != old && matches!(event, Event::Restored { epoch, .. } if epoch.node == node)
+    };
     let (_, restored) = job.hears("take-over", taken_over).await;
     assert!(matches!(restored, Event::Restored { from: Some(id), .. } if id.round == 1), "{restored:?}");
     job.replication.heal();
     job.hears("deposed", deposed).await;
     job.completed().await;
-    let refused = |event: &Event| {
-        matches!(event, Event::WorkerFailed { epoch, reason, .. } if epoch.node == old && reason.contains("follows epoch"))
-    };
+    let refused = |event: &Event| matches!(event, Event::WorkerFailed { epoch, reason, .. } if epoch.node == old && reason.contains("follows epoch"));
     assert!(job.count(refused) >= 1);
     assert_final_parameters(&job, 3).await;
 }
@@ -293,7 +309,8 @@ async fn an_aggregator_that_trains_counts_as_a_worker() {
     let config = Config { aggregator_trains: true, ..config(3, 2, Profile::Once) };
     let job = Job::start(config, 3, Payload::Inline, |_| Duration::from_secs(1)).await;
     job.completed().await;
-    let all = |event: &Event| matches!(event, Event::RoundFinished { fit_workers: 3, evaluate_workers: 3, .. });
+    let all =
+        |event: &Event| matches!(event, Event::RoundFinished { fit_workers: 3, evaluate_workers: 3, .. });
     assert_eq!(job.count(all), 2);
     assert_final_parameters(&job, 2).await;
 }

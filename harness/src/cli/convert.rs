@@ -5,8 +5,9 @@ use workloads::federated::{Config, EngineKind, Profile, Training};
 
 use super::{BackendArg, EngineArg, PayloadArg, PlacementArg, ProfileArg, RunArgs};
 use crate::exit::Usage;
-use crate::plan::{self, Backend, BackendPlan, Payload, PlacementKind, Plan, Trial};
+use crate::plan::{self, Backend, BackendPlan, PlacementKind, Plan, Trial};
 use crate::units::nanoseconds;
+use replication::Payload;
 
 impl RunArgs {
     /// The trial these options describe. `random_seed` is used where no seed was given.

@@ -7,9 +7,11 @@ use std::path::Path;
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use workloads::federated::{FileStatus, Location, Status};
+
 use super::print;
 use crate::cli::DataCommand;
-use crate::data::{self, DataStatus, Download};
+use crate::data::{self, Download};
 use crate::exit::Exit;
 use crate::units::show_bytes;
 
@@ -54,14 +56,27 @@ fn installed(folder: &Path, dir: &Path) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn table(status: &DataStatus) -> String {
+fn state(file: &FileStatus) -> String {
+    match (file.bytes, file.expected_bytes) {
+        (None, None) => "missing (optional)".into(),
+        (None, Some(_)) => "missing".into(),
+        (Some(bytes), Some(expected)) if bytes != expected => format!("{bytes} bytes instead of {expected}"),
+        (Some(_), _) => "complete".into(),
+    }
+}
+
+fn table(status: &Status) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["file", "size", "state"]);
     for file in &status.files {
         let size = file.bytes.map_or_else(|| "-".into(), show_bytes);
-        table.add_row([file.name.as_str(), &size, file.problem.as_deref().unwrap_or("complete")]);
+        table.add_row([file.name, &size, &state(file)]);
     }
-    let mut text = format!("{}\n{table}\n", status.place.display());
+    let place = match &status.location {
+        Location::Folder(path) | Location::Archive(path) => path.display().to_string(),
+        other => format!("{other:?}"),
+    };
+    let mut text = format!("{place}\n{table}\n");
     if !status.is_complete() {
         let _ = writeln!(
             text,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
-use crate::plan::{Backend, Payload};
+use crate::plan::Backend;
+use replication::Payload;
 
 /// The checkpoint a run ended with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

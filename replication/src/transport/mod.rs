@@ -229,7 +229,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Sets who answers requests; until then they wait. Called once.
     fn serve(&self, handler: Arc<dyn Handler>);
 
-    /// Follows which peers have a live control connection, in ascending order.
+    /// Follows which peers have live connections on both lanes, in ascending order.
     fn connected(&self) -> watch::Receiver<Vec<NodeId>>;
 
     /// What was counted so far.

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use replication::NodeId;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Identity, Plane};
-use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::transport::quic::{QuicConfig, QuicTransport, SOCKET_BUFFER_BYTES};
 use replication::transport::{Frame, Handler, Refusal, Transport};
 use tokio::sync::watch;
 
@@ -82,6 +83,12 @@ impl Actor {
     }
 }
 
+/// Closes transports at the same time: one after the other, the rest would be dialling what is gone.
+pub(crate) async fn close_all<T: Transport + ?Sized>(transports: impl IntoIterator<Item = Arc<T>>) {
+    let closing = transports.into_iter().map(|transport| async move { transport.close().await });
+    within("transports to close", join_all(closing)).await;
+}
+
 pub(crate) fn body(bytes: usize) -> Bytes {
     (0..bytes).map(|at| (at % 251) as u8).collect::<Vec<_>>().into()
 }
@@ -108,7 +115,7 @@ impl Node {
 }
 
 enum Network {
-    Quic(QuicNetwork),
+    Quic(Box<QuicNetwork>),
     Channel(ChannelNetwork),
 }
 
@@ -124,7 +131,7 @@ impl Mesh {
         let nodes = network.ids.clone().into_iter().map(|id| (id, Node::new(network.open(id)))).collect();
         network.introduce();
         network.ready().await;
-        Self { network: Network::Quic(network), nodes }
+        Self { network: Network::Quic(Box::new(network)), nodes }
     }
 
     pub(crate) async fn channel(count: u64) -> Self {
@@ -203,9 +210,7 @@ impl Mesh {
     }
 
     pub(crate) async fn close(&self) {
-        for node in self.nodes.values() {
-            node.transport.close().await;
-        }
+        close_all(self.nodes.values().map(|node| node.transport.clone())).await;
     }
 }
 
@@ -220,6 +225,7 @@ pub(crate) struct QuicNetwork {
     pub(crate) transports: BTreeMap<NodeId, Arc<QuicTransport>>,
     addrs: BTreeMap<NodeId, SocketAddr>,
     silences: BTreeMap<NodeId, Arc<AtomicBool>>,
+    pub(crate) socket_buffer_bytes: usize,
 }
 
 impl QuicNetwork {
@@ -231,6 +237,7 @@ impl QuicNetwork {
             transports: BTreeMap::new(),
             addrs: BTreeMap::new(),
             silences: BTreeMap::new(),
+            socket_buffer_bytes: SOCKET_BUFFER_BYTES,
         }
     }
 
@@ -240,6 +247,7 @@ impl QuicNetwork {
         let silence = Arc::new(AtomicBool::new(false));
         let identity = self.identities.entry(id).or_insert_with(|| self.authority.issue(id).unwrap()).clone();
         let mut config = quic_config(identity, bind);
+        config.socket_buffer_bytes = self.socket_buffer_bytes;
         let silenced = silence.clone();
         config.wrap_socket =
             Some(Arc::new(move |inner| Arc::new(Silencer { inner, silence: silenced.clone() })));

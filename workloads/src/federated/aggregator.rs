@@ -250,7 +250,8 @@ impl<'a> Term<'a> {
         }
         let writer = Writer { store: self.office.store.as_ref(), events: &self.office.events };
         loop {
-            let put = writer.put_global(profile, (self.epoch, round, phase), &self.parameters, metadata.clone());
+            let put =
+                writer.put_global(profile, (self.epoch, round, phase), &self.parameters, metadata.clone());
             match put.await {
                 Ok(()) => break,
                 Err(StoreError::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
@@ -311,7 +312,13 @@ impl<'a> Term<'a> {
                 let averaged = average.finish().map_err(|error| failed(&error))?;
                 let parameters = model::encode(averaged).map_err(|error| failed(&error))?;
                 let fit_ns = begun.elapsed().as_nanos() as u64;
-                return Ok(Fitted { parameters, examples, fit_ns, workers: count, loss: loss_sum / examples as f64 });
+                return Ok(Fitted {
+                    parameters,
+                    examples,
+                    fit_ns,
+                    workers: count,
+                    loss: loss_sum / examples as f64,
+                });
             }
             tracing::warn!(round, count, "too few workers finished; the round is tried again");
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -415,7 +422,9 @@ impl<'a> Term<'a> {
         let deadline = Instant::now() + Duration::from_millis(self.config().round_deadline_ms);
         let mut results: FuturesUnordered<_> = workers
             .into_iter()
-            .map(|worker| async move { (worker, self.instruct::<Evaluation>(worker, protocol::EVALUATE, round).await) })
+            .map(|worker| async move {
+                (worker, self.instruct::<Evaluation>(worker, protocol::EVALUATE, round).await)
+            })
             .collect();
         let (mut count, mut total) = (0, Evaluation::default());
         while let Ok(Some((worker, result))) = tokio::time::timeout_at(deadline, results.next()).await {
@@ -462,19 +471,31 @@ impl<'a> Term<'a> {
 /// An answer the aggregator can also get from the worker on its own node.
 #[async_trait::async_trait]
 trait LocalAnswer: Sized {
-    async fn local(worker: &Worker, instruction: Instruction, parameters: Bytes) -> Result<Answer<Self>, String>;
+    async fn local(
+        worker: &Worker,
+        instruction: Instruction,
+        parameters: Bytes,
+    ) -> Result<Answer<Self>, String>;
 }
 
 #[async_trait::async_trait]
 impl LocalAnswer for FitResult {
-    async fn local(worker: &Worker, instruction: Instruction, parameters: Bytes) -> Result<Answer<Self>, String> {
+    async fn local(
+        worker: &Worker,
+        instruction: Instruction,
+        parameters: Bytes,
+    ) -> Result<Answer<Self>, String> {
         worker.on_fit(instruction, parameters).await.map_err(|refusal| refusal.0)
     }
 }
 
 #[async_trait::async_trait]
 impl LocalAnswer for Evaluation {
-    async fn local(worker: &Worker, instruction: Instruction, parameters: Bytes) -> Result<Answer<Self>, String> {
+    async fn local(
+        worker: &Worker,
+        instruction: Instruction,
+        parameters: Bytes,
+    ) -> Result<Answer<Self>, String> {
         worker.on_evaluate(instruction, parameters).await.map_err(|refusal| refusal.0)
     }
 }

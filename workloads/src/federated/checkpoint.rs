@@ -99,7 +99,10 @@ pub(crate) struct Restored {
 }
 
 /// Reads the newest global state.
-pub(crate) async fn restore(store: &dyn CheckpointStore, profile: Profile) -> Result<Option<Restored>, StoreError> {
+pub(crate) async fn restore(
+    store: &dyn CheckpointStore,
+    profile: Profile,
+) -> Result<Option<Restored>, StoreError> {
     let Some(latest) = store.latest().await? else { return Ok(None) };
     let (id, metadata) = (latest.id(), latest.metadata().clone());
     if profile != Profile::Prototype {

@@ -119,7 +119,8 @@ impl Learner for LocalLearner {
     async fn fit(&self, round: u64, parameters: Bytes) -> Result<Update, LearnerError> {
         let examples = self.train.len() as u64;
         let order = BatchOrder::new(self.seed, self.node.0, round, examples as u32, &self.training);
-        let fitted = self.trainer.fit(parameters, self.train.clone(), order, self.training, &Cancel::new()).await;
+        let fitted =
+            self.trainer.fit(parameters, self.train.clone(), order, self.training, &Cancel::new()).await;
         let fitted = fitted.map_err(failed)?;
         let parameters = model::encode(fitted.parameters).map_err(failed)?;
         Ok(Update { parameters, examples, loss: fitted.loss })

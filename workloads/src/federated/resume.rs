@@ -25,7 +25,9 @@ pub(crate) fn after(latest: Option<(u64, Phase)>) -> Position {
     match latest {
         None => Position { round: 1, step: Step::Fit },
         Some((round, Phase::ConfigureFit)) => Position { round, step: Step::Fit },
-        Some((round, Phase::AggregateFit | Phase::ConfigureEvaluate)) => Position { round, step: Step::Evaluate },
+        Some((round, Phase::AggregateFit | Phase::ConfigureEvaluate)) => {
+            Position { round, step: Step::Evaluate }
+        }
     }
 }
 

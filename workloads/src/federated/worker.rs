@@ -103,7 +103,8 @@ impl Worker {
             if connected.wait_for(|peers| peers.contains(&epoch.node)).await.is_err() {
                 return;
             }
-            let request = learning.request(epoch.node, Class::LearningControl, protocol::frame(protocol::JOIN, &epoch));
+            let request =
+                learning.request(epoch.node, Class::LearningControl, protocol::frame(protocol::JOIN, &epoch));
             if let Ok(Ok(_)) = tokio::time::timeout(JOIN_TIMEOUT, request).await {
                 // Accepted. Offer again should the connection be lost and come back.
                 if connected.wait_for(|peers| !peers.contains(&epoch.node)).await.is_err() {
@@ -147,7 +148,9 @@ impl Worker {
         if current > epoch {
             return Ok(Answer::Stale(current));
         }
-        let Some(parameters) = self.parameters(parameters, sent)? else { return Ok(Answer::ParametersMissing) };
+        let Some(parameters) = self.parameters(parameters, sent)? else {
+            return Ok(Answer::ParametersMissing);
+        };
         self.turn.send_modify(|turn| *turn += 1);
         let mut turn = self.turn.subscribe();
         let mut newer = self.epoch.subscribe();
@@ -161,7 +164,11 @@ impl Worker {
             } => return Ok(done.map_or_else(Answer::Failed, Answer::Done)),
         };
         (self.events)(Event::WorkDropped { epoch, round });
-        Ok(if dropped > epoch { Answer::Stale(dropped) } else { Answer::Failed("a newer instruction came".into()) })
+        Ok(if dropped > epoch {
+            Answer::Stale(dropped)
+        } else {
+            Answer::Failed("a newer instruction came".into())
+        })
     }
 
     /// Trains, or answers again with what was trained before from the same parameters in the same round.
@@ -188,7 +195,11 @@ impl Worker {
         if self.profile == Profile::Workers {
             self.write_own(instruction, &finished.update).await;
         }
-        Ok(FitResult { update: finished.digest, examples: finished.update.examples, loss: finished.update.loss })
+        Ok(FitResult {
+            update: finished.digest,
+            examples: finished.update.examples,
+            loss: finished.update.loss,
+        })
     }
 
     fn writer(&self) -> Writer<'_> {
@@ -217,7 +228,11 @@ impl Worker {
     }
 
     /// Answers a fit instruction.
-    pub(crate) async fn on_fit(&self, instruction: Instruction, sent: Bytes) -> Result<Answer<FitResult>, Refusal> {
+    pub(crate) async fn on_fit(
+        &self,
+        instruction: Instruction,
+        sent: Bytes,
+    ) -> Result<Answer<FitResult>, Refusal> {
         self.obey(instruction, sent, async |parameters| self.fit(instruction, parameters).await).await
     }
 
@@ -227,9 +242,8 @@ impl Worker {
         instruction: Instruction,
         sent: Bytes,
     ) -> Result<Answer<Evaluation>, Refusal> {
-        let evaluate = async |parameters| {
-            self.learner.evaluate(parameters).await.map_err(|error| error.to_string())
-        };
+        let evaluate =
+            async |parameters| self.learner.evaluate(parameters).await.map_err(|error| error.to_string());
         self.obey(instruction, sent, evaluate).await
     }
 
@@ -243,7 +257,11 @@ impl Worker {
 
 /// Only the node that an epoch names may speak for it.
 fn speaks_for(epoch: Epoch, from: NodeId) -> Result<(), Refusal> {
-    if epoch.node == from { Ok(()) } else { Err(Refusal(format!("node {from} does not aggregate in epoch {epoch}"))) }
+    if epoch.node == from {
+        Ok(())
+    } else {
+        Err(Refusal(format!("node {from} does not aggregate in epoch {epoch}")))
+    }
 }
 
 /// Answers the learning plane's requests on one node: it is a worker, and may be the aggregator.

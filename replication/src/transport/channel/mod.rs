@@ -1,7 +1,9 @@
 //! The seeded network inside one process: delay, jitter, loss, bandwidth, partitions and crashes, in tokio's time.
 //!
 //! Under a paused clock and on one thread, a run is a function of the seed: every random choice comes from a ChaCha
-//! stream of its directed link, and nothing iterates in hash order.
+//! stream of its directed link, nothing iterates in hash order, and whoever waits is woken first come, first served.
+//! (`tokio::sync::watch` wakes several waiters in random order: two tasks that await one node's `connected()` are
+//! outside of this promise.)
 //!
 //! # What is modelled
 //! - **Connections** as in [`quic`](super::quic): between each pair that can reach each other there is one; it survives
@@ -21,11 +23,13 @@ mod model;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -63,17 +67,39 @@ struct Net {
     max_body_bytes: u64,
     model: Mutex<Model>,
     ends: Mutex<BTreeMap<NodeId, Arc<End>>>,
-    /// Counts changes of the model's connections and reachability.
-    changes: watch::Sender<u64>,
+    changes: Changes,
     timers: Mutex<JoinSet<()>>,
+}
+
+/// Tells of every change anywhere in the network, in the order in which tasks began to wait.
+#[derive(Default)]
+struct Changes(Notify);
+
+impl Changes {
+    fn announce(&self) {
+        self.0.notify_waiters();
+    }
+
+    /// Waits until `look` sees something.
+    async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let mut change = pin!(self.0.notified());
+            // Counts as waiting from here, so that no change slips in between looking and waiting.
+            change.as_mut().enable();
+            if let Some(seen) = look() {
+                return seen;
+            }
+            change.await;
+        }
+    }
 }
 
 /// One life of one node.
 struct End {
     id: NodeId,
-    handler: watch::Sender<Option<Arc<dyn Handler>>>,
+    handler: Mutex<Option<Arc<dyn Handler>>>,
     connected: watch::Sender<Vec<NodeId>>,
-    closed: watch::Sender<bool>,
+    closed: AtomicBool,
     frames: FrameCounters,
     datagrams: Mutex<(DatagramCount, DatagramCount)>,
 }
@@ -99,7 +125,7 @@ impl ChannelNetwork {
             max_body_bytes,
             model: Mutex::new(Model::new(seed, link, nodes)),
             ends: Mutex::default(),
-            changes: watch::Sender::new(0),
+            changes: Changes::default(),
             timers: Mutex::default(),
         };
         Self { net: Arc::new(net) }
@@ -111,9 +137,9 @@ impl ChannelNetwork {
         self.crash(node);
         let end = Arc::new(End {
             id: node,
-            handler: watch::Sender::new(None),
+            handler: Mutex::default(),
             connected: watch::Sender::new(Vec::new()),
-            closed: watch::Sender::new(false),
+            closed: AtomicBool::new(false),
             frames: FrameCounters::default(),
             datagrams: Mutex::default(),
         });
@@ -194,15 +220,17 @@ impl Net {
                 changed
             });
         }
-        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+        self.changes.announce();
     }
 
     /// Waits until the connection `generation` of `pair` is no more.
-    async fn lost(&self, pair: Pair, generation: u64) {
-        let mut changes = self.changes.subscribe();
-        let gone = |_: &u64| lock(&self.model).generation(pair) != Some(generation);
-        // `self` owns the sender.
-        let _ = changes.wait_for(gone).await;
+    async fn until_lost(&self, pair: Pair, generation: u64) {
+        let gone = || lock(&self.model).generation(pair) != Some(generation);
+        self.changes.until(|| gone().then_some(())).await;
+    }
+
+    async fn until_shut(&self, end: &End) {
+        self.changes.until(|| end.is_shut().then_some(())).await;
     }
 
     /// Carries one message of `bytes` and returns when it has arrived. Until a cut link is repaired it does not.
@@ -217,8 +245,7 @@ impl Net {
         sleep_until(departure.arrives).await;
         let pair = Pair::new(from.id, to);
         while !lock(&self.model).carries(pair) {
-            let mut changes = self.changes.subscribe();
-            let _ = changes.wait_for(|_| lock(&self.model).carries(pair)).await;
+            self.changes.until(|| lock(&self.model).carries(pair).then_some(())).await;
             let retransmission = lock(&self.model).link.retransmission_timeout();
             sleep(retransmission).await;
         }
@@ -244,7 +271,7 @@ impl Net {
         let end = lock(&self.ends).get(&to).cloned();
         let Some(end) = end else { return std::future::pending().await };
         end.frames.received(class, bytes);
-        let result = run_handler(end.clone(), from.id, joined(request)).await?;
+        let result = run_handler(self.clone(), end.clone(), from.id, joined(request)).await?;
         let (response, refused) = match result {
             Ok(response) => match frame::check(&response, self.max_body_bytes) {
                 Ok(()) => (response, false),
@@ -273,6 +300,7 @@ async fn fire(net: Weak<Net>, at: Instant, timer: Timer) {
 
 /// Runs `end`'s handler on a task of its own, which ends with this future or with the node.
 async fn run_handler(
+    net: Arc<Net>,
     end: Arc<End>,
     from: NodeId,
     request: Frame,
@@ -281,12 +309,12 @@ async fn run_handler(
     let mut task = JoinSet::new();
     task.spawn(async move {
         let answer = async {
-            let handler = end.handler.subscribe().wait_for(Option::is_some).await.ok()?.clone()?;
+            let handler = net.changes.until(|| lock(&end.handler).clone()).await;
             Some(handler.handle(from, request).await)
         };
         tokio::select! {
             biased;
-            () = end.until_shut() => None,
+            () = net.until_shut(&end) => None,
             answer = answer => answer,
         }
     });
@@ -311,14 +339,13 @@ fn joined(mut frame: Frame) -> Frame {
 
 impl End {
     fn shut(&self) {
-        self.closed.send_replace(true);
+        self.closed.store(true, Ordering::Release);
         self.connected.send_replace(Vec::new());
-        self.handler.send_replace(None);
+        *lock(&self.handler) = None;
     }
 
-    async fn until_shut(&self) {
-        // `self` owns the sender.
-        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    fn is_shut(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     fn datagram(&self, lane: Lane, update: impl FnOnce(&mut DatagramCount)) {
@@ -353,7 +380,7 @@ impl Transport for ChannelTransport {
     }
 
     async fn request(&self, to: NodeId, class: Class, request: Frame) -> Result<Frame, TransportError> {
-        if *self.end.closed.borrow() {
+        if self.end.is_shut() {
             return Err(TransportError::Closed);
         }
         frame::check(&request, self.net.max_body_bytes).map_err(FrameError::into_transport)?;
@@ -362,8 +389,8 @@ impl Transport for ChannelTransport {
         let generation = generation.ok_or(TransportError::Unreachable { peer: to })?;
         tokio::select! {
             biased;
-            () = self.end.until_shut() => Err(TransportError::Closed),
-            () = self.net.lost(pair, generation) => {
+            () = self.net.until_shut(&self.end) => Err(TransportError::Closed),
+            () = self.net.until_lost(pair, generation) => {
                 Err(TransportError::Interrupted { peer: to, reason: "the connection was lost".into() })
             }
             result = self.net.exchange(&self.end, to, class, request) => result,
@@ -371,8 +398,9 @@ impl Transport for ChannelTransport {
     }
 
     fn serve(&self, handler: Arc<dyn Handler>) {
-        if !*self.end.closed.borrow() {
-            self.end.handler.send_replace(Some(handler));
+        if !self.end.is_shut() {
+            *lock(&self.end.handler) = Some(handler);
+            self.net.changes.announce();
         }
     }
 
@@ -386,7 +414,7 @@ impl Transport for ChannelTransport {
     }
 
     async fn close(&self) {
-        if *self.end.closed.borrow() {
+        if self.end.is_shut() {
             return;
         }
         lock(&self.net.ends).remove(&self.end.id);

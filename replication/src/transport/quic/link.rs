@@ -177,9 +177,10 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: NodeId, 
         match result.unwrap_or_else(|_| Err(Failure::Lost("no answer".into()))) {
             Ok((link, counting)) => {
                 failures = 0;
-                if let Ok((seat, replaced)) = shared.pool.admit(link, counting) {
-                    serving.spawn(serve(shared.clone(), seat, replaced));
-                }
+                match shared.pool.admit(link, counting) {
+                    Ok((seat, replaced)) => serving.spawn(serve(shared.clone(), seat, replaced)),
+                    Err(Duplicate(seat)) => serving.spawn(serve_briefly(shared.clone(), seat)),
+                };
             }
             Err(failure) => {
                 failures += 1;
@@ -291,7 +292,11 @@ async fn welcome(
     let origin =
         Origin { dialled_by: peer, attempt: greeting.attempt, peer_incarnation: greeting.incarnation };
     let link = Link { peer, lane, origin, connection };
-    let (seat, replaced) = shared.pool.admit(link, counting).map_err(|Duplicate| Failure::Duplicate)?;
+    let (seat, replaced) = shared.pool.admit(link, counting).map_err(|Duplicate(seat)| {
+        // Its dialler does not use it before its greeting was answered.
+        seat.link.connection.close(code::DUPLICATE, b"");
+        Failure::Duplicate
+    })?;
     Ok((seat, replaced, send))
 }
 
@@ -348,6 +353,16 @@ async fn serve(shared: Arc<Shared>, seat: Seat, replaced: Option<Link>) {
         }
     };
     tracing::debug!(peer = %link.peer, lane = ?link.lane, %reason, "disconnected");
+}
+
+/// Serves a connection that lost against one which crossed it. The peer answered its greeting, so it may already be
+/// sending requests on it, and learns of the other one only now.
+async fn serve_briefly(shared: Arc<Shared>, seat: Seat) {
+    let connection = seat.link.connection.clone();
+    let mut serving = pin!(serve(shared, seat, None));
+    if timeout(RETIREMENT, &mut serving).await.is_err() {
+        connection.close(code::REPLACED, b"");
+    }
 }
 
 /// A connection that was replaced: closed when dropped.

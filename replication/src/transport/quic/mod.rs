@@ -74,6 +74,8 @@ pub struct QuicConfig {
     pub idle_timeout: Duration,
     /// A connection that was idle for this long is probed by the node that dialled it.
     pub keep_alive: Duration,
+    /// Send and receive buffer asked of the kernel, in bytes.
+    pub socket_buffer_bytes: usize,
     /// Receive window of each bulk connection in bytes, instead of the one derived from the socket's buffer.
     pub bulk_window_bytes: Option<u32>,
     /// Seed of the pauses between attempts to connect.
@@ -95,6 +97,7 @@ impl QuicConfig {
             max_body_bytes: MAX_PARAMETER_BYTES,
             idle_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(1),
+            socket_buffer_bytes: SOCKET_BUFFER_BYTES,
             bulk_window_bytes: None,
             wrap_socket: None,
         }
@@ -111,6 +114,7 @@ impl fmt::Debug for QuicConfig {
             .field("max_body_bytes", &self.max_body_bytes)
             .field("idle_timeout", &self.idle_timeout)
             .field("keep_alive", &self.keep_alive)
+            .field("socket_buffer_bytes", &self.socket_buffer_bytes)
             .field("bulk_window_bytes", &self.bulk_window_bytes)
             .field("seed", &self.seed)
             .field("wrap_socket", &self.wrap_socket.is_some())
@@ -281,7 +285,7 @@ impl QuicTransport {
         let local = config.identity.node();
         let addr = config.bind;
         let failed = |source| BindError::Socket { addr, source };
-        let (socket, granted_buffer) = socket::open(addr)?;
+        let (socket, granted_buffer) = socket::open(addr, config.socket_buffer_bytes)?;
         let mut socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
         if let Some(wrap) = &config.wrap_socket {
             socket = wrap(socket);
@@ -378,7 +382,7 @@ impl QuicTransport {
         let _ = changes.wait_for(|_| peers.iter().all(live)).await;
     }
 
-    /// Receive buffer of the socket, in bytes, as the kernel granted it (of [`SOCKET_BUFFER_BYTES`] asked for).
+    /// Receive buffer of the socket, in bytes, as the kernel granted it (of [`QuicConfig::socket_buffer_bytes`]).
     #[must_use]
     pub fn granted_buffer_bytes(&self) -> usize {
         self.shared.granted_buffer

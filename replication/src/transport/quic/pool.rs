@@ -66,14 +66,17 @@ pub(super) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.link.connection.close(code::CLOSING, b"");
+        // Closing a connection that is lost already would cover up the reason.
+        if self.link.connection.close_reason().is_none() {
+            self.link.connection.close(code::CLOSING, b"");
+        }
         self.pool.remove(&self.link);
     }
 }
 
-/// Another connection stays.
+/// Another connection stays. This one has no place in the pool, but its peer may have admitted it meanwhile.
 #[derive(Debug)]
-pub(super) struct Duplicate;
+pub(super) struct Duplicate(pub(super) Seat);
 
 #[derive(Debug, Default)]
 struct State {
@@ -115,7 +118,6 @@ impl Pool {
     }
 
     /// Takes in a new authenticated connection and returns its seat with its predecessor, if that is still open.
-    /// Otherwise closes it.
     pub(super) fn admit(
         self: &Arc<Self>,
         link: Link,
@@ -126,8 +128,8 @@ impl Pool {
             let current = state.live(link.peer, link.lane).cloned();
             let stays = |current: &Link| !link.origin.supersedes(&current.origin);
             if current.as_ref().is_some_and(stays) {
-                link.connection.close(code::DUPLICATE, b"");
-                return Err(Duplicate);
+                drop(state);
+                return Err(Duplicate(Seat { pool: self.clone(), link, _counting: counting }));
             }
             state.links.insert((link.peer, link.lane), link.clone());
             current
@@ -176,8 +178,9 @@ impl Pool {
     fn publish(&self) {
         self.connected.send_if_modified(|connected| {
             let state = lock(&self.state);
-            let now: Vec<NodeId> =
-                state.links.keys().filter(|(_, lane)| *lane == Lane::Control).map(|(id, _)| *id).collect();
+            let both = |id: &NodeId| state.links.contains_key(&(*id, Lane::Bulk));
+            let control = state.links.keys().filter(|(_, lane)| *lane == Lane::Control);
+            let now: Vec<NodeId> = control.map(|(id, _)| *id).filter(both).collect();
             let changed = *connected != now;
             *connected = now;
             changed

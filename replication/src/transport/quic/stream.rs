@@ -105,6 +105,8 @@ pub(super) async fn request(
         }
         // The peer wants no more of it, and its answer says why.
         Err(WriteError::Stopped(_)) => {}
+        // Its own text does not say why.
+        Err(WriteError::ConnectionLost(error)) => return Err(interrupted(error.to_string())),
         Err(error) => return Err(interrupted(error.to_string())),
     }
     let (header, response) =
@@ -162,12 +164,12 @@ async fn exchange(shared: &Shared, peer: NodeId, lane: Lane, halves: &mut Halves
             return;
         }
         Err(ReceiveError::Frame(error)) => {
-            return refuse(shared, peer, Class::Heartbeat, &error.to_string(), halves).await;
+            return refuse(shared, peer, &error.to_string(), halves).await;
         }
     };
     let class = header.class;
     if header.status != Status::Request || class.lane() != lane {
-        return refuse(shared, peer, class, "not a request of this lane", halves).await;
+        return refuse(shared, peer, "not a request of this lane", halves).await;
     }
     shared.frames.received(class, frame::encoded_len(&request));
     let mut handler = shared.handler.subscribe();
@@ -183,11 +185,17 @@ async fn exchange(shared: &Shared, peer: NodeId, lane: Lane, halves: &mut Halves
     respond(shared, peer, class, status, &response, halves).await;
 }
 
-/// Answers bytes that are no acceptable request.
-async fn refuse(shared: &Shared, peer: NodeId, class: Class, reason: &str, halves: &mut Halves) {
+/// Answers bytes that are no acceptable request. Like them, the answer belongs to no class and is not counted.
+async fn refuse(shared: &Shared, peer: NodeId, reason: &str, halves: &mut Halves) {
     shared.refused_frame(peer, reason);
     let _ = halves.recv.stop(REFUSED);
-    respond(shared, peer, class, Status::Refusal, &frame::refusal(reason), halves).await;
+    // The asker goes by the status; the class is a placeholder. A refusal has no body and a short head.
+    let encoded = frame::encode(Status::Refusal, Class::Heartbeat, &frame::refusal(reason), 0);
+    let Ok(mut buffers) = encoded else { return };
+    if halves.send.write_all_chunks(&mut buffers).await.is_ok() {
+        let _ = halves.send.finish();
+        halves.done = true;
+    }
 }
 
 async fn respond(
