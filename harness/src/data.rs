@@ -342,8 +342,8 @@ mod tests {
         let status = status(dir.path()).unwrap();
         assert!(!status.is_complete());
         assert_eq!(status.files.len(), 6);
-        assert_eq!(status.files[0].problem.as_deref(), Some("missing"));
-        assert!(status.files[5].problem.as_ref().unwrap().starts_with("5 bytes"));
+        assert_eq!(status.files[0].bytes, None);
+        assert_eq!(status.files[5].bytes, Some(5));
         assert!(check(dir.path()).unwrap_err().to_string().starts_with("--data "));
         assert!(check(&dir.path().join("nowhere")).unwrap_err().to_string().contains("nowhere"));
     }

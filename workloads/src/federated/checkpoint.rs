@@ -95,7 +95,6 @@ impl Index {
 pub(crate) struct Restored {
     pub(crate) id: CheckpointId,
     pub(crate) parameters: Bytes,
-    pub(crate) metadata: Metadata,
 }
 
 /// Reads the newest global state.
@@ -104,9 +103,9 @@ pub(crate) async fn restore(
     profile: Profile,
 ) -> Result<Option<Restored>, StoreError> {
     let Some(latest) = store.latest().await? else { return Ok(None) };
-    let (id, metadata) = (latest.id(), latest.metadata().clone());
+    let id = latest.id();
     if profile != Profile::Prototype {
-        return Ok(Some(Restored { id, parameters: latest.parameters().clone(), metadata }));
+        return Ok(Some(Restored { id, parameters: latest.parameters().clone() }));
     }
     let missing = StoreError::Missing { digest: latest.digest() };
     let index: Index = postcard::from_bytes(latest.parameters()).map_err(|_| missing.clone())?;
@@ -118,5 +117,5 @@ pub(crate) async fn restore(
     if Digest::of(&parameters) != index.digest {
         return Err(missing);
     }
-    Ok(Some(Restored { id, parameters: parameters.into(), metadata }))
+    Ok(Some(Restored { id, parameters: parameters.into() }))
 }
