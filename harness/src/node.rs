@@ -115,7 +115,6 @@ impl Node {
 
     async fn close(self) {
         self.store.close().await;
-        self.learning.close().await;
-        self.replication.close().await;
+        tokio::join!(self.learning.close(), self.replication.close());
     }
 }

@@ -274,10 +274,9 @@ async fn found(raft: RaftCore, transport: Arc<dyn Transport>, voters: BTreeSet<N
         return;
     }
     let members: BTreeMap<u64, EmptyNode> = voters.iter().map(|voter| (voter.0, EmptyNode {})).collect();
+    // openraft has the founder stand for election at once.
     if let Err(error) = raft.initialize(members).await {
         tracing::info!(%error, "the cluster exists already");
-    } else if let Err(error) = raft.trigger().elect(false).await {
-        tracing::warn!(%error, "the founder could not call the first election");
     }
 }
 
