@@ -1,6 +1,8 @@
 //! What only Raft can be asked: bounded memory, who may say what, when a dead leader is suspected, catching up from a
 //! snapshot. On the seeded network, under virtual time.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,8 @@
 //! Whole federated jobs in one process: real stores and the real round protocol, on the seeded network under virtual time,
 //! with a stand-in for training that takes seconds of virtual time and adds a constant to every parameter.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

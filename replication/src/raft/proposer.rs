@@ -40,10 +40,13 @@ pub(crate) struct Proposer {
 
 /// Who took which bytes from this node: the same bytes are not sent twice.
 #[derive(Clone, Default)]
-pub(super) struct Spread(Arc<Mutex<VecDeque<(Digest, BTreeSet<NodeId>)>>>);
+pub(super) struct Spread(Arc<Mutex<Holders>>);
+
+/// Who has which digest, oldest first.
+type Holders = VecDeque<(Digest, BTreeSet<NodeId>)>;
 
 impl Spread {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Digest, BTreeSet<NodeId>)>> {
+    fn lock(&self) -> MutexGuard<'_, Holders> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
