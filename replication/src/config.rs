@@ -1,6 +1,5 @@
 //! Which backend, with which parameters; [`open`] is the only place that matches on it.
 
-use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,25 +7,6 @@ use serde::{Deserialize, Serialize};
 use crate::raft::{ConfigError, RaftConfig, RaftStore};
 use crate::store::{AnyStore, Observer};
 use crate::transport::Transport;
-
-/// How checkpoint bytes travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Payload {
-    /// In the Raft log, as the paper did.
-    Inline,
-    /// Apart from the log, which carries id, digest and size.
-    Digest,
-}
-
-impl fmt::Display for Payload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Inline => "inline",
-            Self::Digest => "digest",
-        })
-    }
-}
 
 /// A backend with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

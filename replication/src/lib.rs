@@ -26,9 +26,10 @@ pub mod store;
 pub mod transport;
 mod wire;
 
-pub use config::{Backend, Payload, open};
+pub use config::{Backend, open};
 pub use error::{Outcome, StoreError};
 pub use store::{
     AnyStore, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Digest, Epoch,
-    Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Phase, Receipt, Silent, Slot, StoreEvent,
+    Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Payload, Phase, Receipt, Silent, Slot,
+    StoreEvent,
 };

@@ -264,6 +264,25 @@ impl Checkpoint {
     }
 }
 
+/// How checkpoint bytes travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Payload {
+    /// In the Raft log, as the paper did.
+    Inline,
+    /// Apart from the log, which carries id, digest and size.
+    Digest,
+}
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inline => "inline",
+            Self::Digest => "digest",
+        })
+    }
+}
+
 /// What was true when a `put` returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -7,8 +7,7 @@ use openraft::SnapshotPolicy;
 use serde::{Deserialize, Serialize};
 
 use super::election::Window;
-use crate::config::Payload;
-use crate::store::NodeId;
+use crate::store::{NodeId, Payload};
 
 /// Entries that stay in the log after compaction, so that a node a little behind needs no snapshot.
 const ENTRIES_KEPT: u64 = 4;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::types::RaftCore;
+use super::machine::RaftCore;
 use crate::store::{Epoch, NodeId, Observer, StoreEvent};
 
 /// When a node that heard nothing of its leader starts an election: a uniformly random moment of this window after the

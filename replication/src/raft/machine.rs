@@ -9,10 +9,13 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::mpsc;
 
-use super::types::{Answer, Command, Entry, LogId, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use super::types::{Answer, Command, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::blob::Blobs;
 use crate::ledger::{Admission, Ledger, Record};
 use crate::store::{Digest, Observer, StoreEvent};
+
+pub(crate) type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, Image>;
+pub(crate) type RaftCore = openraft::Raft<TypeConfig, Machine>;
 
 /// The state machine's content at one log position. Bytes are shared, not copied.
 #[derive(Debug, Clone)]

@@ -20,9 +20,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::machine::Image;
+use super::machine::{Image, RaftCore, RaftSnapshot};
 use super::proposer::Proposer;
-use super::types::{RaftCore, RaftSnapshot, SnapshotMeta, TypeConfig, Vote};
+use super::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::{Ledger, Record};

@@ -14,13 +14,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::config::RaftConfig;
-use super::machine::Machine;
-use super::types::{Answer, Command, LogId, RaftCore};
+use super::machine::{Machine, RaftCore};
+use super::types::{Answer, Command, LogId};
 use crate::blob::{Exchange, transfer_timeout};
-use crate::config::Payload;
 use crate::error::StoreError;
 use crate::ledger::Record;
-use crate::store::{Checkpoint, Digest, Epoch, Guarantee, NodeId, Receipt, Slot};
+use crate::store::{Checkpoint, Digest, Epoch, Guarantee, NodeId, Payload, Receipt, Slot};
 use crate::transport::Transport;
 
 /// Digests of which the holders are remembered: a round's tensors and metadata, and then some.

@@ -22,8 +22,6 @@ pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub(crate) type Entry = openraft::alias::EntryOf<TypeConfig>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
-pub(crate) type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, super::machine::Image>;
-pub(crate) type RaftCore = openraft::Raft<TypeConfig, super::machine::Machine>;
 
 /// What a log entry asks for: acknowledge this checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

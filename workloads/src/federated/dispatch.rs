@@ -13,20 +13,17 @@ use replication::{Digest, NodeId};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::aggregator::{RETRY_PAUSE, Stopped, Tenure};
 use super::average::Average;
 use super::event::Event;
 use super::model;
 use super::protocol::{self, Answer, FitResult, Instruction};
+use super::tenure::{RETRY_PAUSE, Stopped, Tenure};
 use super::train::Evaluation;
 use super::worker::Worker;
 
 /// How long one update may take to come, and how often it is asked for.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(20);
 const UPLOAD_ATTEMPTS: u32 = 3;
-
-/// Updates fetched at once: more would overrun the aggregator's receive buffer.
-pub(super) const UPLOADS_AT_ONCE: usize = 2;
 
 /// How often a round is tried whose workers answer that they cannot train.
 const FIT_ATTEMPTS: usize = 3;

@@ -8,10 +8,11 @@ use replication::transport::Transport;
 use replication::{AnyStore, Digest, Epoch, NodeId};
 use tokio::sync::watch;
 
-use super::aggregator::{Aggregator, Offers, Stopped};
 use super::config::Config;
 use super::event::{Event, Events};
 use super::learner::Learner;
+use super::offers::Offers;
+use super::tenure::{Aggregator, Stopped};
 use super::worker::{Inbox, Worker};
 
 /// What one node brings to a job.

@@ -17,6 +17,7 @@ use super::checkpoint::{Writer, tensors};
 use super::config::Profile;
 use super::event::{Event, Events};
 use super::learner::{Learner, Update};
+use super::offers::Offers;
 use super::protocol::{self, Answer, FitResult, Instruction};
 use super::train::Evaluation;
 
@@ -277,7 +278,7 @@ fn speaks_for(epoch: Epoch, from: NodeId) -> Result<(), Refusal> {
 pub(crate) struct Inbox {
     pub(crate) worker: Arc<Worker>,
     /// Offers of workers to this node, for the epochs in which it aggregates.
-    pub(crate) offers: watch::Sender<super::aggregator::Offers>,
+    pub(crate) offers: watch::Sender<Offers>,
 }
 
 #[async_trait]
