@@ -142,7 +142,7 @@ impl Cluster {
         starting.map(|(node, _)| *node).collect()
     }
 
-    /// The first node that is gone without a reason, and what is known of it.
+    /// Nodes that are gone although no fault struck them, and what is known of each.
     #[must_use]
     pub fn unexpectedly_gone(&self) -> Vec<(NodeId, &NodeView)> {
         self.nodes().filter(|(_, view)| matches!(view.life, Life::Gone { expected: false, .. })).collect()

@@ -105,6 +105,12 @@ impl<P: Placement> Controller<P> {
                     self.acknowledged_in_words(),
                     self.holdings_in_words()
                 );
+                let failure = self.cluster.unexpectedly_gone().into_iter().find_map(|(node, view)| {
+                    view.failure
+                        .as_ref()
+                        .map(|reason| format!("{words}; node {node} ended by itself: {reason}"))
+                });
+                let words = failure.unwrap_or(words);
                 (Outcome::NoMajority, Exit::NoMajority, words)
             }
             Ending::Failed(reason) => (Outcome::Failed, Exit::Failed, reason.clone()),

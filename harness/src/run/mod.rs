@@ -237,16 +237,21 @@ impl<P: Placement> Controller<P> {
     }
 
     fn greet(&mut self, node: NodeId, version: u32) {
-        let Some(identity) = self.identities.remove(&node).filter(|_| version == VERSION) else {
+        if version != VERSION {
             self.fatal =
                 Some(format!("node {node} speaks version {version} of the control protocol, not {VERSION}"));
             return;
+        }
+        let Some(identity) = self.identities.remove(&node) else {
+            self.fatal = Some(format!("node {node} introduced itself twice"));
+            return;
         };
-        let start = Start { version: VERSION, node, plan: self.trial.plan.clone(), identity };
+        // The probe comes first: a node that starts is too busy to answer at once.
         self.requests += 1;
-        self.links.send(node, ToNode::Start(Box::new(start)));
         self.probes.insert(node, clock::monotonic_ns());
         self.links.send(node, ToNode::ClockProbe { request_id: self.requests });
+        let start = Start { version: VERSION, node, plan: self.trial.plan.clone(), identity };
+        self.links.send(node, ToNode::Start(Box::new(start)));
     }
 
     fn clock(&mut self, node: NodeId, at_ns: u64) {
