@@ -45,7 +45,7 @@ fn contradictions_name_option_value_and_remedy() {
     for (options, expected) in [
         ("--nodes 0", "error: --nodes 0: an aggregator needs at least one worker; use 2 or more"),
         ("--nodes 1", "error: --nodes 1: an aggregator needs at least one worker; use 2 or more"),
-        ("--nodes 52", "error: --nodes 52: 51 workers with 1000 examples (--examples-per-node) need 51000"),
+        ("--nodes 52", "error: --nodes 52: 52 nodes with 1000 examples (--examples-per-node) need 52000"),
         ("--nodes 500", "error: --nodes 500: more than a /24 of addresses has; use at most 244"),
         ("--rounds 0", "error: --rounds 0:"),
         ("--local-epochs 0", "error: --local-epochs 0:"),
@@ -216,12 +216,13 @@ fn synthetic_data_is_written_once_and_is_complete() {
     let dir = tempfile::tempdir().unwrap();
     let said = harness(dir.path(), &["data", "status", "data"]);
     assert_eq!(said.code, 2, "{}", said.err);
-    assert!(said.err.contains("data: No such file or directory"), "{}", said.err);
+    assert!(said.err.contains("no CIFAR-10 at data"), "{}", said.err);
 
     fs::create_dir(dir.path().join("data")).unwrap();
     let said = harness(dir.path(), &["data", "status", "data"]);
     assert_eq!(said.code, 1);
-    assert_eq!(said.out.matches("missing").count(), 6, "{}", said.out);
+    assert_eq!(said.out.matches("missing").count(), 7, "{}", said.out);
+    assert_eq!(said.out.matches("missing (optional)").count(), 1, "{}", said.out);
     assert!(said.out.contains("harness data fetch"), "{}", said.out);
 
     let said = harness(dir.path(), &["data", "synthesize", "data"]);

@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
 
 mod cli;
+mod federated;
 mod signals;

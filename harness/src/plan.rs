@@ -229,17 +229,18 @@ impl Plan {
             if per_node == 0 {
                 return Err(Usage::option(option, 0, "a worker needs data", "use 1 or more"));
             }
-            let needed = u64::from(per_node) * self.workers();
+            // Any node can become the aggregator, so every node has a shard of its own.
+            let nodes = self.members.len() as u64;
+            let needed = u64::from(per_node) * nodes;
             if needed > available {
-                let workers = self.workers();
-                let most = (available / u64::from(per_node)).max(1) + u64::from(!self.job.aggregator_trains);
+                let most = available / u64::from(per_node);
                 return Err(Usage::option(
                     "--nodes",
-                    self.members.len(),
+                    nodes,
                     format_args!(
-                        "{workers} workers with {per_node} examples ({option}) need {needed}, the data has {available}"
+                        "{nodes} nodes with {per_node} examples ({option}) need {needed}, the data has {available}"
                     ),
-                    format_args!("use at most {} {option} or {most} --nodes", available / workers),
+                    format_args!("use at most {} {option} or {most} --nodes", available / nodes),
                 ));
             }
         }
@@ -487,10 +488,10 @@ pub(crate) mod tests {
     fn the_data_bounds_the_nodes() {
         let message = refused(|plan| plan.job.examples_per_node = 20_000);
         assert!(
-            message.starts_with("--nodes 4: 3 workers with 20000 examples (--examples-per-node) need 60000"),
+            message.starts_with("--nodes 4: 4 nodes with 20000 examples (--examples-per-node) need 80000"),
             "{message}"
         );
-        assert!(message.contains("at most 16666 --examples-per-node or 3 --nodes"), "{message}");
+        assert!(message.contains("at most 12500 --examples-per-node or 2 --nodes"), "{message}");
         for nodes in [0, 1, MAX_NODES + 1, u64::MAX] {
             assert!(validate_nodes(nodes).is_err());
         }

@@ -26,6 +26,7 @@ const REAP_INTERVAL: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct Processes {
     program: PathBuf,
+    arguments: Vec<String>,
     children: BTreeMap<NodeId, Child>,
 }
 
@@ -36,14 +37,19 @@ impl Processes {
     /// If that cannot be found.
     pub fn of_this_program() -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
-        Ok(Self { program, children: BTreeMap::new() })
+        Ok(Self { program, arguments: vec!["node".into()], children: BTreeMap::new() })
     }
 
     fn command(&self, log: &Path) -> anyhow::Result<Command> {
         let log = OpenOptions::new().create(true).append(true).open(log);
         let log = log.context("cannot open the log of a node")?;
         let mut command = Command::new(&self.program);
-        command.arg("node").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true);
         // Its own group: Ctrl-C in a terminal reaches the controller alone, which then ends the nodes in order.
         command.process_group(0);
         let controller = getpid();
@@ -124,14 +130,13 @@ mod tests {
 
     use super::*;
 
-    /// `cat` in the role of a node: echoes until its stdin ends. (Its argument `node` is a pipe-like file name, so a
-    /// small script takes its place.)
-    fn script(dir: &Path, text: &str) -> Processes {
-        use std::os::unix::fs::PermissionsExt as _;
-        let program = dir.join("program");
-        std::fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Processes { program, children: BTreeMap::new() }
+    /// A shell script in the role of a node.
+    fn script(text: &str) -> Processes {
+        Processes {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), text.into()],
+            children: BTreeMap::new(),
+        }
     }
 
     async fn ended(placement: &mut Processes, node: NodeId) -> String {
@@ -149,7 +154,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("1.log");
         std::fs::write(&log, "before\n").unwrap();
-        let mut placement = script(dir.path(), "echo warning >&2; exec cat");
+        let mut placement = script("echo warning >&2; exec cat");
         let mut pipes = placement.start(NodeId(1), &log).unwrap();
         pipes.stdin.write_all(b"hello").await.unwrap();
         drop(pipes.stdin);
@@ -163,7 +168,7 @@ mod tests {
     #[tokio::test]
     async fn dropping_the_placement_ends_stopped_children_too() {
         let dir = tempfile::tempdir().unwrap();
-        let mut placement = script(dir.path(), "echo started; exec sleep 1000");
+        let mut placement = script("echo started; exec sleep 1000");
         let mut pids = Vec::new();
         for node in [NodeId(1), NodeId(2), NodeId(3)] {
             let mut pipes = placement.start(node, &dir.path().join("log")).unwrap();
@@ -188,7 +193,7 @@ mod tests {
     fn the_kernel_kills_a_child_whose_parent_dies() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut placement = script(dir.path(), "trap '' HUP; exec sleep 1000");
+        let mut placement = script("trap '' HUP; exec sleep 1000");
         let pipes = std::thread::scope(|scope| {
             let parent = scope.spawn(|| {
                 let _guard = runtime.enter();
@@ -205,7 +210,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _guard = runtime.enter();
         let dir = tempfile::tempdir().unwrap();
-        let mut placement = Processes { program: dir.path().join("nothing"), children: BTreeMap::new() };
+        let mut placement = script("");
+        placement.program = dir.path().join("nothing");
         let error = placement.start(NodeId(1), &dir.path().join("log")).unwrap_err();
         assert!(error.to_string().contains("as node 1"), "{error}");
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use replication::{Epoch, NodeId, Slot, StoreEvent};
+use replication::{CheckpointId, Epoch, NodeId, Slot, StoreEvent};
 use workloads::federated::Event;
 
 use crate::control::{Held, Lifecycle, NodeEvent, Status};
@@ -60,7 +60,7 @@ pub struct RoundFacts {
     pub round_ns: u64,
 }
 
-/// An acknowledged write of a global checkpoint.
+/// An acknowledged write of a global checkpoint, its parts included where the profile writes them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PutFacts {
     /// What was written.
@@ -85,6 +85,8 @@ pub struct Cluster {
     pub finished: BTreeMap<u64, RoundFacts>,
     /// Acknowledged writes of global checkpoints, in the order heard.
     pub puts: Vec<PutFacts>,
+    /// Acknowledged parts of a global checkpoint that is not complete yet: of which, bytes, `put_ns`.
+    parts: Vec<(CheckpointId, u64, u64)>,
     /// The final checkpoint, once the job is done.
     pub completed: Option<Held>,
     /// Whether a node uses the synthetic set.
@@ -103,6 +105,7 @@ impl Cluster {
             round: 0,
             finished: BTreeMap::new(),
             puts: Vec::new(),
+            parts: Vec::new(),
             completed: None,
             synthetic: false,
         }
@@ -220,8 +223,16 @@ impl Cluster {
             Event::RoundFinished { round, loss, accuracy, round_ns, .. } => {
                 self.finished.insert(round, RoundFacts { loss, accuracy, round_ns });
             }
+            Event::CheckpointPut { id, bytes, put_ns, .. } if matches!(id.slot, Slot::Part(_)) => {
+                self.parts.push((CheckpointId { slot: Slot::Global, ..id }, bytes, put_ns));
+            }
             Event::CheckpointPut { id, digest, bytes, put_ns, .. } if id.slot == Slot::Global => {
-                self.puts.push(PutFacts { held: Held { id, digest }, bytes, put_ns });
+                let mut put = PutFacts { held: Held { id, digest }, bytes, put_ns };
+                for (_, bytes, put_ns) in self.parts.drain(..).filter(|(of, ..)| *of == id) {
+                    put.bytes += bytes;
+                    put.put_ns += put_ns;
+                }
+                self.puts.push(put);
             }
             Event::Completed { id, digest, .. } => self.completed = Some(Held { id, digest }),
             _ => {}

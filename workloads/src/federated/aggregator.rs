@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use replication::transport::{Class, Frame, Transport};
-use replication::{AnyStore, CheckpointId, Digest, Epoch, Metadata, NodeId, Phase, StoreError};
+use replication::{AnyStore, Digest, Epoch, Held, Metadata, NodeId, Phase, StoreError};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -131,13 +131,13 @@ impl Aggregator {
                 }
                 restored => restored?,
             };
-            let from = restored.as_ref().map(|restored| restored.id);
+            let from = restored.as_ref().map(|restored| restored.held);
             let (digest, parameters) = match restored {
                 Some(restored) => (Digest::of(&restored.parameters), restored.parameters),
                 None => self.initial.clone(),
             };
-            (self.events)(Event::Restored { epoch, from, digest });
-            let mut term = Term::new(self, epoch, predecessor, from, digest, parameters);
+            (self.events)(Event::Restored { epoch, from: from.map(|held| held.id), digest });
+            let mut term = Term::new(self, epoch, predecessor, from.is_some(), digest, parameters);
             match term.rounds(from).await {
                 // An earlier write of unknown outcome happened after all: continue from what is acknowledged.
                 Err(Interruption::Overtaken) => {}
@@ -165,7 +165,7 @@ impl<'a> Term<'a> {
         office: &'a Aggregator,
         epoch: Epoch,
         predecessor: Option<Epoch>,
-        from: Option<CheckpointId>,
+        continues: bool,
         digest: Digest,
         parameters: Bytes,
     ) -> Self {
@@ -173,7 +173,7 @@ impl<'a> Term<'a> {
         if let Some(predecessor) = predecessor {
             expected.remove(&predecessor.node);
         }
-        let grace = if from.is_none() && predecessor.is_none() { START_GRACE } else { FAILOVER_GRACE };
+        let grace = if !continues && predecessor.is_none() { START_GRACE } else { FAILOVER_GRACE };
         Self {
             office,
             epoch,
@@ -198,10 +198,8 @@ impl<'a> Term<'a> {
         self.has.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn rounds(&mut self, from: Option<CheckpointId>) -> Result<(), Interruption> {
-        let mut position = resume::after(from.map(|id| (id.round, id.phase)));
-        let mut written = from.map(|id| (id.round, id.phase));
-        let mut last = from;
+    async fn rounds(&mut self, mut written: Option<Held>) -> Result<(), Interruption> {
+        let mut position = resume::after(written.map(|held| (held.id.round, held.id.phase)));
         while position.round <= self.config().rounds {
             let begun = Instant::now();
             let mut fitted = None;
@@ -220,16 +218,10 @@ impl<'a> Term<'a> {
             self.write(position.round, Phase::ConfigureEvaluate, &mut written, Metadata::new()).await?;
             let (workers, evaluation) = self.evaluate(position.round).await;
             self.finished(position.round, begun, fitted, workers, evaluation);
-            last = Some(CheckpointId {
-                epoch: self.epoch,
-                round: position.round,
-                phase: written.map_or(Phase::AggregateFit, |(_, phase)| phase),
-                slot: replication::Slot::Global,
-            });
             position = Position { round: position.round + 1, step: Step::Fit };
         }
-        if let Some(id) = last {
-            let (epoch, rounds, digest) = (self.epoch, self.config().rounds, self.digest);
+        if let Some(Held { id, digest }) = written {
+            let (epoch, rounds) = (self.epoch, self.config().rounds);
             self.emit(Event::Completed { epoch, rounds, id, digest });
         }
         Ok(())
@@ -241,11 +233,13 @@ impl<'a> Term<'a> {
         &self,
         round: u64,
         phase: Phase,
-        written: &mut Option<(u64, Phase)>,
+        written: &mut Option<Held>,
         metadata: Metadata,
     ) -> Result<(), Interruption> {
         let profile = self.config().profile;
-        if !resume::writes_at(profile, phase) || *written >= Some((round, phase)) {
+        if !resume::writes_at(profile, phase)
+            || written.is_some_and(|held| (held.id.round, held.id.phase) >= (round, phase))
+        {
             return Ok(());
         }
         let writer = Writer { store: self.office.store.as_ref(), events: &self.office.events };
@@ -253,14 +247,15 @@ impl<'a> Term<'a> {
             let put =
                 writer.put_global(profile, (self.epoch, round, phase), &self.parameters, metadata.clone());
             match put.await {
-                Ok(()) => break,
+                Ok(held) => {
+                    *written = Some(held);
+                    return Ok(());
+                }
                 Err(StoreError::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
                 Err(StoreError::Superseded { .. }) => return Err(Interruption::Overtaken),
                 Err(error) => return Err(error.into()),
             }
         }
-        *written = Some((round, phase));
-        Ok(())
     }
 
     /// Workers that offered themselves and are connected, once there are enough of them.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use replication::{
-    Checkpoint, CheckpointId, CheckpointStore, Digest, Epoch, Metadata, Phase, Slot, StoreError,
+    Checkpoint, CheckpointId, CheckpointStore, Digest, Epoch, Held, Metadata, Phase, Slot, StoreError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub(crate) struct Writer<'a> {
 
 impl Writer<'_> {
     /// One put, timed.
-    pub(crate) async fn put(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+    pub(crate) async fn put(&self, checkpoint: Checkpoint) -> Result<Held, StoreError> {
         let (id, bytes) = (checkpoint.id(), checkpoint.parameters().len() as u64);
         let begun = tokio::time::Instant::now();
         match self.store.put(checkpoint).await {
@@ -27,7 +27,7 @@ impl Writer<'_> {
                 let put_ns = begun.elapsed().as_nanos() as u64;
                 let replication::Receipt { digest, guarantee, holders, .. } = receipt;
                 (self.events)(Event::CheckpointPut { id, digest, bytes, put_ns, guarantee, holders });
-                Ok(())
+                Ok(Held { id, digest })
             }
             Err(error) => {
                 let may_have_happened = error.outcome() == replication::Outcome::Unknown;
@@ -44,7 +44,7 @@ impl Writer<'_> {
         (epoch, round, phase): (Epoch, u64, Phase),
         parameters: &Bytes,
         metadata: Metadata,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Held, StoreError> {
         let id = |slot| CheckpointId { epoch, round, phase, slot };
         if profile != Profile::Prototype {
             return self.put(Checkpoint::new(id(Slot::Global), parameters.clone(), metadata)).await;
@@ -93,7 +93,8 @@ impl Index {
 /// Global state read back from a store.
 #[derive(Debug, Clone)]
 pub(crate) struct Restored {
-    pub(crate) id: CheckpointId,
+    /// The checkpoint as the store has it: with profile `prototype` its bytes are an index.
+    pub(crate) held: Held,
     pub(crate) parameters: Bytes,
 }
 
@@ -103,9 +104,9 @@ pub(crate) async fn restore(
     profile: Profile,
 ) -> Result<Option<Restored>, StoreError> {
     let Some(latest) = store.latest().await? else { return Ok(None) };
-    let id = latest.id();
+    let held = Held { id: latest.id(), digest: latest.digest() };
     if profile != Profile::Prototype {
-        return Ok(Some(Restored { id, parameters: latest.parameters().clone() }));
+        return Ok(Some(Restored { held, parameters: latest.parameters().clone() }));
     }
     let missing = StoreError::Missing { digest: latest.digest() };
     let index: Index = postcard::from_bytes(latest.parameters()).map_err(|_| missing.clone())?;
@@ -117,5 +118,5 @@ pub(crate) async fn restore(
     if Digest::of(&parameters) != index.digest {
         return Err(missing);
     }
-    Ok(Some(Restored { id, parameters: parameters.into() }))
+    Ok(Some(Restored { held, parameters: parameters.into() }))
 }

@@ -152,7 +152,7 @@ pub enum Event {
         rounds: u64,
         /// The final checkpoint.
         id: CheckpointId,
-        /// Digest of the final parameters.
+        /// Digest of its bytes.
         digest: Digest,
     },
 }

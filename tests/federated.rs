@@ -1,0 +1,299 @@
+//! Federated jobs on the built binary: real processes, sockets, kills and files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use serde_json::Value;
+
+/// Loopback networks of this process's runs, so that tests can run in parallel.
+fn network() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let run = NEXT.fetch_add(1, Ordering::Relaxed);
+    let process = std::process::id();
+    format!("127.{}.{}.0", 100 + (u32::from(run) + 16 * (process >> 8)) % 150, process & 0xff)
+}
+
+/// A finished run.
+struct Run {
+    output: Output,
+    dir: tempfile::TempDir,
+}
+
+/// Small shards: these tests are about rounds and failures, not about learning.
+const SMALL: [&str; 4] = ["--examples-per-node", "64", "--test-examples-per-node", "32"];
+
+fn run(options: &[&str]) -> Run {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
+    command
+        .args(["run", "--json", "--seed", "7", "--network", &network()])
+        .args(options)
+        .current_dir(dir.path());
+    let output = command.output().unwrap();
+    Run { output, dir }
+}
+
+impl Run {
+    fn text(&self) -> String {
+        let Output { status, stdout, stderr } = &self.output;
+        let (stdout, stderr) = (String::from_utf8_lossy(stdout), String::from_utf8_lossy(stderr));
+        format!("{status}\n{stderr}\n{stdout}")
+    }
+
+    fn code(&self) -> i32 {
+        self.output.status.code().unwrap_or_else(|| panic!("no exit code: {}", self.text()))
+    }
+
+    fn summary(&self) -> Value {
+        serde_json::from_slice(&self.output.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    fn results(&self) -> PathBuf {
+        let results = self.summary()["results"].as_str().unwrap().to_owned();
+        self.dir.path().join(results)
+    }
+
+    fn rows(&self, file: &str) -> Vec<BTreeMap<String, String>> {
+        let mut reader = csv::Reader::from_path(self.results().join(file)).unwrap();
+        reader.deserialize().map(|row| row.unwrap()).collect()
+    }
+
+    /// Events of the federated job and the stores, in the order of the controller's file.
+    fn events(&self, name: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.results().join("events.jsonl")).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|event| event["event"] == name).collect()
+    }
+
+    fn assert_completed(&self, rounds: u64) {
+        assert_eq!(self.code(), 0, "{}", self.text());
+        let summary = self.summary();
+        assert_eq!((&summary["outcome"], &summary["rounds_finished"]), (&"completed".into(), &rounds.into()));
+        let finished: BTreeSet<u64> =
+            self.rows("rounds.csv").iter().map(|row| row["round"].parse().unwrap()).collect();
+        assert_eq!(finished, (1..=rounds).collect());
+        let last = self.results().join("nodes");
+        assert!(last.join("1.log").exists());
+    }
+
+    /// No worker began to train a round after its average had been acknowledged, by the nodes' common clock.
+    fn assert_nothing_trained_twice(&self) {
+        let at = |event: &Value| event["at_ns"].as_u64().unwrap();
+        let mut acknowledged = BTreeMap::new();
+        for put in self.events("checkpoint_put") {
+            let id = &put["id"];
+            if (id["phase"].as_str(), id["slot"].as_str()) == (Some("aggregate_fit"), Some("global")) {
+                acknowledged.entry(id["round"].as_u64().unwrap()).or_insert_with(|| at(&put));
+            }
+        }
+        for fit in self.events("fit_started") {
+            let round = fit["round"].as_u64().unwrap();
+            let late = acknowledged.get(&round).is_some_and(|acknowledged| at(&fit) > *acknowledged);
+            assert!(!late, "round {round} was trained again after it was acknowledged: {fit}");
+        }
+    }
+
+    /// Whenever an aggregator took over it continued from the newest checkpoint acknowledged before.
+    fn assert_restored_the_newest(&self) {
+        let at = |event: &Value| event["at_ns"].as_u64().unwrap();
+        let puts = self.events("checkpoint_put");
+        for restored in self.events("restored") {
+            let before = puts.iter().filter(|put| at(put) < at(&restored) && put["id"]["slot"] == "global");
+            let newest = before.map(|put| put["id"]["round"].as_u64().unwrap()).max();
+            let from = restored["from"]["round"].as_u64();
+            assert!(from >= newest, "restored {from:?}, acknowledged {newest:?}: {restored}");
+        }
+    }
+}
+
+fn small<'a>(options: &[&'a str]) -> Vec<&'a str> {
+    options.iter().copied().chain(SMALL).collect()
+}
+
+#[test]
+fn ten_nodes_end_with_the_same_checkpoint() {
+    for payload in ["inline", "digest"] {
+        let run = run(&small(&["--nodes", "10", "--rounds", "3", "--payload", payload]));
+        run.assert_completed(3);
+        let summary = run.summary();
+        assert_eq!(summary["checkpoint"]["holders"].as_array().unwrap().len(), 10);
+        assert_eq!((&summary["epochs"], &summary["unexpected_deaths"]), (&1.into(), &0.into()));
+        let digests: BTreeSet<String> =
+            run.rows("nodes.csv").iter().map(|row| row["latest_digest"].clone()).collect();
+        assert_eq!(digests, BTreeSet::from([summary["checkpoint"]["digest"].as_str().unwrap().to_owned()]));
+        let started_in = summary["start_ns"].as_u64().unwrap();
+        assert!(started_in < 5_000_000_000, "ten nodes took {started_in} ns to start");
+        assert!(run.rows("rounds.csv").iter().all(|row| row["fit_workers"] == "9"), "{}", run.text());
+    }
+}
+
+#[test]
+fn every_profile_runs() {
+    for profile in ["paper", "prototype", "workers"] {
+        let run =
+            run(&small(&["--nodes", "4", "--rounds", "2", "--profile", profile, "--payload", "digest"]));
+        run.assert_completed(2);
+        let global = run.rows("checkpoints.csv").iter().filter(|row| row["slot"] == "global").count();
+        assert_eq!(global, if profile == "workers" { 2 } else { 6 }, "{profile}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_model() {
+    let digest = || {
+        let run = run(&small(&["--nodes", "3", "--rounds", "2", "--partition", "dirichlet:0.5"]));
+        run.assert_completed(2);
+        run.summary()["checkpoint"]["digest"].clone()
+    };
+    assert_eq!(digest(), digest());
+}
+
+#[test]
+fn cifar_10_files_are_trained_from() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let made =
+        Command::new(env!("CARGO_BIN_EXE_harness")).args(["data", "synthesize", path]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let options =
+        ["--nodes", "3", "--rounds", "6", "--lr", "0.01", "--examples-per-node", "1000", "--data", path];
+    let run = run(&options);
+    run.assert_completed(6);
+    assert_eq!(run.summary()["synthetic_data"], false);
+    let losses: Vec<f64> = run.rows("rounds.csv").iter().map(|row| row["loss"].parse().unwrap()).collect();
+    assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "the loss does not fall each round: {losses:?}");
+}
+
+#[test]
+fn a_mislabelled_record_is_named_before_anything_starts() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let made =
+        Command::new(env!("CARGO_BIN_EXE_harness")).args(["data", "synthesize", path]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let file = data.path().join("cifar-10-batches-bin/data_batch_3.bin");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[3073 * 1234] = 10;
+    std::fs::write(&file, &bytes).unwrap();
+    let refused = run(&["--nodes", "3", "--data", path]);
+    assert_eq!(refused.code(), 2, "{}", refused.text());
+    assert!(
+        refused.text().contains("data_batch_3.bin") && refused.text().contains("1234"),
+        "{}",
+        refused.text()
+    );
+    assert!(!refused.dir.path().join("results").exists());
+
+    std::fs::write(&file, &bytes[..3073 * 500 + 7]).unwrap();
+    let refused = run(&["--nodes", "3", "--data", path]);
+    assert_eq!(refused.code(), 2, "{}", refused.text());
+    assert!(
+        refused.text().contains("data_batch_3.bin") && refused.text().contains("500"),
+        "{}",
+        refused.text()
+    );
+}
+
+#[test]
+fn the_job_survives_its_aggregator() {
+    for payload in ["inline", "digest"] {
+        let faults =
+            ["--nodes", "5", "--rounds", "4", "--payload", payload, "--fault", "kill@aggregator,round:2"];
+        let run = run(&small(&faults));
+        run.assert_completed(4);
+        let summary = run.summary();
+        assert_eq!((&summary["faults_struck"], &summary["nodes_alive"]), (&1.into(), &4.into()), "{summary}");
+        run.assert_nothing_trained_twice();
+        run.assert_restored_the_newest();
+        assert_eq!(run.events("completed").len(), 1);
+    }
+}
+
+#[test]
+fn the_job_survives_two_aggregators_in_a_row() {
+    let faults = ["--fault", "kill@aggregator,round:2", "--fault", "kill@aggregator,round:2"];
+    let run = run(&small(&[&["--nodes", "7", "--rounds", "4"], &faults[..]].concat()));
+    run.assert_completed(4);
+    let summary = run.summary();
+    assert_eq!((&summary["faults_struck"], &summary["nodes_alive"]), (&2.into(), &5.into()), "{summary}");
+    assert!(summary["epochs"].as_u64() >= Some(3), "{summary}");
+    run.assert_nothing_trained_twice();
+    run.assert_restored_the_newest();
+}
+
+#[test]
+fn a_dead_worker_does_not_stop_the_job() {
+    let run = run(&small(&["--nodes", "4", "--rounds", "3", "--fault", "kill@worker,round:2"]));
+    run.assert_completed(3);
+    assert_eq!((&run.summary()["epochs"], &run.summary()["nodes_alive"]), (&1.into(), &3.into()));
+    run.assert_nothing_trained_twice();
+}
+
+#[test]
+fn without_a_majority_the_run_ends_and_the_survivors_have_what_was_acknowledged() {
+    let kill = |round: &'static str| ["--fault", round];
+    let faults =
+        ["kill@aggregator,round:2", "kill@aggregator,round:3", "kill@aggregator,round:4"].map(kill).concat();
+    let run = run(&small(&[&["--nodes", "5", "--rounds", "9"], &faults[..]].concat()));
+    assert_eq!(run.code(), 3, "{}", run.text());
+    let summary = run.summary();
+    assert_eq!(
+        (&summary["outcome"], &summary["nodes_alive"]),
+        (&"no_majority".into(), &2.into()),
+        "{summary}"
+    );
+    assert!(run.text().contains("no majority is left: 2 of 5 nodes alive, 3 needed"), "{}", run.text());
+    let acknowledged = &summary["checkpoint"];
+    assert_eq!(acknowledged["round"], 3, "{summary}");
+    let alive: Vec<_> =
+        run.rows("nodes.csv").into_iter().filter(|row| row["state"] == "exit code 0").collect();
+    assert_eq!(alive.len(), 2);
+    for node in alive {
+        assert_eq!(node["latest_digest"], acknowledged["digest"].as_str().unwrap(), "{node:?}");
+    }
+}
+
+#[test]
+fn training_flat_out_causes_no_election() {
+    let run = run(&["--nodes", "10", "--rounds", "20", "--examples-per-node", "500"]);
+    run.assert_completed(20);
+    assert_eq!(run.summary()["epochs"], 1, "{}", run.text());
+    assert_eq!(run.events("suspected").len(), 0);
+}
+
+#[test]
+fn memory_stays_bounded_over_200_rounds() {
+    let run = run(&[
+        "--nodes",
+        "10",
+        "--rounds",
+        "200",
+        "--examples-per-node",
+        "32",
+        "--test-examples-per-node",
+        "8",
+    ]);
+    run.assert_completed(200);
+    let peak = run.summary()["rss_peak_bytes"].as_u64().unwrap();
+    assert!(peak < 150_000_000, "a node took {peak} bytes");
+}
+
+#[test]
+fn no_secret_reaches_results_or_logs() {
+    let run = run(&small(&["--nodes", "2", "--rounds", "1"]));
+    run.assert_completed(1);
+    fn look(dir: &Path) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                look(&path);
+            } else {
+                let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+                assert!(!text.contains("PRIVATE KEY"), "{}", path.display());
+            }
+        }
+    }
+    look(run.dir.path());
+}
