@@ -55,7 +55,7 @@ fn contradictions_name_option_value_and_remedy() {
             "error: --batch-size 1001: more than the 1000 examples of a worker; use a smaller batch",
         ),
         ("--examples-per-node 0", "error: --examples-per-node 0:"),
-        ("--test-examples-per-node 2000", "(--test-examples-per-node) need 18000, the data has 10000"),
+        ("--test-examples-per-node 2000", "(--test-examples-per-node) need 20000, the data has 10000"),
         ("--lr 0", "error: --lr 0: not a positive number"),
         ("--lr -0.1", "error: --lr -0.1: not a positive number"),
         ("--momentum 1", "error: --momentum 1: outside of [0, 1)"),
@@ -233,7 +233,7 @@ fn synthetic_data_is_written_once_and_is_complete() {
 
     let said = harness(dir.path(), &["data", "synthesize", "data"]);
     assert_eq!(said.code, 2);
-    assert!(said.err.contains("cifar-10-batches-bin is there already; remove it"), "{}", said.err);
+    assert!(said.err.contains("data_batch_1.bin exists and would be overwritten"), "{}", said.err);
 }
 
 #[test]

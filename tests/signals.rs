@@ -80,13 +80,15 @@ fn results(dir: &Path) -> serde_json::Value {
     serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap()
 }
 
+/// Addresses that a node's socket still holds.
+fn ports_in_use(network: &str) -> Vec<String> {
+    let address = |node, port| format!("{}{}:{port}", network.strip_suffix('0').unwrap(), 10 + node);
+    let addresses = (1..=NODES).flat_map(|node| [8080, 5000].map(|port| address(node, port)));
+    addresses.filter(|address| UdpSocket::bind(address).is_err()).collect()
+}
+
 fn assert_ports_are_free(network: &str) {
-    for node in 1..=NODES {
-        for port in [8080, 5000] {
-            let address = format!("{}{}:{port}", network.strip_suffix('0').unwrap(), 10 + node);
-            UdpSocket::bind(&address).unwrap_or_else(|error| panic!("{address}: {error}"));
-        }
-    }
+    assert_eq!(ports_in_use(network), Vec::<String>::new());
 }
 
 #[test]
@@ -119,7 +121,8 @@ fn a_controller_that_is_killed_leaves_no_process_behind_stopped_ones_included() 
     controller.kill().unwrap();
     controller.wait().unwrap();
     await_some("the nodes' end", || nodes.iter().all(|node| is_dead(*node)).then_some(()));
-    assert_ports_are_free(network);
+    // A process whose first thread is a zombie may have others that have not let go of its sockets yet.
+    await_some("the ports", || ports_in_use(network).is_empty().then_some(()));
 }
 
 #[test]

@@ -54,7 +54,13 @@ pub fn check(path: &Path) -> Result<(), Usage> {
 /// If it is there already, or cannot be written.
 pub fn synthesize(dir: &Path) -> anyhow::Result<PathBuf> {
     match federated::write_synthetic(dir, SYNTHETIC_SEED, false) {
-        Err(error @ DataError::Exists { .. }) => Err(Usage(error.to_string()).into()),
+        Err(DataError::Exists { file }) => {
+            let words = format!(
+                "{} exists and would be overwritten; remove it or name another folder",
+                path.display()
+            );
+            Err(Usage(words).into())
+        }
         written => Ok(written?),
     }
 }

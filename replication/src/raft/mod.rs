@@ -59,6 +59,7 @@ const MAX_LOG_ENTRIES: usize = 512;
 /// Full Raft behind the store's contract.
 pub struct RaftStore {
     proposer: Arc<Proposer>,
+    log: MemoryLog,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -125,10 +126,10 @@ impl RaftStore {
         let deadline = election::Deadline::new(config.window, rng, Instant::now());
         let mut tasks = JoinSet::new();
         tasks.spawn(election::run(raft.clone(), deadline, contacted, announce, observer));
-        tasks.spawn(compact(raft.clone(), log));
+        tasks.spawn(compact(raft.clone(), log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));
         tasks.spawn(found(raft, transport, config.voters));
-        Ok(Arc::new(Self { proposer, tasks: Mutex::new(tasks) }))
+        Ok(Arc::new(Self { proposer, log, tasks: Mutex::new(tasks) }))
     }
 
     fn local(&self) -> NodeId {
@@ -143,6 +144,12 @@ impl RaftStore {
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.proposer.exchange.blobs().total_bytes()
+    }
+
+    /// Entries in this node's log, and the bytes of checkpoints they hold.
+    #[must_use]
+    pub fn log_size(&self) -> (usize, usize) {
+        self.log.size()
     }
 
     /// Sends a write to the node that leads.
