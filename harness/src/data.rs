@@ -57,7 +57,7 @@ pub fn synthesize(dir: &Path) -> anyhow::Result<PathBuf> {
         Err(DataError::Exists { file }) => {
             let words = format!(
                 "{} exists and would be overwritten; remove it or name another folder",
-                path.display()
+                file.display()
             );
             Err(Usage(words).into())
         }

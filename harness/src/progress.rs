@@ -65,6 +65,14 @@ impl Progress {
             self.note(&format!("aggregator: node {} (epoch {epoch})", epoch.node));
         }
         match event {
+            // Taken over after its averaging: the workers only evaluated it, once more or at last.
+            NodeEvent::Federated(Event::RoundFinished { round, loss, accuracy, fit_workers: 0, .. }) => {
+                let (loss, accuracy) = (show_loss(*loss), show_share(*accuracy));
+                self.note(&format!(
+                    "round {round}/{} taken over: loss {loss}, accuracy {accuracy}",
+                    self.rounds
+                ));
+            }
             NodeEvent::Federated(Event::RoundFinished { round, loss, accuracy, round_ns, .. }) => {
                 let put = cluster.puts.iter().rfind(|put| put.held.id.round == *round);
                 let checkpoint = put.map_or_else(String::new, |put| {
