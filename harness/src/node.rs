@@ -67,6 +67,10 @@ fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::R
     config.idle_timeout = IDLE_TIMEOUT;
     config.keep_alive = KEEP_ALIVE;
     config.seed = start.plan.job.seed ^ start.node.0;
+    if plane == Plane::Learning {
+        // Nothing larger than the model has any business there.
+        config.max_body_bytes = model::ENCODED_BYTES as u64;
+    }
     Ok(QuicTransport::bind(config)?)
 }
 

@@ -4,65 +4,79 @@
 //! over a transport: pushed by who has them, or pulled from any holder. Neither knows what is acknowledged; the backend
 //! above says which digests it refers to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use crate::error::StoreError;
 use crate::store::{Digest, NodeId, Observer, StoreEvent};
-use crate::transport::{Class, Frame, Refusal, Transport};
+use crate::transport::{Class, Frame, Refusal, Transport, TransportError};
 use crate::wire;
 
 /// Bytes that arrived before anything refers to them are kept up to this many bytes (at least the newest blob).
 const MAX_STAGED_BYTES: usize = 64 * 1024 * 1024;
 
-/// How long one holder may take to begin serving a pull, beyond what its size justifies.
-const PULL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a transfer may take beyond what its size justifies.
+const TRANSFER_GRACE: Duration = Duration::from_secs(5);
+
+/// A holder that has not served a pull after this and what its size needs on a fair link is not waited for alone.
+const HEDGE_AFTER: Duration = Duration::from_millis(250);
+
+/// A fair link, in bytes per millisecond.
+const FAIR_BYTES_PER_MS: u64 = 2000;
 
 /// The slowest link on which a transfer is not given up, in bytes per second.
 const SLOWEST_BYTES_PER_SECOND: u64 = 50_000;
 
 /// How long a transfer of `bytes` may take.
 pub(crate) fn transfer_timeout(bytes: u64) -> Duration {
-    PULL_TIMEOUT + Duration::from_millis(bytes * 1000 / SLOWEST_BYTES_PER_SECOND)
+    TRANSFER_GRACE + Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST_BYTES_PER_SECOND)
 }
 
+/// Two things keep bytes: acknowledged state that refers to them, and being staged for a write under way.
 #[derive(Debug, Default)]
 struct Held {
     blobs: BTreeMap<Digest, Bytes>,
-    /// Digests nothing refers to yet, oldest first.
+    /// Digests that acknowledged state refers to, whether their bytes are here or not.
+    referred: BTreeSet<Digest>,
+    /// Digests of writes that may still be acknowledged, oldest first.
     staged: VecDeque<Digest>,
     staged_bytes: usize,
 }
 
 impl Held {
     fn stage(&mut self, digest: Digest, bytes: Bytes) {
-        if self.blobs.contains_key(&digest) {
+        let awaited = self.referred.contains(&digest) && !self.blobs.contains_key(&digest);
+        let length = bytes.len();
+        self.blobs.entry(digest).or_insert(bytes);
+        if awaited || self.staged.contains(&digest) {
             return;
         }
-        self.staged_bytes += bytes.len();
+        self.staged_bytes += length;
         self.staged.push_back(digest);
-        self.blobs.insert(digest, bytes);
         while self.staged_bytes > MAX_STAGED_BYTES && self.staged.len() > 1 {
-            if let Some(oldest) = self.staged.pop_front() {
-                self.forget(oldest);
+            if let Some(oldest) = self.staged.front().copied() {
+                self.unstage(oldest);
+                self.drop_unless_kept(oldest);
             }
         }
     }
 
-    fn refer(&mut self, digest: Digest) {
+    fn unstage(&mut self, digest: Digest) {
         if let Some(at) = self.staged.iter().position(|staged| *staged == digest) {
             self.staged.remove(at);
             self.staged_bytes -= self.blobs.get(&digest).map_or(0, Bytes::len);
         }
     }
 
-    fn forget(&mut self, digest: Digest) {
-        if let Some(bytes) = self.blobs.remove(&digest) {
-            self.staged_bytes = self.staged_bytes.saturating_sub(bytes.len());
+    fn drop_unless_kept(&mut self, digest: Digest) {
+        if !self.referred.contains(&digest) && !self.staged.contains(&digest) {
+            self.blobs.remove(&digest);
         }
     }
 }
@@ -110,18 +124,16 @@ impl Blobs {
 
     /// Says that acknowledged state refers to `digest`: it stays until [`Blobs::release`].
     pub(crate) fn refer(&self, digest: Digest) {
-        self.held().refer(digest);
+        let mut held = self.held();
+        held.referred.insert(digest);
+        held.unstage(digest);
     }
 
-    /// Drops bytes that acknowledged state does not refer to any more.
+    /// Says that acknowledged state does not refer to `digest` any more.
     pub(crate) fn release(&self, digest: Digest) {
         let mut held = self.held();
-        if let Some(bytes) = held.blobs.remove(&digest)
-            && let Some(at) = held.staged.iter().position(|staged| *staged == digest)
-        {
-            held.staged.remove(at);
-            held.staged_bytes -= bytes.len();
-        }
+        held.referred.remove(&digest);
+        held.drop_unless_kept(digest);
     }
 
     /// The bytes, if this node has them.
@@ -149,19 +161,21 @@ impl Blobs {
     }
 }
 
+type Gates = Arc<Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>>;
+
 /// Moves blobs between nodes.
 #[derive(Clone)]
 pub(crate) struct Exchange {
     transport: Arc<dyn Transport>,
     blobs: Blobs,
     observer: Arc<dyn Observer>,
-    /// Held by whoever pulls, so that the same bytes are not pulled twice at once.
-    pulling: Arc<tokio::sync::Mutex<()>>,
+    /// Held by whoever pulls a digest, so that the same bytes are not pulled twice at once.
+    gates: Gates,
 }
 
 impl Exchange {
     pub(crate) fn new(transport: Arc<dyn Transport>, blobs: Blobs, observer: Arc<dyn Observer>) -> Self {
-        Self { transport, blobs, observer, pulling: Arc::default() }
+        Self { transport, blobs, observer, gates: Gates::default() }
     }
 
     /// What this node holds.
@@ -169,17 +183,22 @@ impl Exchange {
         &self.blobs
     }
 
-    /// Keeps `bytes` of this node's own making.
-    pub(crate) fn stage(&self, digest: Digest, bytes: Bytes) {
-        self.blobs.stage(digest, bytes);
-    }
-
-    /// Sends `bytes` to `peer`; true once it has verified and kept them.
-    pub(crate) async fn push(&self, peer: NodeId, digest: Digest, bytes: Bytes) -> bool {
-        let timeout = transfer_timeout(bytes.len() as u64);
-        let frame = Frame::new(wire::BLOB_PUSH, wire::encode(&digest)).with_segment(bytes);
-        let outcome = tokio::time::timeout(timeout, self.transport.request(peer, Class::Blob, frame)).await;
-        matches!(outcome, Ok(Ok(_)))
+    /// Sends `bytes` to `peer` until it has verified and kept them, with `pause` between attempts; false if it did not
+    /// within the time their size justifies.
+    pub(crate) async fn push(&self, peer: NodeId, digest: Digest, bytes: Bytes, pause: Duration) -> bool {
+        let pushing = async {
+            let frame = Frame::new(wire::BLOB_PUSH, wire::encode(&digest)).with_segment(bytes.clone());
+            loop {
+                match self.transport.request(peer, Class::Blob, frame.clone()).await {
+                    Ok(_) => return true,
+                    Err(TransportError::Unreachable { .. } | TransportError::Interrupted { .. }) => {
+                        tokio::time::sleep(pause).await;
+                    }
+                    Err(_) => return false,
+                }
+            }
+        };
+        tokio::time::timeout(transfer_timeout(bytes.len() as u64), pushing).await.unwrap_or(false)
     }
 
     /// Answers a push.
@@ -205,7 +224,8 @@ impl Exchange {
         })
     }
 
-    /// The bytes of `digest`: from here, or pulled from the first of `holders` that serves them.
+    /// The bytes of `digest`: from here, or pulled from whichever of `holders` serves them first. The next holder is
+    /// asked when one refuses, or has not answered in the time a fair link needs.
     ///
     /// # Errors
     /// [`StoreError::Missing`] if nobody does.
@@ -215,25 +235,54 @@ impl Exchange {
         bytes: u64,
         holders: &[NodeId],
     ) -> Result<Bytes, StoreError> {
-        let _one_at_a_time = self.pulling.lock().await;
-        if let Some(bytes) = self.blobs.get(digest) {
-            return Ok(bytes);
-        }
-        for holder in holders {
-            let request = self.transport.request(
-                *holder,
-                Class::Blob,
-                Frame::new(wire::BLOB_PULL, wire::encode(&digest)),
-            );
-            let Ok(Ok(response)) = tokio::time::timeout(transfer_timeout(bytes), request).await else {
-                continue;
+        let gate = self.gates().entry(digest).or_default().clone();
+        let fetched = {
+            let _one_at_a_time = gate.lock().await;
+            match self.blobs.get(digest) {
+                Some(bytes) => Ok(bytes),
+                None => self.pull_from_any(digest, bytes, holders).await,
+            }
+        };
+        self.gates().remove(&digest);
+        fetched
+    }
+
+    fn gates(&self) -> MutexGuard<'_, BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>> {
+        self.gates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn pull_from_any(
+        &self,
+        digest: Digest,
+        bytes: u64,
+        holders: &[NodeId],
+    ) -> Result<Bytes, StoreError> {
+        let mut next = holders.iter().copied();
+        let mut asked = FuturesUnordered::new();
+        let patience = HEDGE_AFTER + Duration::from_millis(bytes / FAIR_BYTES_PER_MS);
+        loop {
+            let more = next.next().map(|holder| asked.push(self.pull(holder, digest, bytes)));
+            if more.is_none() && asked.is_empty() {
+                return Err(StoreError::Missing { digest });
+            }
+            let answer = match more {
+                Some(()) => tokio::time::timeout(patience, asked.next()).await.ok().flatten(),
+                // Nobody else can be asked: wait for those who were.
+                None => asked.next().await,
             };
-            let body = response.into_body();
-            if self.accept(*holder, digest, body.clone()).is_ok() {
-                return Ok(body);
+            if let Some(Some(bytes)) = answer {
+                return Ok(bytes);
             }
         }
-        Err(StoreError::Missing { digest })
+    }
+
+    async fn pull(&self, holder: NodeId, digest: Digest, bytes: u64) -> Option<Bytes> {
+        let frame = Frame::new(wire::BLOB_PULL, wire::encode(&digest));
+        let request = self.transport.request(holder, Class::Blob, frame);
+        let response = tokio::time::timeout(transfer_timeout(bytes), request).await.ok()?.ok()?;
+        let body = response.into_body();
+        self.accept(holder, digest, body.clone()).ok()?;
+        Some(body)
     }
 }
 
@@ -255,6 +304,34 @@ mod tests {
         assert_eq!(blobs.get(Digest::of(&kept)), Some(kept.clone()));
         blobs.release(Digest::of(&kept));
         assert_eq!(blobs.get(Digest::of(&kept)), None);
+    }
+
+    #[test]
+    fn bytes_that_arrive_after_they_are_referred_to_stay() {
+        let blobs = Blobs::default();
+        let late = Bytes::from(vec![1; 1024]);
+        blobs.refer(Digest::of(&late));
+        blobs.stage(Digest::of(&late), late.clone());
+        for fill in 1..=70u8 {
+            let bytes = Bytes::from(vec![fill; 1024 * 1024]);
+            blobs.stage(Digest::of(&bytes), bytes);
+        }
+        assert_eq!(blobs.get(Digest::of(&late)), Some(late));
+    }
+
+    #[test]
+    fn a_write_under_way_keeps_bytes_that_an_older_checkpoint_lets_go() {
+        let blobs = Blobs::default();
+        let bytes = Bytes::from_static(b"the same in two slots");
+        let digest = Digest::of(&bytes);
+        blobs.stage(digest, bytes.clone());
+        blobs.refer(digest);
+        blobs.stage(digest, bytes.clone());
+        blobs.release(digest);
+        assert_eq!(blobs.get(digest), Some(bytes));
+        blobs.refer(digest);
+        blobs.release(digest);
+        assert_eq!(blobs.get(digest), None);
     }
 
     #[test]

@@ -84,8 +84,22 @@ impl Ledger {
         }
     }
 
+    /// The job's state only moves on. Its parts and the workers' slots may be written again by a later epoch, which
+    /// repeats a phase that the epoch before it left unfinished.
     fn follows(id: CheckpointId, newest: CheckpointId) -> bool {
-        id.epoch >= newest.epoch && (id.round, id.phase) > (newest.round, newest.phase)
+        let (now, before) = ((id.round, id.phase), (newest.round, newest.phase));
+        id.epoch >= newest.epoch
+            && (now > before || (now == before && id.slot != Slot::Global && id.epoch > newest.epoch))
+    }
+
+    /// Checkpoints of the job's state, newest first.
+    pub(crate) fn globals(&self) -> impl Iterator<Item = &Record> {
+        self.slots.get(&Slot::Global).into_iter().flatten().rev()
+    }
+
+    /// The newest checkpoint of a slot.
+    pub(crate) fn newest(&self, slot: Slot) -> Option<&Record> {
+        self.slots.get(&slot)?.back()
     }
 
     /// Acknowledges `record` if the rules admit it. Returns what they said, and the digests that no retained
@@ -109,7 +123,7 @@ impl Ledger {
 
     /// The newest checkpoint of [`Slot::Global`].
     pub(crate) fn latest(&self) -> Option<&Record> {
-        self.slots.get(&Slot::Global)?.back()
+        self.newest(Slot::Global)
     }
 
     /// A retained checkpoint by name.
@@ -150,6 +164,19 @@ mod tests {
         assert_eq!(ledger.insert(record(2, 1, Phase::ConfigureEvaluate, 1)).0, Admission::New);
         assert_eq!(ledger.insert(record(2, 2, Phase::ConfigureFit, 1)).0, Admission::New);
         assert_eq!(ledger.latest().map(|record| record.id.round), Some(2));
+    }
+
+    #[test]
+    fn a_later_epoch_repeats_the_parts_of_an_unfinished_phase() {
+        let part = |counter| {
+            let mut record = record(counter, 3, Phase::AggregateFit, counter as u8);
+            record.id.slot = Slot::Part(0);
+            record
+        };
+        let mut ledger = Ledger::new(4);
+        assert_eq!(ledger.insert(part(1)).0, Admission::New);
+        assert_eq!(ledger.insert(part(2)).0, Admission::New);
+        assert_eq!(ledger.insert(part(1)).0, Admission::Repeat);
     }
 
     #[test]

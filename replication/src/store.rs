@@ -387,7 +387,8 @@ impl Observer for Silent {
 /// # Contract
 /// - **Fencing.** Every checkpoint carries the epoch under which it was taken. A store whose aggregator changed
 ///   refuses the old epoch's writes.
-/// - **Order.** Within a slot, acknowledged `(round, phase)` pairs only grow. Writing an acknowledged checkpoint again
+/// - **Order.** Within a slot, acknowledged `(round, phase)` pairs only grow; in slots other than [`Slot::Global`] a later
+///   epoch may write the newest pair again, since it repeats what the epoch before it left unfinished. Writing an acknowledged checkpoint again
 ///   (same id, same digest) succeeds and changes nothing, so that a write whose outcome is unknown can be repeated
 ///   within its epoch.
 /// - **Monotonic reads.** `latest` never returns an older checkpoint than it returned before on the same node.

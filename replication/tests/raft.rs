@@ -1,6 +1,8 @@
 //! What only Raft can be asked: bounded memory, who may say what, when a dead leader is suspected, catching up from a
 //! snapshot. On the seeded network, under virtual time.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,4 +272,79 @@ async fn a_node_cannot_speak_for_another_nor_garbage_harm() {
     }
     assert_eq!(*cluster.leader(epoch).store.aggregator().borrow(), Some(epoch));
     cluster.put(epoch, 1, parameters(1, 1000)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_takes_one_term_and_is_not_for_others_to_order() {
+    const TRANSFER: u8 = 5;
+    let cluster = Cluster::start(5, Payload::Inline, 6).await;
+    let mut epoch = cluster.epoch().await;
+    cluster.put(epoch, 1, parameters(1, 1000)).await;
+    for _ in 0..20 {
+        let next = cluster.leader(epoch).store.step_down(None).await.unwrap();
+        assert_eq!(next.counter, epoch.counter + 1, "{epoch} -> {next}");
+        assert_eq!(cluster.next_epoch(epoch).await, next);
+        epoch = next;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    assert_eq!(cluster.members.values().map(|member| suspicions(&member.events)).sum::<usize>(), 0);
+    let refused = cluster.leader(epoch).store.step_down(Some(epoch.node)).await;
+    assert!(refused.is_err(), "{refused:?}");
+
+    let others: Vec<NodeId> = cluster.members.keys().copied().filter(|node| *node != epoch.node).collect();
+    let head = ((epoch.counter, Some(epoch.node.0), true), others[0].0, None::<u8>);
+    let order = Frame::new(TRANSFER, postcard::to_stdvec(&head).unwrap());
+    let refusal = cluster.members[&others[1]].transport.request(others[0], Class::Election, order).await;
+    assert!(
+        matches!(&refusal, Err(TransportError::Refused { reason, .. }) if reason.contains("speak as node")),
+        "{refusal:?}"
+    );
+}
+
+fn suspicions(events: &Notebook) -> usize {
+    events.count(|event| matches!(event, StoreEvent::Suspected { .. }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_bytes_are_sent_once() {
+    let cluster = Cluster::start(5, Payload::Digest, 7).await;
+    let epoch = cluster.epoch().await;
+    let sent = || {
+        let traffic = cluster.leader(epoch).transport.traffic();
+        traffic.frames.iter().find(|(class, _)| *class == Class::Blob).unwrap().1.sent_bytes
+    };
+    let bytes = parameters(1, CHECKPOINT_BYTES);
+    cluster.put(epoch, 1, bytes.clone()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let once = sent();
+    assert!(once >= 4 * CHECKPOINT_BYTES as u64 && once < 4 * CHECKPOINT_BYTES as u64 + 2000, "{once}");
+    for round in 2..=20 {
+        cluster.put(epoch, round, bytes.clone()).await;
+    }
+    assert_eq!(sent(), once);
+    for member in cluster.members.values() {
+        assert!(member.store.latest().await.unwrap().is_some_and(|latest| *latest.parameters() == bytes));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_of_large_metadata_reaches_a_node_that_was_away() {
+    let cluster = Cluster::start(3, Payload::Digest, 8).await;
+    let epoch = cluster.epoch().await;
+    let away = *cluster.members.keys().rev().find(|node| **node != epoch.node).unwrap();
+    cluster.network.isolate(away);
+    let mut last = None;
+    for round in 1..=40 {
+        let metadata = Metadata::from([("note".to_owned(), "x".repeat(60_000))]);
+        let checkpoint = Checkpoint::new(id(epoch, round), parameters(round, 1000), metadata);
+        last = Some(cluster.leader(epoch).store.put(checkpoint).await.unwrap().digest);
+    }
+    cluster.network.heal();
+    let behind = &cluster.members[&away].store;
+    let caught_up = async {
+        while behind.held().map(|held| held.digest) != last {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), caught_up).await.expect("catches up");
 }

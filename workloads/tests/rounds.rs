@@ -1,6 +1,8 @@
 //! Whole federated jobs in one process: real stores and the real round protocol, on the seeded network under virtual time,
 //! with a stand-in for training that takes seconds of virtual time and adds a constant to every parameter.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replication::raft::{RaftConfig, RaftStore, Window};
+use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::{
     AnyStore, CheckpointStore, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Slot,
@@ -15,27 +18,39 @@ use replication::{
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use workloads::federated::{
-    self, Config, EngineKind, Evaluation, Event, Learner, LearnerError, Participant, Partition, Profile,
-    Training, Update, model,
+    self, Config, EngineKind, Evaluation, Event, JobError, Learner, LearnerError, Participant, Partition,
+    Profile, Training, Update, model,
 };
 
 /// What a stand-in worker adds to every parameter in a round.
 const STEP: f32 = 0.5;
 
+#[derive(Clone, Copy)]
 struct StandIn {
     training: Duration,
+    evaluating: Duration,
+    diverges: bool,
+}
+
+/// A worker that trains for `seconds`.
+fn trains_for(seconds: u64) -> StandIn {
+    StandIn { training: Duration::from_secs(seconds), evaluating: Duration::ZERO, diverges: false }
 }
 
 #[async_trait]
 impl Learner for StandIn {
     async fn fit(&self, _round: u64, parameters: Bytes) -> Result<Update, LearnerError> {
         tokio::time::sleep(self.training).await;
+        if self.diverges {
+            return Err(LearnerError("training diverged".into()));
+        }
         let parameters = model::decode(&parameters).map_err(|error| LearnerError(error.to_string()))?;
         let trained = parameters.iter().map(|parameter| parameter + STEP).collect();
         Ok(Update { parameters: model::encode(trained).unwrap(), examples: 100, loss: 2.0 })
     }
 
     async fn evaluate(&self, parameters: Bytes) -> Result<Evaluation, LearnerError> {
+        tokio::time::sleep(self.evaluating).await;
         let parameters = model::decode(&parameters).map_err(|error| LearnerError(error.to_string()))?;
         Ok(Evaluation { loss_sum: f64::from(parameters[0]) * 10.0, correct: 1, examples: 10 })
     }
@@ -60,7 +75,8 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
 
 struct Node {
     store: Arc<RaftStore>,
-    job: JoinHandle<()>,
+    learning: Arc<dyn Transport>,
+    job: JoinHandle<Result<(), JobError>>,
 }
 
 /// A job with everything that its nodes told of it.
@@ -72,12 +88,7 @@ struct Job {
 }
 
 impl Job {
-    async fn start(
-        config: Config,
-        count: u64,
-        payload: Payload,
-        training: impl Fn(NodeId) -> Duration,
-    ) -> Self {
+    async fn start(config: Config, count: u64, payload: Payload, worker: impl Fn(NodeId) -> StandIn) -> Self {
         let ids: BTreeSet<NodeId> = (1..=count).map(NodeId).collect();
         let link = LinkSpec {
             delay: Duration::from_millis(2),
@@ -101,16 +112,17 @@ impl Job {
             };
             let store = RaftStore::open(raft, job.replication.join(*node), Arc::new(Silent)).await.unwrap();
             let (told, id) = (job.told.clone(), *node);
+            let learning = job.learning.join(*node);
             let participant = Participant {
                 config: config.clone(),
                 store: store.clone() as AnyStore,
-                learning: job.learning.join(*node),
-                learner: Arc::new(StandIn { training: training(*node) }),
+                learning: learning.clone(),
+                learner: Arc::new(worker(*node)),
                 initial: model::encode(model::initial(config.seed)).unwrap(),
                 events: Arc::new(move |event| told.send_modify(|told| told.push((id, event)))),
             };
-            let running = tokio::spawn(async move { federated::run(participant).await.unwrap() });
-            job.nodes.insert(*node, Node { store, job: running });
+            let running = tokio::spawn(federated::run(participant));
+            job.nodes.insert(*node, Node { store, learning, job: running });
         }
         job
     }
@@ -189,7 +201,7 @@ async fn assert_final_parameters(job: &Job, rounds: u64) {
 
 async fn every_profile_completes(payload: Payload) {
     for profile in [Profile::Once, Profile::Paper, Profile::Prototype, Profile::Workers] {
-        let job = Job::start(config(5, 3, profile), 5, payload, |_| Duration::from_secs(1)).await;
+        let job = Job::start(config(5, 3, profile), 5, payload, |_| trains_for(1)).await;
         let digest = job.completed().await;
         assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
         let global = |phase| {
@@ -231,7 +243,7 @@ async fn every_profile_completes_by_digest() {
 #[tokio::test(start_paused = true)]
 async fn the_job_outlives_two_aggregators_whatever_the_profile() {
     for profile in [Profile::Once, Profile::Paper, Profile::Prototype, Profile::Workers] {
-        let mut job = Job::start(config(7, 5, profile), 7, Payload::Digest, |_| Duration::from_secs(2)).await;
+        let mut job = Job::start(config(7, 5, profile), 7, Payload::Digest, |_| trains_for(2)).await;
         for round in [2, 4] {
             let aggregator = job.fit_started(round).await;
             // The newest epoch that trains this round may not be the first.
@@ -258,7 +270,7 @@ async fn the_job_outlives_two_aggregators_whatever_the_profile() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_does_not_answer_does_not_stop_the_round() {
-    let slow = |node: NodeId| Duration::from_secs(if node == NodeId(3) { 1_000_000 } else { 1 });
+    let slow = |node: NodeId| trains_for(if node == NodeId(3) { 1_000_000 } else { 1 });
     let job = Job::start(config(5, 2, Profile::Once), 5, Payload::Inline, slow).await;
     job.completed().await;
     let late = |event: &Event| matches!(event, Event::WorkerFailed { worker: NodeId(3), reason, .. } if reason.contains("deadline"));
@@ -268,8 +280,7 @@ async fn a_worker_that_does_not_answer_does_not_stop_the_round() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_worker_does_not_stop_the_job() {
-    let mut job =
-        Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| Duration::from_secs(1)).await;
+    let mut job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| trains_for(1)).await;
     let aggregator = job.fit_started(2).await;
     let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
     job.crash(worker).await;
@@ -283,7 +294,7 @@ async fn a_dead_worker_does_not_stop_the_job() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stale_aggregator_is_refused_and_its_work_dropped() {
-    let job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| Duration::from_secs(10)).await;
+    let job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| trains_for(10)).await;
     let old = job.fit_started(2).await;
     // The replication plane is cut, the learning plane is not: the old aggregator goes on talking to the workers.
     job.replication.isolate(old);
@@ -307,10 +318,90 @@ async fn a_stale_aggregator_is_refused_and_its_work_dropped() {
 #[tokio::test(start_paused = true)]
 async fn an_aggregator_that_trains_counts_as_a_worker() {
     let config = Config { aggregator_trains: true, ..config(3, 2, Profile::Once) };
-    let job = Job::start(config, 3, Payload::Inline, |_| Duration::from_secs(1)).await;
+    let job = Job::start(config, 3, Payload::Inline, |_| trains_for(1)).await;
     job.completed().await;
     let all =
         |event: &Event| matches!(event, Event::RoundFinished { fit_workers: 3, evaluate_workers: 3, .. });
     assert_eq!(job.count(all), 2);
     assert_final_parameters(&job, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_aggregator_that_dies_in_the_last_evaluation_loses_nothing() {
+    for profile in [Profile::Once, Profile::Prototype] {
+        let worker = |_| StandIn { evaluating: Duration::from_secs(5), ..trains_for(1) };
+        let mut job = Job::start(config(5, 2, profile), 5, Payload::Digest, worker).await;
+        let last = |_, event: &Event| {
+            matches!(event, Event::CheckpointPut { id, .. }
+                if (id.round, id.phase, id.slot) == (2, Phase::AggregateFit, Slot::Global))
+        };
+        let (aggregator, _) = job.hears("last average", last).await;
+        // Long enough for every node to know of it.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        job.crash(aggregator).await;
+        let (_, completed) =
+            job.hears("completion", |_, event| matches!(event, Event::Completed { .. })).await;
+        let Event::Completed { id, digest, .. } = completed else { unreachable!() };
+        let held = job.nodes.values().next().unwrap().store.held().unwrap();
+        assert_eq!((held.id, held.digest), (id, digest), "{profile:?}");
+        assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_aggregator_that_dies_between_the_parts_of_a_write_stops_nothing() {
+    for phase in [Phase::ConfigureFit, Phase::AggregateFit, Phase::ConfigureEvaluate] {
+        let mut job =
+            Job::start(config(5, 3, Profile::Prototype), 5, Payload::Inline, |_| trains_for(1)).await;
+        let in_between = |_, event: &Event| matches!(event, Event::CheckpointPut { id, .. } if (id.round, id.phase, id.slot) == (2, phase, Slot::Part(4)));
+        let (aggregator, _) = job.hears("a part", in_between).await;
+        job.crash(aggregator).await;
+        job.completed().await;
+        let restored = job.count(|event| matches!(event, Event::Restored { .. }));
+        assert!(restored <= 4, "{phase:?}: {restored} attempts to take over");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn evaluation_does_not_wait_for_workers_that_are_gone() {
+    let config = Config { min_fit_clients: 4, ..config(5, 1, Profile::Once) };
+    let worker = |_| StandIn { evaluating: Duration::from_secs(60), ..trains_for(1) };
+    let mut job = Job::start(config, 5, Payload::Inline, worker).await;
+    let put = |_, event: &Event| matches!(event, Event::CheckpointPut { .. });
+    let (aggregator, _) = job.hears("the average", put).await;
+    let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
+    job.crash(worker).await;
+    job.completed().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_that_cannot_train_end_the_job_with_their_reason() {
+    let worker = |_| StandIn { diverges: true, ..trains_for(1) };
+    let mut job = Job::start(config(3, 1, Profile::Once), 3, Payload::Inline, worker).await;
+    let tried = |node, event: &Event| node == NodeId(1) && matches!(event, Event::RoundStarted { .. });
+    let (aggregator, _) = job.hears("an attempt", tried).await;
+    let ended = job.nodes.remove(&aggregator).unwrap().job.await.unwrap();
+    let reason = ended.expect_err("the job fails").to_string();
+    assert!(reason.contains("3 times") && reason.contains("training diverged"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_store_says_who_aggregates() {
+    let job = Job::start(config(3, 1, Profile::Once), 3, Payload::Inline, |_| trains_for(10)).await;
+    let aggregator = job.fit_started(1).await;
+    let usurper = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
+    let victim = *job.nodes.keys().rfind(|node| **node != aggregator && **node != usurper).unwrap();
+    let epoch = replication::Epoch { counter: u64::MAX, node: usurper };
+    let head = postcard::to_stdvec(&(epoch, 1_u64, Digest::of(b""))).unwrap();
+    // What the wire calls a fit instruction.
+    let instruction = replication::transport::Frame::new(65, head);
+    let usurping = job.nodes[&usurper].learning.request(
+        victim,
+        replication::transport::Class::LearningControl,
+        instruction,
+    );
+    let answer = usurping.await;
+    assert!(answer.is_err(), "{answer:?}");
+    job.completed().await;
+    assert_eq!(job.count(|event| matches!(event, Event::WorkDropped { .. })), 0);
 }

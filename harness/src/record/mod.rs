@@ -245,9 +245,20 @@ fn make_folder(out: &Path, name: &str) -> anyhow::Result<PathBuf> {
     anyhow::bail!("{} has {MAX_SUFFIX} folders named {name}", out.display())
 }
 
-/// Checkpoint events carry the facts of a row; the rest of the timeline is events.jsonl's alone.
+/// Whether the job gets on. What repeats while it does not (attempts, failures) does not count, or a run that goes nowhere
+/// would never be ended.
 pub(crate) fn is_progress(event: &NodeEvent) -> bool {
-    matches!(event, NodeEvent::Federated(event) if !matches!(event, Event::WorkerFailed { .. }))
+    matches!(
+        event,
+        NodeEvent::Federated(
+            Event::Ready { .. }
+                | Event::Serving { .. }
+                | Event::FitFinished { .. }
+                | Event::CheckpointPut { .. }
+                | Event::RoundFinished { .. }
+                | Event::Completed { .. }
+        )
+    )
 }
 
 #[cfg(test)]

@@ -220,8 +220,12 @@ impl Cluster {
                 self.saw(epoch);
                 self.round = self.round.max(round);
             }
-            Event::RoundFinished { round, loss, accuracy, round_ns, .. } => {
-                self.finished.insert(round, RoundFacts { loss, accuracy, round_ns });
+            Event::RoundFinished { round, loss, accuracy, round_ns, fit_workers, .. } => {
+                let facts = RoundFacts { loss, accuracy, round_ns };
+                // Who takes a round over after its averaging only evaluates it: the whole round is the better figure.
+                if fit_workers > 0 || !self.finished.contains_key(&round) {
+                    self.finished.insert(round, facts);
+                }
             }
             Event::CheckpointPut { id, bytes, put_ns, .. } if matches!(id.slot, Slot::Part(_)) => {
                 self.parts.push((CheckpointId { slot: Slot::Global, ..id }, bytes, put_ns));

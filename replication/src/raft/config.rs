@@ -13,6 +13,12 @@ use crate::store::NodeId;
 /// Entries that stay in the log after compaction, so that a node a little behind needs no snapshot.
 const ENTRIES_KEPT: u64 = 4;
 
+/// Earliest begin of an election window: below it openraft's timers, which count in milliseconds, leave no room.
+const MIN_WINDOW_MS: u64 = 10;
+
+/// Latest end of an election window.
+const MAX_WINDOW_MS: u64 = 3_600_000;
+
 /// Parameters of the Raft backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RaftConfig {
@@ -36,11 +42,11 @@ pub struct RaftConfig {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ConfigError {
     /// A window without extent.
-    #[error("the election window {}-{} ms is empty", .0.from_ms, .0.to_ms)]
+    #[error("the election window {}-{} ms is empty or ends after an hour", .0.from_ms, .0.to_ms)]
     EmptyWindow(Window),
     /// Followers would suspect a leader that is well.
     #[error("a heartbeat every {heartbeat_ms} ms needs an election window that begins at {} ms or later, not at {from_ms} ms",
-        2 * heartbeat_ms)]
+        (2 * heartbeat_ms).max(MIN_WINDOW_MS))]
     HeartbeatTooSlow {
         /// The heartbeat interval.
         heartbeat_ms: u64,
@@ -68,10 +74,10 @@ impl RaftConfig {
         if self.heartbeat_ms == 0 {
             return Err(ConfigError::NoHeartbeat);
         }
-        if from_ms >= to_ms {
+        if from_ms >= to_ms || to_ms > MAX_WINDOW_MS {
             return Err(ConfigError::EmptyWindow(self.window));
         }
-        if from_ms < 2 * self.heartbeat_ms {
+        if from_ms < (2 * self.heartbeat_ms).max(MIN_WINDOW_MS) {
             return Err(ConfigError::HeartbeatTooSlow { heartbeat_ms: self.heartbeat_ms, from_ms });
         }
         Ok(())
@@ -84,7 +90,8 @@ impl RaftConfig {
         let config = openraft::Config {
             cluster_name: "checkpoints".into(),
             heartbeat_interval: self.heartbeat_ms,
-            election_timeout_min: self.heartbeat_ms + 1,
+            // Serves only as the time a vote may take, since openraft's own elections are off.
+            election_timeout_min: lease_ms - 1,
             election_timeout_max: lease_ms,
             enable_elect: false,
             enable_pre_vote: Some(true),

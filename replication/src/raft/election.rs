@@ -59,6 +59,7 @@ pub(crate) async fn run(
     observer: Arc<dyn Observer>,
 ) {
     let mut metrics = raft.server_metrics();
+    let mut was_eligible = false;
     loop {
         let (eligible, epoch) = {
             let metrics = metrics.borrow_and_update();
@@ -70,6 +71,11 @@ pub(crate) async fn run(
             (voter && !leads, epoch)
         };
         publish(&aggregator, epoch, observer.as_ref());
+        // While a node leads, or knows no cluster, nobody is due to be heard of.
+        if eligible && !was_eligible {
+            deadline.reset(Instant::now());
+        }
+        was_eligible = eligible;
         tokio::select! {
             biased;
             heard = contact.changed() => {

@@ -15,8 +15,10 @@ use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 
 use super::types::{Entry, LogId, TypeConfig, Vote};
 
-/// Entries read for one replication message stop at this many bytes (but at least one is read).
+/// Entries read for one replication message stop at this many bytes of checkpoints (but at least one is read) ...
 const READ_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+/// ... or at this many bytes of everything else, well below the limit on a frame's head.
+const READ_LIMIT_HEAD_BYTES: usize = 512 * 1024;
 
 #[derive(Debug, Default)]
 struct Content {
@@ -31,6 +33,18 @@ fn inline_bytes(entry: &Entry) -> usize {
     match &entry.payload {
         EntryPayload::Normal(command) => command.inline_bytes(),
         _ => 0,
+    }
+}
+
+/// Bytes of an entry's encoding without its checkpoint, at most.
+fn head_bytes(entry: &Entry) -> usize {
+    const NAMES_AND_LENGTHS: usize = 160;
+    match &entry.payload {
+        EntryPayload::Normal(command) => {
+            let metadata = command.record.metadata.iter();
+            NAMES_AND_LENGTHS + metadata.map(|(key, value)| key.len() + value.len() + 10).sum::<usize>()
+        }
+        _ => NAMES_AND_LENGTHS,
     }
 }
 
@@ -71,11 +85,12 @@ impl RaftLogReader<TypeConfig> for MemoryLog {
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let content = self.content();
-        let mut bytes = 0;
+        let (mut bytes, mut heads) = (0, 0);
         let fits = |entry: &&Entry| {
-            let first = bytes == 0;
-            bytes += 1 + inline_bytes(entry);
-            first || bytes <= READ_LIMIT_BYTES
+            let first = heads == 0;
+            bytes += inline_bytes(entry);
+            heads += head_bytes(entry);
+            first || (bytes <= READ_LIMIT_BYTES && heads <= READ_LIMIT_HEAD_BYTES)
         };
         Ok(content.entries.range(start..end).map(|(_, entry)| entry).take_while(fits).cloned().collect())
     }

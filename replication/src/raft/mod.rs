@@ -111,6 +111,8 @@ impl RaftStore {
             transport: transport.clone(),
             aggregator,
             config: config.clone(),
+            spread: proposer::Spread::default(),
+            background: std::sync::Mutex::default(),
         });
         let (contact, contacted) = watch::channel(Instant::now());
         let inbox = network::Inbox {
@@ -118,7 +120,7 @@ impl RaftStore {
             exchange,
             proposer: proposer.clone(),
             observer: observer.clone(),
-            contact,
+            contact: network::Contact(contact),
         };
         transport.serve(Arc::new(inbox));
 
@@ -170,7 +172,18 @@ impl RaftStore {
 
     async fn read(&self, record: Option<Record>) -> Result<Option<Checkpoint>, StoreError> {
         let Some(record) = record else { return Ok(None) };
-        let parameters = self.proposer.bytes(&record).await?;
+        let deadline = Instant::now() + Duration::from_millis(self.proposer.config.put_timeout_ms);
+        let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
+        let parameters = loop {
+            match self.proposer.bytes(&record).await {
+                // Connections may be coming back.
+                Err(StoreError::Missing { .. }) if Instant::now() < deadline => {
+                    let arrival = self.proposer.exchange.blobs().arrival(record.digest);
+                    let _ = tokio::time::timeout(pause, arrival).await;
+                }
+                bytes => break bytes?,
+            }
+        };
         Ok(Some(Checkpoint::already_verified(record.id, record.digest, parameters, record.metadata)))
     }
 }
@@ -213,9 +226,11 @@ impl CheckpointStore for RaftStore {
     }
 
     fn held(&self) -> Option<Held> {
-        let latest = self.proposer.machine.read(|ledger| ledger.latest().cloned())?;
-        self.proposer.exchange.blobs().get(latest.digest)?;
-        Some(Held { id: latest.id, digest: latest.digest })
+        let blobs = self.proposer.exchange.blobs();
+        self.proposer.machine.read(|ledger| {
+            let here = ledger.globals().find(|record| blobs.get(record.digest).is_some())?;
+            Some(Held { id: here.id, digest: here.digest })
+        })
     }
 
     fn aggregator(&self) -> watch::Receiver<Option<Epoch>> {
@@ -227,9 +242,11 @@ impl CheckpointStore for RaftStore {
         if current.is_none_or(|epoch| epoch.node != self.local()) {
             return Err(StoreError::NotAggregator { current });
         }
-        let to = to.or_else(|| self.proposer.most_caught_up());
-        let to =
-            to.ok_or_else(|| StoreError::Unavailable { reason: "there is nobody to hand over to".into() })?;
+        let successor = to.or_else(|| self.proposer.most_caught_up());
+        let successor =
+            successor.filter(|to| *to != self.local() && self.proposer.config.voters.contains(to));
+        let to = successor
+            .ok_or_else(|| StoreError::Unavailable { reason: "there is nobody to hand over to".into() })?;
         let closed = |error: &dyn fmt::Display| StoreError::Closed { reason: error.to_string() };
         self.proposer.raft.trigger().transfer_leader(to.0).await.map_err(|error| closed(&error))?;
         let mut aggregator = self.aggregator();
@@ -261,6 +278,7 @@ impl CheckpointStore for RaftStore {
     async fn close(&self) {
         let mut tasks = self.tasks.lock().await;
         tasks.shutdown().await;
+        self.proposer.close();
         if let Err(error) = self.proposer.raft.shutdown().await {
             tracing::warn!(%error, "raft did not shut down in order");
         }
@@ -328,13 +346,13 @@ async fn complete_one(proposer: &Proposer, record: Record) {
         _ = aggregator.wait_for(|now| *now != Some(writer)) => {}
         () = tokio::time::sleep(transfer_timeout(record.bytes)) => {}
     }
-    while let Err(error) = proposer.bytes(&record).await {
-        tracing::debug!(%error, id = %record.id, "no holder serves the bytes yet");
-        let retry = Duration::from_millis(proposer.config.heartbeat_ms * 10);
-        if tokio::time::timeout(retry, proposer.exchange.blobs().arrival(record.digest)).await.is_ok() {
-            return;
+    while proposer.machine.read(|ledger| ledger.refers_to(record.digest)) {
+        match proposer.bytes(&record).await {
+            Ok(_) => return,
+            Err(error) => tracing::debug!(%error, id = %record.id, "no holder serves the bytes yet"),
         }
-        if !proposer.machine.read(|ledger| ledger.refers_to(record.digest)) {
+        let pause = Duration::from_millis(proposer.config.heartbeat_ms * 10);
+        if tokio::time::timeout(pause, proposer.exchange.blobs().arrival(record.digest)).await.is_ok() {
             return;
         }
     }

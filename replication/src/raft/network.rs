@@ -26,11 +26,14 @@ use super::types::{RaftCore, RaftSnapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::{Ledger, Record};
-use crate::store::{Checkpoint, Digest, NodeId, Observer, StoreEvent};
+use crate::store::{Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
 use crate::wire;
 
 type Append = AppendEntriesRequest<TypeConfig>;
+
+/// Terms beyond this are no terms: nobody could count past them.
+const MAX_TERM: u64 = u64::MAX / 2;
 
 /// Makes [`Peer`]s. Dials nothing: the transport keeps its connections warm by itself, and openraft awaits this inside
 /// its core.
@@ -155,11 +158,15 @@ fn encode_append(rpc: &Append) -> Frame {
     frame
 }
 
+/// Takes `bytes` from the front of `body`.
+fn take(body: &mut Bytes, bytes: u64) -> Result<Bytes, Refusal> {
+    let length = usize::try_from(bytes).ok().filter(|length| *length <= body.len());
+    length.map(|length| body.split_to(length)).ok_or_else(|| Refusal(format!("{bytes} bytes are cut short")))
+}
+
 /// Takes `bytes` from the front of `body` and checks them against `digest`.
 fn take_verified(body: &mut Bytes, bytes: u64, digest: Digest) -> Result<Bytes, Refusal> {
-    let length = usize::try_from(bytes).ok().filter(|length| *length <= body.len());
-    let length = length.ok_or_else(|| Refusal(format!("a checkpoint of {bytes} bytes is cut short")))?;
-    let taken = body.split_to(length);
+    let taken = take(body, bytes)?;
     if Digest::of(&taken) == digest {
         Ok(taken)
     } else {
@@ -173,32 +180,48 @@ fn nothing_left(body: &Bytes) -> Result<(), Refusal> {
 
 fn decode_append(frame: Frame) -> Result<Append, Refusal> {
     let mut rpc: Append = wire::decode(&frame.head)?;
+    let mut next = rpc.prev_log_id.map_or(0, |prev| prev.index.saturating_add(1));
     let mut body = frame.into_body();
     for entry in &mut rpc.entries {
-        if let EntryPayload::Normal(command) = &mut entry.payload
-            && command.inline
-        {
-            command.parameters = Some(take_verified(&mut body, command.record.bytes, command.record.digest)?);
+        if entry.log_id.index != next {
+            return Err(Refusal(format!("entry {} where {next} should be", entry.log_id.index)));
+        }
+        next = next.saturating_add(1);
+        if let EntryPayload::Normal(command) = &mut entry.payload {
+            let Record { bytes, digest, .. } = command.record;
+            if bytes > MAX_PARAMETER_BYTES {
+                return Err(Refusal(format!(
+                    "a checkpoint of {bytes} bytes is over the limit of {MAX_PARAMETER_BYTES}"
+                )));
+            }
+            if command.inline {
+                command.parameters = Some(take_verified(&mut body, bytes, digest)?);
+            }
         }
     }
     nothing_left(&body)?;
     Ok(rpc)
 }
 
-type SnapshotHead = (Vote, SnapshotMeta, Ledger, Vec<(Digest, u64)>);
+/// What a snapshot's head says; the list of checkpoints may be too long for a head, so it opens the body.
+type SnapshotHead = (Vote, SnapshotMeta, u64);
+type SnapshotIndex = (Ledger, Vec<(Digest, u64)>);
 
 fn encode_snapshot(vote: &Vote, meta: &SnapshotMeta, image: &Image) -> Frame {
     let lengths: Vec<(Digest, u64)> =
         image.blobs.iter().map(|(digest, bytes)| (*digest, bytes.len() as u64)).collect();
-    let mut frame = Frame::new(wire::RAFT_SNAPSHOT, wire::encode(&(vote, meta, &image.ledger, lengths)));
+    let index = wire::encode(&(&image.ledger, lengths));
+    let head = wire::encode(&(vote, meta, index.len() as u64));
+    let mut frame = Frame::new(wire::RAFT_SNAPSHOT, head).with_segment(index);
     frame.body.extend(image.blobs.iter().map(|(_, bytes)| bytes.clone()));
     frame
 }
 
 fn decode_snapshot(frame: Frame) -> Result<(Vote, RaftSnapshot), Refusal> {
-    let (vote, meta, ledger, lengths): SnapshotHead = wire::decode(&frame.head)?;
+    let (vote, meta, index_bytes): SnapshotHead = wire::decode(&frame.head)?;
     let mut body = frame.into_body();
-    let mut blobs = Vec::with_capacity(lengths.len());
+    let (ledger, lengths): SnapshotIndex = wire::decode(&take(&mut body, index_bytes)?)?;
+    let mut blobs = Vec::new();
     for (digest, bytes) in lengths {
         blobs.push((digest, take_verified(&mut body, bytes, digest)?));
     }
@@ -212,55 +235,93 @@ pub(crate) struct Inbox {
     pub(crate) exchange: Exchange,
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) observer: Arc<dyn Observer>,
-    /// When the leader, or a candidate this node voted for, was last heard of.
-    pub(crate) contact: watch::Sender<Instant>,
+    pub(crate) contact: Contact,
+}
+
+/// When the leader, or a candidate this node voted for, was last heard of.
+#[derive(Debug, Clone)]
+pub(crate) struct Contact(pub(crate) watch::Sender<Instant>);
+
+impl Contact {
+    fn heard(&self, at: Instant) {
+        self.0.send_if_modified(|last| {
+            let later = at > *last;
+            *last = at.max(*last);
+            later
+        });
+    }
 }
 
 impl Inbox {
     /// A node speaks for itself only: the vote in a message names the node its certificate names.
     fn authentic(&self, vote: &Vote, from: NodeId) -> Result<(), Refusal> {
         let claimed = NodeId(vote.leader_id.voted_for);
-        if claimed == from {
+        let reason = if claimed != from {
+            format!("node {from} may not speak as node {claimed}")
+        } else if vote.leader_id.term > MAX_TERM {
+            format!("term {} is out of range", vote.leader_id.term)
+        } else {
             return Ok(());
-        }
-        let reason = format!("node {from} may not speak as node {claimed}");
+        };
+        Err(self.refuse(from, reason))
+    }
+
+    fn refuse(&self, from: NodeId, reason: String) -> Refusal {
         self.observer.observe(StoreEvent::Refused { from, reason: reason.clone() });
-        Err(Refusal(reason))
+        Refusal(reason)
     }
 
     async fn append(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
         let heard = Instant::now();
-        let rpc = decode_append(request).inspect_err(|refusal| {
-            self.observer.observe(StoreEvent::Refused { from, reason: refusal.0.clone() });
-        })?;
+        let rpc = decode_append(request).map_err(|refusal| self.refuse(from, refusal.0))?;
         self.authentic(&rpc.vote, from)?;
-        let answer = self.raft.append_entries(rpc).await;
-        if let Ok(AppendEntriesResponse::Success | AppendEntriesResponse::Conflict) = answer {
-            self.contact.send_replace(heard);
-        }
-        respond(answer)
+        let (raft, contact) = (self.raft.clone(), self.contact.clone());
+        to_the_end(async move {
+            let answer = raft.append_entries(rpc).await;
+            if let Ok(AppendEntriesResponse::Success | AppendEntriesResponse::Conflict) = answer {
+                contact.heard(heard);
+            }
+            respond(answer)
+        })
+        .await
     }
 
     async fn vote(&self, from: NodeId, request: &Frame, pre: bool) -> Result<Frame, Refusal> {
         let heard = Instant::now();
         let rpc: VoteRequest<TypeConfig> = wire::decode(&request.head)?;
         self.authentic(&rpc.vote, from)?;
-        if pre {
-            return respond(self.raft.pre_vote(rpc).await);
-        }
-        let answer = self.raft.vote(rpc).await;
-        if matches!(&answer, Ok(answer) if answer.vote_granted) {
-            self.contact.send_replace(heard);
-        }
-        respond(answer)
+        let (raft, contact) = (self.raft.clone(), self.contact.clone());
+        to_the_end(async move {
+            if pre {
+                return respond(raft.pre_vote(rpc).await);
+            }
+            let answer = raft.vote(rpc).await;
+            if matches!(&answer, Ok(answer) if answer.vote_granted) {
+                contact.heard(heard);
+            }
+            respond(answer)
+        })
+        .await
     }
 
     async fn snapshot(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
-        let (vote, snapshot) = decode_snapshot(request)?;
+        let (vote, snapshot) = decode_snapshot(request).map_err(|refusal| self.refuse(from, refusal.0))?;
         self.authentic(&vote, from)?;
-        let answer = self.raft.install_full_snapshot(vote, snapshot).await;
-        self.contact.send_replace(Instant::now());
-        respond(answer)
+        let (raft, contact) = (self.raft.clone(), self.contact.clone());
+        to_the_end(async move {
+            let answer = raft.install_full_snapshot(vote, snapshot).await;
+            if matches!(&answer, Ok(answer) if answer.vote == vote) {
+                contact.heard(Instant::now());
+            }
+            respond(answer)
+        })
+        .await
+    }
+
+    async fn transfer(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
+        let rpc: TransferLeaderRequest<TypeConfig> = wire::decode(&request.head)?;
+        self.authentic(rpc.from_leader(), from)?;
+        respond(self.raft.handle_transfer_leader(rpc).await)
     }
 
     async fn forwarded_put(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
@@ -277,6 +338,13 @@ impl Inbox {
     }
 }
 
+/// Runs `answering` to its end even if the peer gives up on the answer: what it says was heard all the same.
+async fn to_the_end(
+    answering: impl Future<Output = Result<Frame, Refusal>> + Send + 'static,
+) -> Result<Frame, Refusal> {
+    tokio::spawn(answering).await.unwrap_or_else(|error| Err(Refusal(error.to_string())))
+}
+
 fn respond<T: Serialize, E: std::fmt::Display>(answer: Result<T, E>) -> Result<Frame, Refusal> {
     answer.map(|answer| Frame::new(0, wire::encode(&answer))).map_err(|error| Refusal(error.to_string()))
 }
@@ -289,9 +357,7 @@ impl Handler for Inbox {
             wire::RAFT_VOTE => self.vote(from, &request, false).await,
             wire::RAFT_PRE_VOTE => self.vote(from, &request, true).await,
             wire::RAFT_SNAPSHOT => self.snapshot(from, request).await,
-            wire::RAFT_TRANSFER => {
-                respond(self.raft.handle_transfer_leader(wire::decode(&request.head)?).await)
-            }
+            wire::RAFT_TRANSFER => self.transfer(from, &request).await,
             wire::FORWARD_PUT => self.forwarded_put(from, request).await,
             wire::BLOB_PUSH => self.exchange.on_push(from, request),
             wire::BLOB_PULL => self.exchange.on_pull(&request),

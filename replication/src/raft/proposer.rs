@@ -1,14 +1,17 @@
 //! One write on the node that leads: spread the bytes (payload mode `digest`), propose, await the answer.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, RaftError};
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::config::RaftConfig;
 use super::machine::Machine;
@@ -20,6 +23,9 @@ use crate::ledger::Record;
 use crate::store::{Checkpoint, Digest, Epoch, Guarantee, NodeId, Receipt, Slot};
 use crate::transport::Transport;
 
+/// Digests of which the holders are remembered: a round's tensors and metadata, and then some.
+const SPREADS_REMEMBERED: usize = 64;
+
 /// Writes checkpoints on the node that leads, for itself and for others.
 pub(crate) struct Proposer {
     pub(super) raft: RaftCore,
@@ -28,6 +34,42 @@ pub(crate) struct Proposer {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) aggregator: watch::Receiver<Option<Epoch>>,
     pub(super) config: RaftConfig,
+    pub(super) spread: Spread,
+    pub(super) background: Mutex<JoinSet<()>>,
+}
+
+/// Who took which bytes from this node: the same bytes are not sent twice.
+#[derive(Clone, Default)]
+pub(super) struct Spread(Arc<Mutex<Holders>>);
+
+/// Who has which digest, oldest first.
+type Holders = VecDeque<(Digest, BTreeSet<NodeId>)>;
+
+impl Spread {
+    fn lock(&self) -> MutexGuard<'_, Holders> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, digest: Digest) -> BTreeSet<NodeId> {
+        self.lock()
+            .iter()
+            .find(|(of, _)| *of == digest)
+            .map(|(_, holders)| holders.clone())
+            .unwrap_or_default()
+    }
+
+    fn note(&self, digest: Digest, holders: &BTreeSet<NodeId>) {
+        let mut known = self.lock();
+        match known.iter_mut().find(|(of, _)| *of == digest) {
+            Some((_, known)) => known.extend(holders),
+            None => {
+                known.push_back((digest, holders.clone()));
+                if known.len() > SPREADS_REMEMBERED {
+                    known.pop_front();
+                }
+            }
+        }
+    }
 }
 
 impl Proposer {
@@ -37,6 +79,7 @@ impl Proposer {
 
     /// Acknowledges a checkpoint that `from` wrote.
     pub(crate) async fn put(&self, checkpoint: Checkpoint, from: NodeId) -> Result<Receipt, StoreError> {
+        checkpoint.within_limits()?;
         let id = checkpoint.id();
         let current = *self.aggregator.borrow();
         if current != Some(id.epoch) {
@@ -57,6 +100,7 @@ impl Proposer {
         };
         let timeout = self.timeout(checkpoint.parameters().len() as u64);
         tokio::select! {
+            biased;
             receipt = self.replicate(checkpoint) => receipt,
             () = deposed => Err(StoreError::Unavailable { reason: "this node lost its office meanwhile".into() }),
             () = tokio::time::sleep(timeout) => Err(StoreError::Unavailable {
@@ -71,8 +115,8 @@ impl Proposer {
         let holders = match self.config.payload {
             Payload::Inline => None,
             Payload::Digest => {
-                self.exchange.stage(record.digest, parameters.clone());
-                Some(self.spread(record.digest, &parameters).await)
+                self.exchange.blobs().stage(record.digest, parameters.clone());
+                Some(self.spread(&record, &parameters).await)
             }
         };
         let inline = holders.is_none();
@@ -93,30 +137,51 @@ impl Proposer {
         Ok(Receipt { id, digest, guarantee: Guarantee::Majority { of }, holders })
     }
 
-    /// Sends the bytes to every voter; returns who holds them once a majority does. The rest goes on by itself.
-    async fn spread(&self, digest: Digest, parameters: &bytes::Bytes) -> Vec<NodeId> {
-        let local = self.transport.local();
-        let (acknowledged, mut holding) = mpsc::channel(self.config.voters.len());
-        for peer in self.config.voters.iter().copied().filter(|peer| *peer != local) {
-            let (exchange, parameters, acknowledged) =
-                (self.exchange.clone(), parameters.clone(), acknowledged.clone());
-            tokio::spawn(async move {
-                if exchange.push(peer, digest, parameters).await {
-                    // Fails when the put has its majority already.
-                    let _ = acknowledged.send(peer).await;
-                }
-            });
+    /// Sends the bytes to every voter that may not have them; returns who holds them once a majority does. The rest goes
+    /// on by itself.
+    async fn spread(&self, record: &Record, parameters: &Bytes) -> Vec<NodeId> {
+        let digest = record.digest;
+        let mut holders = self.known_holders(record);
+        holders.insert(self.transport.local());
+        let mut pushes = JoinSet::new();
+        let pause = Duration::from_millis(self.config.heartbeat_ms);
+        for peer in self.config.voters.difference(&holders).copied() {
+            let (exchange, parameters) = (self.exchange.clone(), parameters.clone());
+            pushes.spawn(async move { exchange.push(peer, digest, parameters, pause).await.then_some(peer) });
         }
-        drop(acknowledged);
-        let mut holders = BTreeSet::from([local]);
         while holders.len() <= self.config.voters.len() / 2 {
-            match holding.recv().await {
-                Some(peer) => _ = holders.insert(peer),
+            match pushes.join_next().await {
+                Some(pushed) => holders.extend(pushed.ok().flatten()),
                 // Fewer than a majority took the bytes: the put's timeout says so.
                 None => std::future::pending().await,
             }
         }
+        let spread = self.spread.clone();
+        spread.note(digest, &holders);
+        self.background().spawn(async move {
+            while let Some(pushed) = pushes.join_next().await {
+                spread.note(digest, &pushed.ok().flatten().into_iter().collect());
+            }
+        });
         holders.into_iter().collect()
+    }
+
+    /// Voters that took these bytes from this node and still have them: the newest checkpoint of the slot has them too, so
+    /// that nobody has let them go.
+    fn known_holders(&self, record: &Record) -> BTreeSet<NodeId> {
+        let current = self.machine.read(|ledger| ledger.newest(record.id.slot).map(|newest| newest.digest));
+        if current == Some(record.digest) { self.spread.of(record.digest) } else { BTreeSet::new() }
+    }
+
+    fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        while background.try_join_next().is_some() {}
+        background
+    }
+
+    /// Ends what outlives a put.
+    pub(super) fn close(&self) {
+        self.background().abort_all();
     }
 
     /// Proposes until openraft accepts: it refuses, without having written, while no majority has acknowledged this
@@ -153,22 +218,21 @@ impl Proposer {
         holders.into_iter().collect()
     }
 
-    /// The bytes of an acknowledged checkpoint: from here, from its writer, or from any other voter.
-    pub(super) async fn bytes(&self, record: &Record) -> Result<bytes::Bytes, StoreError> {
+    /// The bytes of an acknowledged checkpoint: from here, from its writer while that leads, or from any other voter.
+    pub(super) async fn bytes(&self, record: &Record) -> Result<Bytes, StoreError> {
         if let Some(bytes) = self.exchange.blobs().get(record.digest) {
             return Ok(bytes);
         }
         let local = self.transport.local();
-        let writer = record.id.epoch.node;
-        let others = self.config.voters.iter().copied().filter(|voter| *voter != writer);
-        let mut holders: Vec<NodeId> = std::iter::once(writer).chain(others).collect();
-        // Not everyone asks the same node first.
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ local.0 ^ record.id.round);
-        for at in (2..holders.len()).rev() {
-            holders.swap(at, rng.random_range(1..=at));
-        }
         let connected = self.transport.connected().borrow().clone();
-        holders.retain(|holder| *holder != local && connected.contains(holder));
+        let reachable = |holder: &NodeId| *holder != local && connected.contains(holder);
+        let mut holders: Vec<NodeId> = self.config.voters.iter().copied().filter(reachable).collect();
+        // Not everyone asks the same node first.
+        holders.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.seed ^ local.0 ^ record.id.round));
+        // The writer has them for certain, but a writer that lost its office may be dead.
+        let writer = record.id.epoch;
+        let leads = *self.aggregator.borrow() == Some(writer);
+        holders.sort_by_key(|holder| if *holder == writer.node { if leads { 0 } else { 2 } } else { 1 });
         self.exchange.fetch(record.digest, record.bytes, &holders).await
     }
 

@@ -1,5 +1,7 @@
 //! Every store against the contract: one named test per property, backend, payload mode and network.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
+
 mod cuts;
 mod raft;
 

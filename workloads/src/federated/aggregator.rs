@@ -6,29 +6,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use replication::transport::{Class, Frame, Transport};
+use replication::transport::Transport;
 use replication::{AnyStore, Digest, Epoch, Held, Metadata, NodeId, Phase, StoreError};
-use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::average::Average;
 use super::checkpoint::{self, Writer};
 use super::config::Config;
+use super::dispatch::{Fitted, UPLOADS_AT_ONCE};
 use super::event::{Event, Events};
-use super::model;
-use super::protocol::{self, Answer, FitResult, Instruction};
 use super::resume::{self, Position, Step};
 use super::train::Evaluation;
 use super::worker::Worker;
-
-/// Updates fetched at once: more would overrun the aggregator's receive buffer.
-const UPLOADS_AT_ONCE: usize = 2;
 
 /// How long the first round of an epoch waits for nodes that have not offered themselves, once enough have: at the start
 /// of the job, when nodes are still loading, and after a failure, when one more may have died.
@@ -36,7 +29,7 @@ const START_GRACE: Duration = Duration::from_secs(30);
 const FAILOVER_GRACE: Duration = Duration::from_secs(1);
 
 /// Pause before a round is tried again that too few workers finished.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Workers that offered themselves to this node in one epoch.
 #[derive(Debug, Clone, Default)]
@@ -94,33 +87,26 @@ pub(crate) struct Aggregator {
     pub(crate) events: Events,
 }
 
-/// What one epoch carries from round to round.
-struct Term<'a> {
-    office: &'a Aggregator,
-    epoch: Epoch,
+/// One epoch of this aggregator: what it carries from round to round.
+pub(super) struct Tenure<'a> {
+    pub(super) aggregator: &'a Aggregator,
+    pub(super) epoch: Epoch,
     /// Nodes that should offer themselves before the first round.
     expected: BTreeSet<NodeId>,
     patience: Instant,
-    uploads: Semaphore,
+    pub(super) uploads: Semaphore,
     /// The global parameters.
-    digest: Digest,
-    parameters: Bytes,
+    pub(super) digest: Digest,
+    pub(super) parameters: Bytes,
+    /// Whether it was told that this node has workers.
+    serving: AtomicBool,
     /// What each worker is known to have; a worker not listed is asked first.
-    has: std::sync::Mutex<BTreeMap<NodeId, Digest>>,
-}
-
-/// The fit half of a round.
-struct Fitted {
-    parameters: Bytes,
-    examples: u64,
-    fit_ns: u64,
-    workers: u32,
-    loss: f64,
+    pub(super) has: std::sync::Mutex<BTreeMap<NodeId, Digest>>,
 }
 
 impl Aggregator {
-    /// Leads the job in `epoch`; `predecessor` has lost its office and is not waited for.
-    pub(crate) async fn lead(&self, epoch: Epoch, predecessor: Option<Epoch>) -> Result<(), Stopped> {
+    /// Leads the job in `epoch`; `predecessors` have lost their office and are not waited for.
+    pub(crate) async fn lead(&self, epoch: Epoch, predecessors: &BTreeSet<NodeId>) -> Result<(), Stopped> {
         self.offers.send_modify(|offers| offers.open(epoch));
         loop {
             let restored = checkpoint::restore(self.store.as_ref(), self.config.profile).await;
@@ -137,10 +123,10 @@ impl Aggregator {
                 None => self.initial.clone(),
             };
             (self.events)(Event::Restored { epoch, from: from.map(|held| held.id), digest });
-            let mut term = Term::new(self, epoch, predecessor, from.is_some(), digest, parameters);
-            match term.rounds(from).await {
+            let mut tenure = Tenure::new(self, epoch, predecessors, from.is_some(), digest, parameters);
+            match tenure.rounds(from).await {
                 // An earlier write of unknown outcome happened after all: continue from what is acknowledged.
-                Err(Interruption::Overtaken) => {}
+                Err(Interruption::Overtaken) => tokio::time::sleep(RETRY_PAUSE).await,
                 Err(Interruption::Stopped(stopped)) => return Err(stopped),
                 Ok(()) => return Ok(()),
             }
@@ -160,41 +146,42 @@ impl<E: Into<Stopped>> From<E> for Interruption {
     }
 }
 
-impl<'a> Term<'a> {
+impl<'a> Tenure<'a> {
     fn new(
-        office: &'a Aggregator,
+        aggregator: &'a Aggregator,
         epoch: Epoch,
-        predecessor: Option<Epoch>,
+        predecessors: &BTreeSet<NodeId>,
         continues: bool,
         digest: Digest,
         parameters: Bytes,
     ) -> Self {
-        let mut expected: BTreeSet<NodeId> = office.learning.peers().into_iter().collect();
-        if let Some(predecessor) = predecessor {
-            expected.remove(&predecessor.node);
-        }
-        let grace = if !continues && predecessor.is_none() { START_GRACE } else { FAILOVER_GRACE };
+        let starting = !continues && predecessors.is_empty();
+        let present = |node: &NodeId| starting || aggregator.learning.connected().borrow().contains(node);
+        let peers = aggregator.learning.peers().into_iter().filter(present);
+        let expected = peers.filter(|node| !predecessors.contains(node)).collect();
+        let grace = if starting { START_GRACE } else { FAILOVER_GRACE };
         Self {
-            office,
+            aggregator,
             epoch,
             expected,
             patience: Instant::now() + grace,
             uploads: Semaphore::new(UPLOADS_AT_ONCE),
             digest,
             parameters,
+            serving: AtomicBool::new(false),
             has: std::sync::Mutex::default(),
         }
     }
 
-    fn config(&self) -> &Config {
-        &self.office.config
+    pub(super) fn config(&self) -> &Config {
+        &self.aggregator.config
     }
 
-    fn emit(&self, event: Event) {
-        (self.office.events)(event);
+    pub(super) fn emit(&self, event: Event) {
+        (self.aggregator.events)(event);
     }
 
-    fn has(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Digest>> {
+    pub(super) fn has(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Digest>> {
         self.has.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -242,7 +229,7 @@ impl<'a> Term<'a> {
         {
             return Ok(());
         }
-        let writer = Writer { store: self.office.store.as_ref(), events: &self.office.events };
+        let writer = Writer { store: self.aggregator.store.as_ref(), events: &self.aggregator.events };
         loop {
             let put =
                 writer.put_global(profile, (self.epoch, round, phase), &self.parameters, metadata.clone());
@@ -258,12 +245,12 @@ impl<'a> Term<'a> {
         }
     }
 
-    /// Workers that offered themselves and are connected, once there are enough of them.
-    async fn workers(&self) -> Result<Vec<NodeId>, Stopped> {
-        let enough = self.config().min_fit_clients as usize;
+    /// Workers that offered themselves and are connected, once there are `enough` of them.
+    pub(super) async fn workers(&self, enough: u32) -> Result<Vec<NodeId>, Stopped> {
+        let mut told_waiting = false;
         let own = usize::from(self.config().aggregator_trains);
-        let mut offers = self.office.offers.subscribe();
-        let mut connected = self.office.learning.connected();
+        let mut offers = self.aggregator.offers.subscribe();
+        let mut connected = self.aggregator.learning.connected();
         loop {
             let joined = {
                 let offers = offers.borrow_and_update();
@@ -274,16 +261,18 @@ impl<'a> Term<'a> {
                 let present = offers.joined.iter().filter(|node| connected.contains(node));
                 present.copied().collect::<BTreeSet<NodeId>>()
             };
-            if self.has().is_empty() && !joined.is_empty() {
-                // Told once: whoever accepts this node first makes it serve.
-                if let Some(worker) = joined.first().copied() {
-                    self.has().insert(self.epoch.node, self.digest);
-                    self.emit(Event::Serving { epoch: self.epoch, worker });
-                }
+            if let Some(worker) = joined.first().copied()
+                && !self.serving.swap(true, Ordering::Relaxed)
+            {
+                self.emit(Event::Serving { epoch: self.epoch, worker });
             }
             let complete = self.expected.is_subset(&joined) || Instant::now() >= self.patience;
-            if complete && joined.len() + own >= enough {
+            let count = (joined.len() + own) as u32;
+            if complete && count >= enough {
                 return Ok(joined.into_iter().chain((own > 0).then_some(self.epoch.node)).collect());
+            }
+            if complete && !std::mem::replace(&mut told_waiting, true) {
+                self.emit(Event::WaitingForWorkers { epoch: self.epoch, present: count, needed: enough });
             }
             tokio::select! {
                 changed = offers.changed() => changed.map_err(|_| Stopped::Deposed)?,
@@ -291,149 +280,6 @@ impl<'a> Term<'a> {
                 () = tokio::time::sleep_until(self.patience), if !complete => {}
             }
         }
-    }
-
-    /// Has the workers train until enough of them have, and averages.
-    async fn fit(&self, round: u64) -> Result<Fitted, Stopped> {
-        loop {
-            let workers = self.workers().await?;
-            let begun = Instant::now();
-            let epoch = self.epoch;
-            self.emit(Event::RoundStarted { epoch, round, workers: workers.len() as u32 });
-            let (average, count, loss_sum) = self.collect(round, workers).await;
-            if count >= self.config().min_fit_clients {
-                let failed = |error: &dyn std::fmt::Display| Stopped::Failed(error.to_string());
-                let examples = average.examples();
-                let averaged = average.finish().map_err(|error| failed(&error))?;
-                let parameters = model::encode(averaged).map_err(|error| failed(&error))?;
-                let fit_ns = begun.elapsed().as_nanos() as u64;
-                return Ok(Fitted {
-                    parameters,
-                    examples,
-                    fit_ns,
-                    workers: count,
-                    loss: loss_sum / examples as f64,
-                });
-            }
-            tracing::warn!(round, count, "too few workers finished; the round is tried again");
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
-    }
-
-    /// Instructs `workers` and adds up their updates as they come, until all answered or the deadline passed.
-    async fn collect(&self, round: u64, workers: Vec<NodeId>) -> (Average, u32, f64) {
-        let deadline = Instant::now() + Duration::from_millis(self.config().round_deadline_ms);
-        let mut missing: BTreeSet<NodeId> = workers.iter().copied().collect();
-        let mut results: FuturesUnordered<_> = workers
-            .into_iter()
-            .map(|worker| async move { (worker, self.fit_one(worker, round).await) })
-            .collect();
-        let (mut average, mut count, mut loss_sum) = (Average::new(), 0, 0.0);
-        while let Ok(Some((worker, result))) = tokio::time::timeout_at(deadline, results.next()).await {
-            missing.remove(&worker);
-            let added = result.and_then(|(result, update)| {
-                let parameters = model::decode(&update).map_err(|error| error.to_string())?;
-                average.add(&parameters, result.examples).map_err(|error| error.to_string())?;
-                Ok(result)
-            });
-            match added {
-                Ok(result) => {
-                    count += 1;
-                    loss_sum += result.loss * result.examples as f64;
-                }
-                Err(reason) => self.emit(Event::WorkerFailed { epoch: self.epoch, round, worker, reason }),
-            }
-        }
-        for worker in missing {
-            let reason = "no result before the round's deadline".to_owned();
-            self.emit(Event::WorkerFailed { epoch: self.epoch, round, worker, reason });
-        }
-        (average, count, loss_sum)
-    }
-
-    async fn fit_one(&self, worker: NodeId, round: u64) -> Result<(FitResult, Bytes), String> {
-        let result: FitResult = self.instruct(worker, protocol::FIT, round).await?;
-        let update = if worker == self.epoch.node {
-            self.office.worker.update(result.update).ok_or("the update is gone")?
-        } else {
-            let _turn = self.uploads.acquire().await.map_err(|error| error.to_string())?;
-            let request = protocol::frame(protocol::FETCH_UPDATE, &result.update);
-            let response = self.office.learning.request(worker, Class::LearningBulk, request).await;
-            response.map_err(|error| error.to_string())?.into_body()
-        };
-        if Digest::of(&update) != result.update {
-            return Err(format!("the update does not match digest {}", result.update));
-        }
-        Ok((result, update))
-    }
-
-    /// Sends an instruction and its answer's meaning: by digest first where the worker may have the parameters.
-    async fn instruct<T: DeserializeOwned + LocalAnswer>(
-        &self,
-        worker: NodeId,
-        tag: u8,
-        round: u64,
-    ) -> Result<T, String> {
-        let instruction = Instruction { epoch: self.epoch, round, parameters: self.digest };
-        if worker == self.epoch.node {
-            let answer = T::local(&self.office.worker, instruction, self.parameters.clone()).await;
-            return answer.and_then(|answer| Self::done(answer)?.ok_or_else(|| "parameters missing".into()));
-        }
-        let known = self.has().get(&worker).copied();
-        let mut send = known.is_some_and(|known| known != self.digest);
-        loop {
-            let frame = protocol::frame(tag, &instruction);
-            let (class, frame) = if send {
-                (Class::LearningBulk, protocol::with_parameters(frame, Some(&self.parameters)))
-            } else {
-                (Class::LearningControl, frame)
-            };
-            let response = self.office.learning.request(worker, class, frame).await;
-            let response: Frame = response.map_err(|error| error.to_string())?;
-            let answer = protocol::head(&response).map_err(|refusal| refusal.0)?;
-            match Self::done(answer)? {
-                Some(done) => {
-                    self.has().insert(worker, self.digest);
-                    return Ok(done);
-                }
-                None if send => return Err("the worker does not keep the parameters it was sent".into()),
-                None => send = true,
-            }
-        }
-    }
-
-    fn done<T>(answer: Answer<T>) -> Result<Option<T>, String> {
-        match answer {
-            Answer::Done(done) => Ok(Some(done)),
-            Answer::ParametersMissing => Ok(None),
-            Answer::Stale(epoch) => Err(format!("it follows epoch {epoch}")),
-            Answer::Failed(reason) => Err(reason),
-        }
-    }
-
-    /// Has the workers evaluate the global parameters; nobody's result is waited for beyond the deadline.
-    async fn evaluate(&self, round: u64) -> (u32, Evaluation) {
-        let Ok(workers) = self.workers().await else { return (0, Evaluation::default()) };
-        let deadline = Instant::now() + Duration::from_millis(self.config().round_deadline_ms);
-        let mut results: FuturesUnordered<_> = workers
-            .into_iter()
-            .map(|worker| async move {
-                (worker, self.instruct::<Evaluation>(worker, protocol::EVALUATE, round).await)
-            })
-            .collect();
-        let (mut count, mut total) = (0, Evaluation::default());
-        while let Ok(Some((worker, result))) = tokio::time::timeout_at(deadline, results.next()).await {
-            match result {
-                Ok(result) => {
-                    count += 1;
-                    total.loss_sum += result.loss_sum;
-                    total.correct += result.correct;
-                    total.examples += result.examples;
-                }
-                Err(reason) => self.emit(Event::WorkerFailed { epoch: self.epoch, round, worker, reason }),
-            }
-        }
-        (count, total)
     }
 
     fn finished(
@@ -449,7 +295,7 @@ impl<'a> Term<'a> {
         self.emit(Event::RoundFinished {
             epoch: self.epoch,
             round,
-            round_ns: begun.elapsed().as_nanos() as u64,
+            round_ns: fitted.as_ref().map_or(begun, |fitted| fitted.begun).elapsed().as_nanos() as u64,
             fit_ns: fitted.as_ref().map_or(0, |fitted| fitted.fit_ns),
             fit_workers: fitted.as_ref().map_or(0, |fitted| fitted.workers),
             fit_examples: fitted.as_ref().map_or(0, |fitted| fitted.examples),
@@ -460,37 +306,5 @@ impl<'a> Term<'a> {
             accuracy: mean(evaluation.correct as f64),
             digest: self.digest,
         });
-    }
-}
-
-/// An answer the aggregator can also get from the worker on its own node.
-#[async_trait::async_trait]
-trait LocalAnswer: Sized {
-    async fn local(
-        worker: &Worker,
-        instruction: Instruction,
-        parameters: Bytes,
-    ) -> Result<Answer<Self>, String>;
-}
-
-#[async_trait::async_trait]
-impl LocalAnswer for FitResult {
-    async fn local(
-        worker: &Worker,
-        instruction: Instruction,
-        parameters: Bytes,
-    ) -> Result<Answer<Self>, String> {
-        worker.on_fit(instruction, parameters).await.map_err(|refusal| refusal.0)
-    }
-}
-
-#[async_trait::async_trait]
-impl LocalAnswer for Evaluation {
-    async fn local(
-        worker: &Worker,
-        instruction: Instruction,
-        parameters: Bytes,
-    ) -> Result<Answer<Self>, String> {
-        worker.on_evaluate(instruction, parameters).await.map_err(|refusal| refusal.0)
     }
 }

@@ -33,12 +33,21 @@ pub enum Event {
         /// Digest of the parameters it continues from.
         digest: Digest,
     },
-    /// The first worker accepted work from this aggregator in this epoch.
+    /// The first worker offered itself to this aggregator in this epoch, and was accepted.
     Serving {
         /// The epoch.
         epoch: Epoch,
         /// The worker.
         worker: NodeId,
+    },
+    /// The aggregator waits, because fewer workers are there than a round needs.
+    WaitingForWorkers {
+        /// The epoch.
+        epoch: Epoch,
+        /// Workers that are there.
+        present: u32,
+        /// Workers that a round needs.
+        needed: u32,
     },
     /// The aggregator sends fit instructions.
     RoundStarted {
@@ -69,7 +78,7 @@ pub enum Event {
         /// Time spent training.
         train_ns: u64,
     },
-    /// A worker dropped work, because its epoch has ended (on the worker).
+    /// A worker dropped work, because its epoch has ended or a newer instruction came (on the worker).
     WorkDropped {
         /// The epoch of the dropped work.
         epoch: Epoch,

@@ -7,6 +7,7 @@ mod checkpoint;
 mod cifar;
 mod config;
 mod data;
+mod dispatch;
 mod engine;
 mod engine_candle;
 #[cfg(feature = "torch")]

@@ -1,5 +1,6 @@
 //! One node's part in a federated job: aggregator when the store says so, worker otherwise.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -69,7 +70,7 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
     };
 
     let mut office = store.aggregator();
-    let mut predecessor = None;
+    let mut predecessors = BTreeSet::new();
     loop {
         let current = *office.borrow_and_update();
         if let Some(epoch) = current {
@@ -77,7 +78,7 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
         }
         let leading = async {
             match current {
-                Some(epoch) if epoch.node == node => lead(&aggregator, epoch, predecessor).await,
+                Some(epoch) if epoch.node == node => lead(&aggregator, epoch, &predecessors).await,
                 Some(epoch) => {
                     worker.join(learning.as_ref(), epoch).await;
                     Ok(())
@@ -93,7 +94,7 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
             }
         }
         if let Some(epoch) = current {
-            predecessor = Some(epoch);
+            predecessors.insert(epoch.node);
             if epoch.node == node {
                 events(Event::Deposed { epoch });
             }
@@ -101,8 +102,8 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
     }
 }
 
-async fn lead(aggregator: &Aggregator, epoch: Epoch, predecessor: Option<Epoch>) -> Result<(), String> {
-    match aggregator.lead(epoch, predecessor).await {
+async fn lead(aggregator: &Aggregator, epoch: Epoch, predecessors: &BTreeSet<NodeId>) -> Result<(), String> {
+    match aggregator.lead(epoch, predecessors).await {
         Ok(()) => Ok(()),
         Err(Stopped::Deposed) => {
             tracing::info!(%epoch, "this node does not aggregate any more");

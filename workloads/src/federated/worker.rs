@@ -26,6 +26,9 @@ const KEPT_PARAMETERS: usize = 2;
 /// First and longest pause between two offers to the same aggregator.
 const JOIN_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
+/// How long an instruction waits for this node's store to tell of its epoch.
+const EPOCH_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long an offer may take to be answered.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -49,7 +52,7 @@ pub(crate) struct Worker {
     store: AnyStore,
     profile: Profile,
     events: Events,
-    /// The newest epoch this node knows of, from its store or from an instruction.
+    /// The newest epoch this node's store told of.
     epoch: watch::Sender<Epoch>,
     state: Mutex<State>,
     /// One piece of work at a time: the next waits until the cancelled one has ended.
@@ -143,8 +146,14 @@ impl Worker {
         F: AsyncFnOnce(Bytes) -> Result<T, String>,
     {
         let Instruction { epoch, round, parameters } = instruction;
-        self.learn_epoch(epoch);
+        // Only the store says who aggregates. An instruction may be ahead of what it has told this node so far.
+        let mut known = self.epoch.subscribe();
+        let told =
+            tokio::time::timeout(EPOCH_PATIENCE, known.wait_for(|known| *known >= epoch)).await.is_ok();
         let current = *self.epoch.borrow();
+        if !told {
+            return Err(Refusal(format!("epoch {epoch} is not known here, {current} is")));
+        }
         if current > epoch {
             return Ok(Answer::Stale(current));
         }
