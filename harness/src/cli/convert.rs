@@ -46,7 +46,6 @@ impl RunArgs {
     }
 
     fn job(&self, random_seed: u64) -> Config {
-        let workers = plan::workers_of(self.nodes, self.aggregator_trains);
         Config {
             rounds: self.rounds,
             training: Training {
@@ -66,7 +65,7 @@ impl RunArgs {
                 ProfileArg::Prototype => Profile::Prototype,
                 ProfileArg::Workers => Profile::Workers,
             },
-            min_fit_clients: self.min_fit_clients.unwrap_or(workers.div_ceil(2) as u32),
+            min_fit_clients: self.effective_min_fit_clients(),
             round_deadline_ms: u64::try_from(self.round_deadline.0.as_millis()).unwrap_or(u64::MAX),
             aggregator_trains: self.aggregator_trains,
             engine: match self.engine {
@@ -91,6 +90,12 @@ impl RunArgs {
         }
     }
 
+    /// Half of the workers, rounded up, unless said otherwise.
+    fn effective_min_fit_clients(&self) -> u32 {
+        let workers = plan::workers_of(self.nodes, self.aggregator_trains);
+        self.min_fit_clients.unwrap_or(workers.div_ceil(2) as u32)
+    }
+
     /// The command that repeats the trial: every option spelled out, so that a later change of a default does not
     /// change it.
     #[must_use]
@@ -106,9 +111,7 @@ impl RunArgs {
         option("heartbeat", &self.heartbeat);
         option("nodes", &self.nodes);
         option("rounds", &self.rounds);
-        if let Some(clients) = &self.min_fit_clients {
-            option("min-fit-clients", clients);
-        }
+        option("min-fit-clients", &self.effective_min_fit_clients());
         option("round-deadline", &self.round_deadline);
         option("seed", &seed);
         option("local-epochs", &self.local_epochs);

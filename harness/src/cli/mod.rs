@@ -218,7 +218,7 @@ pub struct RunArgs {
     pub replication_port: u16,
 
     /// Break something: KIND@WHO,WHEN, where KIND is kill (SIGKILL), WHO is aggregator, worker or node:ID, and WHEN is
-    /// round:N, the middle of the first round from N on. Repeatable; faults strike in the order given.
+    /// round:N, when a worker begins to train in the first round from N on. Repeatable; faults strike in the order given.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,
 

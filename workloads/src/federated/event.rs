@@ -135,7 +135,7 @@ pub enum Event {
         fit_workers: u32,
         /// Examples behind the average.
         fit_examples: u64,
-        /// Mean training loss over the examples, as the workers reported it; NaN (null) if unknown.
+        /// Mean training loss over the examples, as the workers reported it; none if unknown.
         train_loss: Option<f64>,
         /// Workers that evaluated.
         evaluate_workers: u32,
