@@ -406,6 +406,7 @@ pub(crate) mod tests {
             min_fit_clients: 1,
             round_deadline_ms: 120_000,
             aggregator_trains: false,
+            resend: false,
             engine: EngineKind::Candle,
         };
         let backend = BackendPlan {

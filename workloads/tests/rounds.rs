@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replication::raft::{RaftConfig, RaftStore, Window};
-use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
+use replication::transport::{Class, Transport};
 use replication::{
     AnyStore, CheckpointStore, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Slot,
 };
@@ -69,6 +69,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         min_fit_clients: (nodes / 2) as u32,
         round_deadline_ms: 20_000,
         aggregator_trains: false,
+        resend: false,
         engine: EngineKind::Candle,
     }
 }
@@ -404,4 +405,29 @@ async fn only_the_store_says_who_aggregates() {
     assert!(answer.is_err(), "{answer:?}");
     job.completed().await;
     assert_eq!(job.count(|event| matches!(event, Event::WorkDropped { .. })), 0);
+}
+
+/// Parameters on the learning plane, in units of workers times size, over the rounds of a job.
+async fn sent_per_round(resend: bool) -> f64 {
+    let (workers, rounds) = (4, 5);
+    let config = Config { resend, ..config(workers + 1, rounds, Profile::Once) };
+    let job = Job::start(config, workers + 1, Payload::Inline, |_| trains_for(1)).await;
+    job.completed().await;
+    let sent = |node: &Node| {
+        let traffic = node.learning.traffic();
+        let bulk = traffic.frames.iter().find(|(class, _)| *class == Class::LearningBulk);
+        bulk.map_or(0, |(_, count)| count.sent_bytes)
+    };
+    let bytes: u64 = job.nodes.values().map(sent).sum();
+    bytes as f64 / (workers * rounds * model::ENCODED_BYTES as u64) as f64
+}
+
+#[tokio::test(start_paused = true)]
+async fn parameters_are_sent_to_a_worker_once() {
+    // Its update comes back, and the average goes out; the next round starts from that.
+    let once = sent_per_round(false).await;
+    assert!((2.0..2.01).contains(&once), "{once} W S a round");
+    // As in Flower: with the fit instruction, with its result, with the evaluate instruction.
+    let resent = sent_per_round(true).await;
+    assert!((3.0..3.01).contains(&resent), "{resent} W S a round");
 }

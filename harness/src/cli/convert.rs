@@ -68,6 +68,7 @@ impl RunArgs {
             min_fit_clients: self.effective_min_fit_clients(),
             round_deadline_ms: u64::try_from(self.round_deadline.0.as_millis()).unwrap_or(u64::MAX),
             aggregator_trains: self.aggregator_trains,
+            resend: self.resend,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
                 EngineArg::Torch => EngineKind::Torch,
@@ -133,8 +134,10 @@ impl RunArgs {
             option("fault", fault);
         }
         option("out", &self.out.display());
-        if self.aggregator_trains {
-            words.push("--aggregator-trains".into());
+        for (flag, given) in [("--aggregator-trains", self.aggregator_trains), ("--resend", self.resend)] {
+            if given {
+                words.push(flag.into());
+            }
         }
         words
     }
@@ -204,6 +207,7 @@ mod tests {
             "--fault",
             "kill@node:2,round:2",
             "--aggregator-trains",
+            "--resend",
             "--payload",
             "digest",
             "--profile",

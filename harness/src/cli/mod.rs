@@ -169,6 +169,9 @@ pub struct RunArgs {
     /// Let the aggregator train, too.
     #[arg(long, help_heading = "Job")]
     pub aggregator_trains: bool,
+    /// Send the parameters with every instruction, as in Flower, instead of only to workers that lack them
+    #[arg(long, help_heading = "Job")]
+    pub resend: bool,
     /// Seed of the initial model, the data split and every other choice; printed and recorded [default: random].
     #[arg(long, value_name = "N", help_heading = "Job")]
     pub seed: Option<u64>,

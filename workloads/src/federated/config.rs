@@ -81,6 +81,8 @@ pub struct Config {
     pub round_deadline_ms: u64,
     /// Whether the aggregator trains too.
     pub aggregator_trains: bool,
+    /// Whether parameters go to a worker with every instruction, as in Flower, instead of only when it lacks them.
+    pub resend: bool,
     /// Who computes the gradients.
     pub engine: EngineKind,
 }

@@ -183,7 +183,7 @@ impl Tenure<'_> {
             return done.ok_or_else(|| Failure::Refused("parameters missing".into()));
         }
         let known = self.has().get(&worker).copied();
-        let mut send = known.is_some_and(|known| known != self.digest);
+        let mut send = self.config().resend || known.is_some_and(|known| known != self.digest);
         loop {
             let frame = protocol::frame(tag, &instruction);
             let (class, frame) = if send {
