@@ -5,6 +5,8 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::network;
+
 /// What a command said, and how it ended.
 struct Said {
     code: i32,
@@ -127,12 +129,13 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
 
 #[test]
 fn an_occupied_port_is_found_before_anything_starts() {
-    let taken = UdpSocket::bind("127.77.1.12:0").unwrap();
+    let network = network();
+    let second = format!("{}12", network.strip_suffix('0').unwrap());
+    let taken = UdpSocket::bind(format!("{second}:0")).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let error =
-        refused_in_a_line(&["run", "--nodes", "3", "--network", "127.77.1.0", "--learning-port", &port]);
+    let error = refused_in_a_line(&["run", "--nodes", "3", "--network", &network, "--learning-port", &port]);
     let expected = format!(
-        "error: --learning-port {port}: UDP address 127.77.1.12:{port} is in use by another process; use"
+        "error: --learning-port {port}: UDP address {second}:{port} is in use by another process; use"
     );
     assert!(error.contains(&expected), "{error}");
 }
@@ -142,7 +145,7 @@ fn a_results_folder_that_cannot_be_made_is_bad_input() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     for out in ["file", "file/below"] {
-        let said = harness(dir.path(), &["run", "--nodes", "2", "--network", "127.77.2.0", "--out", out]);
+        let said = harness(dir.path(), &["run", "--nodes", "2", "--network", &network(), "--out", out]);
         assert_eq!(said.code, 2, "{}", said.err);
         assert!(said.err.starts_with(&format!("error: --out {out}: ")), "{}", said.err);
         assert!(said.err.contains("name a folder that can be written"), "{}", said.err);
@@ -155,7 +158,8 @@ fn incomplete_data_is_found_before_anything_starts() {
     let batches = dir.path().join("cifar-10-batches-bin");
     fs::create_dir(&batches).unwrap();
     fs::write(batches.join("data_batch_1.bin"), "short").unwrap();
-    let words = ["run", "--nodes", "2", "--network", "127.77.3.0", "--data", "."];
+    let network = network();
+    let words = ["run", "--nodes", "2", "--network", &network, "--data", "."];
     let said = harness(dir.path(), &words);
     assert_eq!(said.code, 2, "{}", said.err);
     assert!(said.err.starts_with("error: --data ") && said.err.contains("data_batch_1.bin"), "{}", said.err);

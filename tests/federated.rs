@@ -3,17 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde_json::Value;
 
-/// Loopback networks of this process's runs, so that tests can run in parallel.
-fn network() -> String {
-    static NEXT: AtomicU8 = AtomicU8::new(0);
-    let run = NEXT.fetch_add(1, Ordering::Relaxed);
-    let process = std::process::id();
-    format!("127.{}.{}.0", 100 + (u32::from(run) + 16 * (process >> 8)) % 150, process & 0xff)
-}
+use crate::network;
 
 /// A finished run.
 struct Run {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::network;
 use rustix::process::{Pid, Signal, kill_process};
 
 const NODES: usize = 3;
@@ -93,11 +94,9 @@ fn assert_ports_are_free(network: &str) {
 
 #[test]
 fn sigint_and_sigterm_end_the_run_and_keep_its_results() {
-    for (signal, code, outcome, network) in
-        [(Signal::INT, 130, "interrupted", "127.78.1.0"), (Signal::TERM, 143, "terminated", "127.78.2.0")]
-    {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut controller, nodes) = running(dir.path(), network);
+    for (signal, code, outcome) in [(Signal::INT, 130, "interrupted"), (Signal::TERM, 143, "terminated")] {
+        let (dir, network) = (tempfile::tempdir().unwrap(), network());
+        let (mut controller, nodes) = running(dir.path(), &network);
         send(controller.id() as i32, signal);
         let status = await_some("the controller's end", || controller.try_wait().unwrap());
         assert_eq!(status.code(), Some(code));
@@ -107,28 +106,27 @@ fn sigint_and_sigterm_end_the_run_and_keep_its_results() {
         let summary: serde_json::Value =
             serde_json::from_slice(&fs::read(dir.path().join("stdout")).unwrap()).unwrap();
         assert_eq!((&summary["outcome"], &summary["nodes_alive"]), (&outcome.into(), &NODES.into()));
-        assert_ports_are_free(network);
+        assert_ports_are_free(&network);
     }
 }
 
 #[test]
 fn a_controller_that_is_killed_leaves_no_process_behind_stopped_ones_included() {
-    let network = "127.78.3.0";
-    let dir = tempfile::tempdir().unwrap();
-    let (mut controller, nodes) = running(dir.path(), network);
+    let (dir, network) = (tempfile::tempdir().unwrap(), network());
+    let (mut controller, nodes) = running(dir.path(), &network);
     send(nodes[1], Signal::STOP);
     await_some("the node to stop", || state_and_parent(nodes[1]).filter(|(state, _)| *state == 'T'));
     controller.kill().unwrap();
     controller.wait().unwrap();
     await_some("the nodes' end", || nodes.iter().all(|node| is_dead(*node)).then_some(()));
     // A process whose first thread is a zombie may have others that have not let go of its sockets yet.
-    await_some("the ports", || ports_in_use(network).is_empty().then_some(()));
+    await_some("the ports", || ports_in_use(&network).is_empty().then_some(()));
 }
 
 #[test]
 fn a_stopped_node_does_not_keep_the_run_from_ending() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut controller, nodes) = running(dir.path(), "127.78.4.0");
+    let (mut controller, nodes) = running(dir.path(), &network());
     send(nodes[0], Signal::STOP);
     send(controller.id() as i32, Signal::TERM);
     let status = await_some("the controller's end", || controller.try_wait().unwrap());
