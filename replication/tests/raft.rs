@@ -348,3 +348,16 @@ async fn a_log_of_large_metadata_reaches_a_node_that_was_away() {
     };
     tokio::time::timeout(Duration::from_secs(120), caught_up).await.expect("catches up");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_link_slower_than_the_heartbeat_is_named_as_the_cause() {
+    let cluster = Cluster::start(3, Payload::Inline, 9).await;
+    let epoch = cluster.epoch().await;
+    cluster.put(epoch, 1, parameters(1, 1000)).await;
+    cluster.network.set_link(LinkSpec { delay: Duration::from_millis(50), ..LinkSpec::default() });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let checkpoint = Checkpoint::new(id(epoch, 2), parameters(2, 1000), Metadata::new());
+    let error = cluster.leader(epoch).store.put(checkpoint).await.unwrap_err().to_string();
+    assert!(error.contains("a heartbeat within its interval of 60 ms"), "{error}");
+    assert_eq!(*cluster.leader(epoch).store.aggregator().borrow(), Some(epoch), "the leader itself is well");
+}

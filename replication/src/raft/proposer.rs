@@ -1,6 +1,7 @@
 //! One write on the node that leads: spread the bytes (payload mode `digest`), propose, await the answer.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -98,17 +99,29 @@ impl Proposer {
             let _ = aggregator.wait_for(|now| *now != current).await;
         };
         let timeout = self.timeout(checkpoint.parameters().len() as u64);
+        let unled = AtomicBool::new(false);
         tokio::select! {
             biased;
-            receipt = self.replicate(checkpoint) => receipt,
+            receipt = self.replicate(checkpoint, &unled) => receipt,
             () = deposed => Err(StoreError::Unavailable { reason: "this node lost its office meanwhile".into() }),
-            () = tokio::time::sleep(timeout) => Err(StoreError::Unavailable {
-                reason: format!("no majority of {} voters within {timeout:?}", self.config.voters.len()),
-            }),
+            () = tokio::time::sleep(timeout) => Err(StoreError::Unavailable { reason: self.too_late(timeout, &unled) }),
         }
     }
 
-    async fn replicate(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
+    fn too_late(&self, timeout: Duration, unled: &AtomicBool) -> String {
+        let voters = self.config.voters.len();
+        if unled.load(Ordering::Relaxed) {
+            let heartbeat_ms = self.config.heartbeat_ms;
+            format!(
+                "no majority of {voters} voters answered a heartbeat within its interval of {heartbeat_ms} ms, for {timeout:?}: \
+                 they are gone, or the link needs a longer interval"
+            )
+        } else {
+            format!("no majority of {voters} voters within {timeout:?}")
+        }
+    }
+
+    async fn replicate(&self, checkpoint: Checkpoint, unled: &AtomicBool) -> Result<Receipt, StoreError> {
         let record = Record::from(&checkpoint);
         let parameters = checkpoint.parameters().clone();
         let holders = match self.config.payload {
@@ -121,7 +134,7 @@ impl Proposer {
         let inline = holders.is_none();
         let (id, digest) = (record.id, record.digest);
         let command = Command { record, inline, parameters: inline.then_some(parameters) };
-        let (answer, log_id) = self.propose(command).await?;
+        let (answer, log_id) = self.propose(command, unled).await?;
         match answer {
             Answer::Admitted(admission) => admission.into_result(id)?,
             Answer::Fenced => {
@@ -185,13 +198,14 @@ impl Proposer {
 
     /// Proposes until openraft accepts: it refuses, without having written, while no majority has acknowledged this
     /// leader lately or a hand-over is under way. The caller bounds how long that may take.
-    async fn propose(&self, command: Command) -> Result<(Answer, LogId), StoreError> {
+    async fn propose(&self, command: Command, unled: &AtomicBool) -> Result<(Answer, LogId), StoreError> {
         loop {
             match self.raft.client_write(command.clone()).await {
                 Ok(response) => return Ok((response.data, response.log_id)),
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(refused)))
                     if refused.reason != ForwardReason::NotLeader =>
                 {
+                    unled.fetch_or(refused.reason == ForwardReason::LeaseExpired, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(self.config.heartbeat_ms.div_ceil(4))).await;
                 }
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
