@@ -172,7 +172,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let latest = image.ledger.latest().map(|record| record.id);
         {
             let mut state = self.state();
-            for (digest, bytes) in &image.blobs {
+            // What is here already needs no pin beside what refers to it.
+            for (digest, bytes) in image.blobs.iter().filter(|(digest, _)| self.blobs.get(*digest).is_none())
+            {
                 self.blobs.stage(*digest, bytes.clone());
             }
             let before = std::mem::replace(&mut state.ledger, image.ledger.clone());
