@@ -401,8 +401,8 @@ async fn only_the_store_says_who_aggregates() {
         replication::transport::Class::LearningControl,
         instruction,
     );
-    let answer = usurping.await;
-    assert!(answer.is_err(), "{answer:?}");
+    let refusal = usurping.await.unwrap_err().to_string();
+    assert!(refusal.contains("is not known here"), "{refusal}");
     job.completed().await;
     assert_eq!(job.count(|event| matches!(event, Event::WorkDropped { .. })), 0);
 }

@@ -7,6 +7,7 @@
 pub mod channel;
 mod count;
 pub mod frame;
+pub mod head;
 pub mod identity;
 pub mod quic;
 

@@ -1,6 +1,7 @@
 //! From global parameters to the store's checkpoints and back, as the profile has it.
 
 use bytes::Bytes;
+use replication::transport::head;
 use replication::{
     Checkpoint, CheckpointId, CheckpointStore, Digest, Epoch, Held, Metadata, Phase, Slot, StoreError,
 };
@@ -56,7 +57,7 @@ impl Writer<'_> {
             self.put(checkpoint).await?;
         }
         // The key that makes the phase complete comes last.
-        self.put(Checkpoint::new(id(Slot::Global), index.encode(), metadata)).await
+        self.put(Checkpoint::new(id(Slot::Global), head::encode(&index), metadata)).await
     }
 }
 
@@ -81,15 +82,6 @@ struct Index {
     parts: Vec<CheckpointId>,
 }
 
-impl Index {
-    fn encode(&self) -> Bytes {
-        match postcard::to_stdvec(self) {
-            Ok(encoded) => encoded.into(),
-            Err(error) => unreachable!("an index is plain data and always encodes: {error}"),
-        }
-    }
-}
-
 /// Global state read back from a store.
 #[derive(Debug, Clone)]
 pub(crate) struct Restored {
@@ -109,7 +101,7 @@ pub(crate) async fn restore(
         return Ok(Some(Restored { held, parameters: latest.parameters().clone() }));
     }
     let missing = StoreError::Missing { digest: latest.digest() };
-    let index: Index = postcard::from_bytes(latest.parameters()).map_err(|_| missing.clone())?;
+    let index: Index = head::decode(latest.parameters()).map_err(|_| missing.clone())?;
     let mut parameters = Vec::new();
     for part in index.parts {
         let tensor = store.get(part).await?.ok_or_else(|| missing.clone())?;

@@ -187,7 +187,7 @@ impl Tenure<'_> {
         loop {
             let frame = protocol::frame(tag, &instruction);
             let (class, frame) = if send {
-                (Class::LearningBulk, protocol::with_parameters(frame, Some(&self.parameters)))
+                (Class::LearningBulk, frame.with_segment(self.parameters.clone()))
             } else {
                 (Class::LearningControl, frame)
             };

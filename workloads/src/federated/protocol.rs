@@ -4,8 +4,7 @@
 //! old epoch is dropped. Parameters travel as a frame's body, and only if the receiver may not have them: both sides name
 //! them by digest. A worker's result is fetched by the aggregator when it has room for it: that paces the uploads.
 
-use bytes::Bytes;
-use replication::transport::{Frame, Refusal};
+use replication::transport::{Frame, Refusal, head};
 use replication::{Digest, Epoch};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -53,26 +52,11 @@ pub(crate) struct FitResult {
 }
 
 /// A frame with an encoded head.
-pub(crate) fn frame<T: Serialize>(tag: u8, head: &T) -> Frame {
-    match postcard::to_stdvec(head) {
-        Ok(head) => Frame::new(tag, head),
-        Err(error) => unreachable!("heads are plain data and always encode: {error}"),
-    }
+pub(crate) fn frame<T: Serialize>(tag: u8, value: &T) -> Frame {
+    Frame::new(tag, head::encode(value))
 }
 
 /// Decodes a head; total.
 pub(crate) fn head<T: DeserializeOwned>(frame: &Frame) -> Result<T, Refusal> {
-    match postcard::take_from_bytes(&frame.head) {
-        Ok((value, [])) => Ok(value),
-        Ok(_) => Err(Refusal("bytes after the end of a message head".into())),
-        Err(error) => Err(Refusal(format!("malformed message head: {error}"))),
-    }
-}
-
-/// The frame with `parameters` as its body, if they are to travel.
-pub(crate) fn with_parameters(frame: Frame, parameters: Option<&Bytes>) -> Frame {
-    match parameters {
-        Some(parameters) => frame.with_segment(parameters.clone()),
-        None => frame,
-    }
+    head::decode(&frame.head)
 }
