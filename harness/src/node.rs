@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::{AnyStore, NodeId};
+use replication::{AnyStore, NodeId, Site};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
@@ -85,7 +86,12 @@ impl Node {
             replication: replication.local_addr().to_string(),
         }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
-        let store = replication::open(backend, replication.clone(), Arc::new(outbox.clone())).await?;
+        let site = Site {
+            transport: replication.clone(),
+            observer: Arc::new(outbox.clone()),
+            resources: Resources::default(),
+        };
+        let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
         Ok(Self { id: start.node, learning, replication, store })
     }

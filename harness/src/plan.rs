@@ -5,8 +5,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
-use replication::raft::{RaftConfig, Window};
-use replication::{DEFAULT_RETAINED, NodeId, Payload};
+use replication::raft::{Electorate, RaftConfig};
+use replication::{DEFAULT_RETAINED, NodeId, Payload, Window};
 use serde::{Deserialize, Serialize};
 use workloads::federated::{Config, Partition};
 
@@ -57,7 +57,8 @@ impl BackendPlan {
     pub fn for_nodes(&self, nodes: &[NodeId], seed: u64) -> replication::Backend {
         match self.backend {
             Backend::Raft => replication::Backend::Raft(RaftConfig {
-                voters: nodes.iter().copied().collect(),
+                nodes: nodes.iter().copied().collect(),
+                electorate: Electorate::Everyone,
                 payload: self.payload,
                 window: Window {
                     from_ms: self.window_lo_ns / 1_000_000,

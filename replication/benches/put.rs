@@ -14,13 +14,13 @@ use criterion::Criterion;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint, ServerConfig};
 use replication::conformance::parameters;
-use replication::raft::{RaftConfig, RaftStore, Window};
+use replication::raft::{Electorate, RaftConfig, RaftStore};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
 use replication::transport::{Lane, Transport};
 use replication::{
     Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata, NodeId,
-    Payload, Phase, Silent, Slot,
+    Payload, Phase, Silent, Site, Slot, Window,
 };
 use tokio::runtime::Runtime;
 
@@ -59,7 +59,8 @@ impl RaftCluster {
         for quic in transports.values() {
             quic.set_peers(addresses.clone()).expect("peers");
             let config = RaftConfig {
-                voters: voters.clone(),
+                nodes: voters.clone(),
+                electorate: Electorate::Everyone,
                 payload,
                 window: Window { from_ms: 1000, to_ms: 2000 },
                 heartbeat_ms: 100,
@@ -67,7 +68,8 @@ impl RaftCluster {
                 retained: DEFAULT_RETAINED,
                 seed: 1,
             };
-            let store = RaftStore::open(config, quic.clone(), Arc::new(Silent)).await.expect("a store");
+            let store =
+                RaftStore::open(config, Site::new(quic.clone(), Arc::new(Silent))).await.expect("a store");
             nodes.push((quic.clone(), store));
         }
         for (quic, _) in &nodes {

@@ -4,28 +4,128 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::raft::{ConfigError, RaftConfig, RaftStore};
-use crate::store::{AnyStore, Observer};
+use crate::backup::BackupConfig;
+use crate::gossip::GossipConfig;
+use crate::raft::{RaftConfig, RaftStore};
+use crate::store::{AnyStore, NodeId, Observer};
+use crate::suitability::Resources;
 use crate::transport::Transport;
 
-/// A backend with its parameters.
+/// A backend with its parameters, the same on every node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "backend", rename_all = "snake_case")]
 pub enum Backend {
-    /// Full Raft.
+    /// Raft, among all nodes or the most suitable.
     Raft(RaftConfig),
+    /// Gossip: bytes pulled from whoever has them.
+    Gossip(GossipConfig),
+    /// Primary and backups, without consensus.
+    Backup(BackupConfig),
+}
+
+/// What one node brings to its store.
+#[derive(Clone)]
+pub struct Site {
+    /// This node's end of the replication plane.
+    pub transport: Arc<dyn Transport>,
+    /// Takes note of what happens in the store.
+    pub observer: Arc<dyn Observer>,
+    /// What this node has to offer.
+    pub resources: Resources,
+}
+
+impl Site {
+    /// A site with the reference's resources.
+    #[must_use]
+    pub fn new(transport: Arc<dyn Transport>, observer: Arc<dyn Observer>) -> Self {
+        Self { transport, observer, resources: Resources::default() }
+    }
+}
+
+impl std::fmt::Debug for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Site").field("transport", &self.transport).finish_non_exhaustive()
+    }
 }
 
 /// Opens this node's store of `backend`.
 ///
 /// # Errors
 /// A configuration that contradicts itself.
-pub async fn open(
-    backend: Backend,
-    transport: Arc<dyn Transport>,
-    observer: Arc<dyn Observer>,
-) -> Result<AnyStore, ConfigError> {
+pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
     match backend {
-        Backend::Raft(config) => Ok(RaftStore::open(config, transport, observer).await?),
+        Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
+        Backend::Gossip(_) | Backend::Backup(_) => Err(ConfigError::Openraft("not there yet".into())),
     }
+}
+
+/// Earliest begin of a window: below it timers that count in milliseconds leave no room.
+const MIN_WINDOW_MS: u64 = 10;
+
+/// Latest end of a window.
+const MAX_WINDOW_MS: u64 = 3_600_000;
+
+/// When a node that heard nothing of its aggregator suspects it: a moment of this window after the last contact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Earliest, in milliseconds.
+    pub from_ms: u64,
+    /// Latest (exclusive), in milliseconds.
+    pub to_ms: u64,
+}
+
+impl Window {
+    /// Checks that a node that hears a sign of life every `heartbeat_ms` suspects nobody who is well.
+    ///
+    /// # Errors
+    /// What contradicts what.
+    pub fn validate(self, heartbeat_ms: u64) -> Result<(), ConfigError> {
+        let Self { from_ms, to_ms } = self;
+        if heartbeat_ms == 0 {
+            return Err(ConfigError::NoHeartbeat);
+        }
+        if from_ms >= to_ms || to_ms > MAX_WINDOW_MS {
+            return Err(ConfigError::EmptyWindow(self));
+        }
+        if from_ms < (2 * heartbeat_ms).max(MIN_WINDOW_MS) {
+            return Err(ConfigError::HeartbeatTooSlow { heartbeat_ms, from_ms });
+        }
+        Ok(())
+    }
+}
+
+/// Parameters of a backend that cannot work together.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConfigError {
+    /// A window without extent.
+    #[error("the election window {}-{} ms is empty or ends after an hour", .0.from_ms, .0.to_ms)]
+    EmptyWindow(Window),
+    /// Followers would suspect a leader that is well.
+    #[error("a heartbeat every {heartbeat_ms} ms needs an election window that begins at {} ms or later, not at {from_ms} ms",
+        (2 * heartbeat_ms).max(MIN_WINDOW_MS))]
+    HeartbeatTooSlow {
+        /// The heartbeat interval.
+        heartbeat_ms: u64,
+        /// Where the window begins.
+        from_ms: u64,
+    },
+    /// A heartbeat interval of 0.
+    #[error("the heartbeat interval must be at least 1 ms")]
+    NoHeartbeat,
+    /// This node is not among the nodes.
+    #[error("node {0} is not among the nodes")]
+    NotANode(NodeId),
+    /// A number of nodes that shall vote, hold or back up which cannot be.
+    #[error("{count} {what} cannot be had from {nodes} nodes")]
+    OutOfRange {
+        /// What they are for.
+        what: &'static str,
+        /// How many were asked for.
+        count: u32,
+        /// How many nodes there are.
+        nodes: u32,
+    },
+    /// openraft refused its configuration.
+    #[error("openraft: {0}")]
+    Openraft(String),
 }

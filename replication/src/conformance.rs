@@ -149,8 +149,10 @@ impl<C: Cluster> Suite<C> {
         for node in &self.living {
             self.serves(*node, written.digest()).await;
             assert_eq!(self.latest(*node).await, Some(written.clone()));
+        }
+        for node in &receipt.holders {
             let held = Held { id: written.id(), digest: written.digest() };
-            assert_eq!(self.cluster.store(*node).held(), Some(held));
+            assert_eq!(self.cluster.store(*node).held(), Some(held), "node {node} is named as a holder");
         }
     }
 

@@ -5,7 +5,9 @@
 //!   ------------------------------------------------------------------------------------------------
 //!   config     open() -> Arc<dyn CheckpointStore>, the only place that matches on the backend
 //!   store      the contract: Checkpoint, Epoch, Receipt, Guarantees, StoreEvent
-//!   raft       full Raft on openraft        memory     in-process reference the others are held to
+//!   raft       Raft on openraft             gossip     chitchat, bytes pulled from any holder
+//!   backup     primary and backups          memory     in-process reference the others are held to
+//!   suitability  which nodes are fit to aggregate and to hold
 //!   blob       checkpoint bytes by digest, pushed once, pulled from any holder
 //!   ------------------------------------------------------------------------------------------------
 //!   transport  requests between nodes, bytes counted by class; quic (quinn) and channel (seeded, in-process)
@@ -14,22 +16,25 @@
 //! This crate deliberately knows no workload, no result file and no run: it keeps checkpoints and says who
 //! aggregates.
 
+pub mod backup;
 mod blob;
 pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod error;
+pub mod gossip;
 mod ledger;
 pub mod memory;
 pub mod raft;
 pub mod store;
+pub mod suitability;
 pub mod transport;
 mod wire;
 
-pub use config::{Backend, open};
+pub use config::{Backend, ConfigError, Site, Window, open};
 pub use error::{Outcome, StoreError};
 pub use store::{
-    AnyStore, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Digest, Epoch,
-    Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Payload, Phase, Receipt, Silent, Slot,
-    StoreEvent,
+    AnyStore, Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED,
+    Digest, Epoch, Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Payload, Phase, Receipt, Silent,
+    Slot, StoreEvent,
 };

@@ -14,8 +14,8 @@ use crate::blob::Blobs;
 use crate::error::StoreError;
 use crate::ledger::{Admission, Ledger, Record};
 use crate::store::{
-    Checkpoint, CheckpointId, CheckpointStore, DEFAULT_RETAINED, Epoch, Guarantee, Guarantees, Held, NodeId,
-    Receipt, Slot,
+    Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, DEFAULT_RETAINED, Epoch, Guarantee, Guarantees,
+    Held, NodeId, Receipt, Slot,
 };
 
 #[derive(Debug)]
@@ -133,10 +133,12 @@ impl MemoryStore {
 
 #[async_trait]
 impl CheckpointStore for MemoryStore {
-    async fn put(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
+    async fn put_carried(&self, checkpoint: Checkpoint, _carrier: Carrier) -> Result<Receipt, StoreError> {
         checkpoint.within_limits()?;
         self.living()?.put(&checkpoint, self.node)
     }
+
+    fn provide(&self, _blob: Blob) {}
 
     async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
         let shared = self.living()?;

@@ -166,6 +166,39 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// Bytes that match a digest: there is no other way to make one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    digest: Digest,
+    bytes: Bytes,
+}
+
+impl Blob {
+    /// Hashes `bytes`.
+    #[must_use]
+    pub fn new(bytes: Bytes) -> Self {
+        Self { digest: Digest::of(&bytes), bytes }
+    }
+
+    /// Bytes that came with a promised digest; `None` if they hash to something else.
+    #[must_use]
+    pub fn verified(expected: Digest, bytes: Bytes) -> Option<Self> {
+        (Digest::of(&bytes) == expected).then_some(Self { digest: expected, bytes })
+    }
+
+    /// What the bytes hash to.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
 /// Small facts stored beside the parameters (loss, examples, ...). At most [`MAX_METADATA_BYTES`] in total.
 pub type Metadata = BTreeMap<String, String>;
 
@@ -194,6 +227,12 @@ impl Checkpoint {
     pub fn new(id: CheckpointId, parameters: Bytes, metadata: Metadata) -> Self {
         let digest = Digest::of(&parameters);
         Self { id, digest, parameters, metadata }
+    }
+
+    /// A checkpoint of bytes that were hashed before.
+    #[must_use]
+    pub fn of_blob(id: CheckpointId, blob: Blob, metadata: Metadata) -> Self {
+        Self { id, digest: blob.digest, parameters: blob.bytes, metadata }
     }
 
     /// A checkpoint of bytes that came from `from` with a promised digest.
@@ -281,6 +320,17 @@ impl fmt::Display for Payload {
             Self::Digest => "digest",
         })
     }
+}
+
+/// Who brings a checkpoint's bytes to the nodes that shall hold them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// The store sends them.
+    Store,
+    /// The caller is sending them to other nodes on its own way right now, where they are given to the store by
+    /// [`CheckpointStore::provide`]. The store sends them only where they do not arrive in time. A store that carries
+    /// bytes inline sends them all the same.
+    Caller,
 }
 
 /// What was true when a `put` returned.
@@ -378,6 +428,29 @@ pub enum StoreEvent {
         /// The digest that was promised.
         digest: Digest,
     },
+    /// A peer that claimed to hold bytes does not serve them; another was asked.
+    FalseClaim {
+        /// The peer.
+        from: NodeId,
+        /// Digest of the bytes.
+        digest: Digest,
+    },
+    /// Two nodes acted as aggregator at the same time, as this node learned.
+    RivalAggregators {
+        /// The one that stays.
+        stays: Epoch,
+        /// The one that yields.
+        yields: Epoch,
+    },
+    /// The set of voters changed (on the node that leads).
+    VotersChanged {
+        /// The voter that was away too long.
+        lost: Option<NodeId>,
+        /// The node that votes in its place.
+        joined: Option<NodeId>,
+        /// Who votes now, in ascending order.
+        voters: Vec<NodeId>,
+    },
     /// A message was refused, because its sender may not say what it says.
     Refused {
         /// Who sent it, by certificate.
@@ -415,11 +488,24 @@ impl Observer for Silent {
 /// - **Cancellation.** Dropping the future of a `put` leaves its outcome unknown.
 #[async_trait]
 pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
-    /// Writes `checkpoint`; returns once the guarantee of [`guarantees`](Self::guarantees) holds.
+    /// Writes `checkpoint`; returns once the guarantee of [`guarantees`](Self::guarantees) holds. `carrier` says whose task
+    /// it is to bring the bytes to the nodes that shall hold them.
     ///
     /// # Errors
     /// By meaning; [`StoreError::outcome`] says whether the write may have happened.
-    async fn put(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError>;
+    async fn put_carried(&self, checkpoint: Checkpoint, carrier: Carrier) -> Result<Receipt, StoreError>;
+
+    /// Writes `checkpoint`, whose bytes the store sends.
+    ///
+    /// # Errors
+    /// As [`put_carried`](Self::put_carried).
+    async fn put(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
+        self.put_carried(checkpoint, Carrier::Store).await
+    }
+
+    /// Gives the store bytes that came to this node on another way, so that they need not be sent again for a write
+    /// under way. A store that has no use for them ignores them.
+    fn provide(&self, blob: Blob);
 
     /// The newest acknowledged checkpoint of [`Slot::Global`] this node knows; fetches its bytes if need be.
     ///

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replication::conformance::parameters;
-use replication::raft::{RaftConfig, RaftStore, Window};
+use replication::raft::{Electorate, RaftConfig, RaftStore};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::{Class, Frame, Transport, TransportError};
 use replication::{
     Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Digest, Epoch, Metadata,
-    NodeId, Observer, Payload, Phase, Slot, StoreEvent,
+    NodeId, Observer, Payload, Phase, Site, Slot, StoreEvent, Window,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -66,7 +66,8 @@ impl Cluster {
         let mut members = BTreeMap::new();
         for node in &ids {
             let config = RaftConfig {
-                voters: ids.clone(),
+                nodes: ids.clone(),
+                electorate: Electorate::Everyone,
                 payload,
                 window: WINDOW,
                 heartbeat_ms: 60,
@@ -76,7 +77,9 @@ impl Cluster {
             };
             let transport = network.join(*node);
             let events = Notebook::new();
-            let store = RaftStore::open(config, transport.clone(), Arc::new(events.clone())).await.unwrap();
+            let store = RaftStore::open(config, Site::new(transport.clone(), Arc::new(events.clone())))
+                .await
+                .unwrap();
             members.insert(*node, Member { store, transport, events });
         }
         Self { network, members }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use replication::raft::{RaftConfig, RaftStore, Window};
+use replication::raft::{Electorate, RaftConfig, RaftStore};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::{Class, Transport};
 use replication::{
-    AnyStore, CheckpointStore, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Slot,
+    AnyStore, CheckpointStore, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Site, Slot, Window,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -103,7 +103,8 @@ impl Job {
             Self { replication, learning, nodes: BTreeMap::new(), told: watch::Sender::new(Vec::new()) };
         for node in &ids {
             let raft = RaftConfig {
-                voters: ids.clone(),
+                nodes: ids.clone(),
+                electorate: Electorate::Everyone,
                 payload,
                 window: Window { from_ms: 300, to_ms: 600 },
                 heartbeat_ms: 60,
@@ -111,7 +112,9 @@ impl Job {
                 retained: DEFAULT_RETAINED,
                 seed: 3,
             };
-            let store = RaftStore::open(raft, job.replication.join(*node), Arc::new(Silent)).await.unwrap();
+            let store = RaftStore::open(raft, Site::new(job.replication.join(*node), Arc::new(Silent)))
+                .await
+                .unwrap();
             let (told, id) = (job.told.clone(), *node);
             let learning = job.learning.join(*node);
             let participant = Participant {

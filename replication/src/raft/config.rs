@@ -6,23 +6,19 @@ use std::sync::Arc;
 use openraft::SnapshotPolicy;
 use serde::{Deserialize, Serialize};
 
-use super::election::Window;
+use crate::config::{ConfigError, Window};
 use crate::store::{NodeId, Payload};
 
 /// Entries that stay in the log after compaction, so that a node a little behind needs no snapshot.
 const ENTRIES_KEPT: u64 = 4;
 
-/// Earliest begin of an election window: below it openraft's timers, which count in milliseconds, leave no room.
-const MIN_WINDOW_MS: u64 = 10;
-
-/// Latest end of an election window.
-const MAX_WINDOW_MS: u64 = 3_600_000;
-
 /// Parameters of the Raft backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RaftConfig {
-    /// The nodes that vote and store. The lowest founds the cluster.
-    pub voters: BTreeSet<NodeId>,
+    /// Every node. The lowest sees to it that the cluster is founded.
+    pub nodes: BTreeSet<NodeId>,
+    /// Who of them votes and stores.
+    pub electorate: Electorate,
     /// Whether the log carries the bytes or their digest.
     pub payload: Payload,
     /// When a node that heard nothing of the leader starts an election.
@@ -37,30 +33,20 @@ pub struct RaftConfig {
     pub seed: u64,
 }
 
-/// Timers or voters that cannot work.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ConfigError {
-    /// A window without extent.
-    #[error("the election window {}-{} ms is empty or ends after an hour", .0.from_ms, .0.to_ms)]
-    EmptyWindow(Window),
-    /// Followers would suspect a leader that is well.
-    #[error("a heartbeat every {heartbeat_ms} ms needs an election window that begins at {} ms or later, not at {from_ms} ms",
-        (2 * heartbeat_ms).max(MIN_WINDOW_MS))]
-    HeartbeatTooSlow {
-        /// The heartbeat interval.
-        heartbeat_ms: u64,
-        /// Where the window begins.
-        from_ms: u64,
+/// Who votes and stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Electorate {
+    /// Every node.
+    Everyone,
+    /// The most suitable nodes ([`crate::suitability`]). The others are no members of the Raft group, not even learners:
+    /// they hold nothing and are told who leads.
+    MostSuitable {
+        /// How many vote.
+        voters: u32,
+        /// A voter that is away for longer is replaced by the next most suitable node, in milliseconds.
+        grace_ms: u64,
     },
-    /// A heartbeat interval of 0.
-    #[error("the heartbeat interval must be at least 1 ms")]
-    NoHeartbeat,
-    /// This node is not among the voters.
-    #[error("node {0} is not a voter")]
-    NotAVoter(NodeId),
-    /// openraft refused its configuration.
-    #[error("openraft: {0}")]
-    Openraft(String),
 }
 
 impl RaftConfig {
@@ -69,17 +55,7 @@ impl RaftConfig {
     /// # Errors
     /// What contradicts what.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let Window { from_ms, to_ms } = self.window;
-        if self.heartbeat_ms == 0 {
-            return Err(ConfigError::NoHeartbeat);
-        }
-        if from_ms >= to_ms || to_ms > MAX_WINDOW_MS {
-            return Err(ConfigError::EmptyWindow(self.window));
-        }
-        if from_ms < (2 * self.heartbeat_ms).max(MIN_WINDOW_MS) {
-            return Err(ConfigError::HeartbeatTooSlow { heartbeat_ms: self.heartbeat_ms, from_ms });
-        }
-        Ok(())
+        self.window.validate(self.heartbeat_ms)
     }
 
     pub(super) fn openraft(&self) -> Result<Arc<openraft::Config>, ConfigError> {

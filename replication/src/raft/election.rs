@@ -10,22 +10,12 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::machine::RaftCore;
+use crate::config::Window;
 use crate::store::{Epoch, NodeId, Observer, StoreEvent};
-
-/// When a node that heard nothing of its leader starts an election: a uniformly random moment of this window after the
-/// last contact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Window {
-    /// Earliest, in milliseconds.
-    pub from_ms: u64,
-    /// Latest (exclusive), in milliseconds.
-    pub to_ms: u64,
-}
 
 /// The deadline after which the leader is suspected. Drawn anew after every contact.
 #[derive(Debug)]

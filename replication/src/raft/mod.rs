@@ -36,17 +36,17 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-pub use self::config::{ConfigError, RaftConfig};
-pub use self::election::Window;
+pub use self::config::{Electorate, RaftConfig};
 use self::log::MemoryLog;
 use self::machine::{Machine, RaftCore};
 use self::proposer::Proposer;
 use crate::blob::{Blobs, Exchange, transfer_timeout};
+use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::ledger::Record;
 use crate::store::{
-    Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId, Observer, Receipt,
-    Slot,
+    Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
+    Receipt, Slot,
 };
 use crate::transport::{Class, Frame, Transport};
 use crate::wire;
@@ -73,7 +73,7 @@ impl fmt::Debug for RaftStore {
 
 impl fmt::Display for RaftStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "raft ({} voters, {})", self.proposer.config.voters.len(), self.proposer.config.payload)
+        write!(f, "raft ({} voters, {})", self.proposer.config.nodes.len(), self.proposer.config.payload)
     }
 }
 
@@ -83,15 +83,12 @@ impl RaftStore {
     ///
     /// # Errors
     /// Contradictory timers, or a node that is no voter.
-    pub async fn open(
-        config: RaftConfig,
-        transport: Arc<dyn Transport>,
-        observer: Arc<dyn Observer>,
-    ) -> Result<Arc<Self>, ConfigError> {
+    pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
+        let Site { transport, observer, .. } = site;
         let local = transport.local();
-        if !config.voters.contains(&local) {
-            return Err(ConfigError::NotAVoter(local));
+        if !config.nodes.contains(&local) {
+            return Err(ConfigError::NotANode(local));
         }
         let blobs = Blobs::default();
         let exchange = Exchange::new(transport.clone(), blobs.clone(), observer.clone());
@@ -129,7 +126,7 @@ impl RaftStore {
         tasks.spawn(election::run(raft.clone(), deadline, contacted, announce, observer));
         tasks.spawn(compact(raft.clone(), log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));
-        tasks.spawn(found(raft, transport, config.voters));
+        tasks.spawn(found(raft, transport, config.nodes));
         Ok(Arc::new(Self { proposer, log, tasks: Mutex::new(tasks) }))
     }
 
@@ -189,7 +186,7 @@ impl RaftStore {
 
 #[async_trait]
 impl CheckpointStore for RaftStore {
-    async fn put(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
+    async fn put_carried(&self, checkpoint: Checkpoint, _carrier: Carrier) -> Result<Receipt, StoreError> {
         checkpoint.within_limits()?;
         let current = self.current();
         match current {
@@ -202,6 +199,8 @@ impl CheckpointStore for RaftStore {
             _ => self.proposer.put(checkpoint, self.local()).await,
         }
     }
+
+    fn provide(&self, _blob: Blob) {}
 
     async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
         if self.current().is_some_and(|epoch| epoch.node == self.local()) {
@@ -242,8 +241,7 @@ impl CheckpointStore for RaftStore {
             return Err(StoreError::NotAggregator { current });
         }
         let successor = to.or_else(|| self.proposer.most_caught_up());
-        let successor =
-            successor.filter(|to| *to != self.local() && self.proposer.config.voters.contains(to));
+        let successor = successor.filter(|to| *to != self.local() && self.proposer.config.nodes.contains(to));
         let to = successor
             .ok_or_else(|| StoreError::Unavailable { reason: "there is nobody to hand over to".into() })?;
         let closed = |error: &dyn fmt::Display| StoreError::Closed { reason: error.to_string() };
@@ -263,7 +261,7 @@ impl CheckpointStore for RaftStore {
     }
 
     fn guarantees(&self) -> Guarantees {
-        let of = self.proposer.config.voters.len() as u32;
+        let of = self.proposer.config.nodes.len() as u32;
         Guarantees {
             acknowledged: Guarantee::Majority { of },
             tolerated_losses: (of - 1) / 2,

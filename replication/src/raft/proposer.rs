@@ -109,7 +109,7 @@ impl Proposer {
     }
 
     fn too_late(&self, timeout: Duration, unled: &AtomicBool) -> String {
-        let voters = self.config.voters.len();
+        let voters = self.config.nodes.len();
         if unled.load(Ordering::Relaxed) {
             let heartbeat_ms = self.config.heartbeat_ms;
             format!(
@@ -145,7 +145,7 @@ impl Proposer {
             }
         }
         let holders = holders.unwrap_or_else(|| self.have_entry(log_id));
-        let of = self.config.voters.len() as u32;
+        let of = self.config.nodes.len() as u32;
         Ok(Receipt { id, digest, guarantee: Guarantee::Majority { of }, holders })
     }
 
@@ -157,11 +157,11 @@ impl Proposer {
         holders.insert(self.transport.local());
         let mut pushes = JoinSet::new();
         let pause = Duration::from_millis(self.config.heartbeat_ms);
-        for peer in self.config.voters.difference(&holders).copied() {
+        for peer in self.config.nodes.difference(&holders).copied() {
             let (exchange, parameters) = (self.exchange.clone(), parameters.clone());
             pushes.spawn(async move { exchange.push(peer, digest, parameters, pause).await.then_some(peer) });
         }
-        while holders.len() <= self.config.voters.len() / 2 {
+        while holders.len() <= self.config.nodes.len() / 2 {
             match pushes.join_next().await {
                 Some(pushed) => holders.extend(pushed.ok().flatten()),
                 // Fewer than a majority took the bytes: the put's timeout says so.
@@ -239,7 +239,7 @@ impl Proposer {
         let local = self.transport.local();
         let connected = self.transport.connected().borrow().clone();
         let reachable = |holder: &NodeId| *holder != local && connected.contains(holder);
-        let mut holders: Vec<NodeId> = self.config.voters.iter().copied().filter(reachable).collect();
+        let mut holders: Vec<NodeId> = self.config.nodes.iter().copied().filter(reachable).collect();
         // Not everyone asks the same node first.
         holders.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.seed ^ local.0 ^ record.id.round));
         // The writer has them for certain, but a writer that lost its office may be dead.

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
 
+mod clusters;
 mod cuts;
-mod raft;
 
 use std::collections::BTreeSet;
 
@@ -53,7 +53,7 @@ mod raft_inline_quic {
 
     replication::conformance_suite!(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        raft::QuicCluster::start(Payload::Inline).await
+        clusters::QuicCluster::start(clusters::raft(Payload::Inline)).await
     );
 }
 
@@ -62,7 +62,7 @@ mod raft_digest_quic {
 
     replication::conformance_suite!(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        raft::QuicCluster::start(Payload::Digest).await
+        clusters::QuicCluster::start(clusters::raft(Payload::Digest)).await
     );
 }
 
@@ -71,7 +71,7 @@ mod raft_inline_channel {
 
     replication::conformance_suite!(
         #[tokio::test(start_paused = true)]
-        raft::ChannelCluster::start(Payload::Inline).await
+        clusters::ChannelCluster::start(clusters::raft(Payload::Inline)).await
     );
 }
 
@@ -80,6 +80,6 @@ mod raft_digest_channel {
 
     replication::conformance_suite!(
         #[tokio::test(start_paused = true)]
-        raft::ChannelCluster::start(Payload::Digest).await
+        clusters::ChannelCluster::start(clusters::raft(Payload::Digest)).await
     );
 }

@@ -1,4 +1,4 @@
-//! Raft clusters for the suite: in one process on a seeded network under virtual time, and over QUIC on loopback.
+//! Clusters of any backend for the suite: in one process on a seeded network under virtual time, and over QUIC on loopback.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,36 +7,38 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use replication::conformance::Cluster;
-use replication::raft::{RaftConfig, RaftStore, Window};
+use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::{AnyStore, CheckpointStore, DEFAULT_RETAINED, NodeId, Payload, Silent};
+use replication::{AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Window, open};
 
 use super::cuts::Cuts;
 use super::five;
 
-pub(crate) fn config(payload: Payload) -> RaftConfig {
-    RaftConfig {
-        voters: five().into_iter().collect(),
+/// Full Raft.
+pub(crate) fn raft(payload: Payload) -> Backend {
+    Backend::Raft(RaftConfig {
+        nodes: five().into_iter().collect(),
+        electorate: Electorate::Everyone,
         payload,
         window: Window { from_ms: 300, to_ms: 600 },
         heartbeat_ms: 60,
         put_timeout_ms: 3000,
         retained: DEFAULT_RETAINED,
         seed: 1,
-    }
+    })
 }
 
 pub(crate) struct QuicCluster {
     cuts: Cuts,
     transports: BTreeMap<NodeId, Arc<QuicTransport>>,
-    stores: BTreeMap<NodeId, Arc<RaftStore>>,
+    stores: BTreeMap<NodeId, AnyStore>,
 }
 
 impl QuicCluster {
-    pub(crate) async fn start(payload: Payload) -> Self {
+    pub(crate) async fn start(backend: Backend) -> Self {
         let authority = Authority::new("conformance").unwrap();
         let cuts = Cuts::default();
         let mut transports = BTreeMap::new();
@@ -53,7 +55,7 @@ impl QuicCluster {
         let mut stores = BTreeMap::new();
         for (node, transport) in &transports {
             transport.set_peers(addresses.clone()).unwrap();
-            let store = RaftStore::open(config(payload), transport.clone(), Arc::new(Silent)).await.unwrap();
+            let store = open(backend.clone(), Site::new(transport.clone(), Arc::new(Silent))).await.unwrap();
             stores.insert(*node, store);
         }
         Self { cuts, transports, stores }
@@ -88,11 +90,11 @@ impl Cluster for QuicCluster {
 
 pub(crate) struct ChannelCluster {
     network: ChannelNetwork,
-    stores: BTreeMap<NodeId, Arc<RaftStore>>,
+    stores: BTreeMap<NodeId, AnyStore>,
 }
 
 impl ChannelCluster {
-    pub(crate) async fn start(payload: Payload) -> Self {
+    pub(crate) async fn start(backend: Backend) -> Self {
         let link = LinkSpec {
             delay: Duration::from_millis(2),
             jitter: Duration::from_millis(1),
@@ -102,7 +104,7 @@ impl ChannelCluster {
         let network = ChannelNetwork::new(7, link, five());
         let mut stores = BTreeMap::new();
         for node in five() {
-            let store = RaftStore::open(config(payload), network.join(node), Arc::new(Silent)).await.unwrap();
+            let store = open(backend.clone(), Site::new(network.join(node), Arc::new(Silent))).await.unwrap();
             stores.insert(node, store);
         }
         Self { network, stores }

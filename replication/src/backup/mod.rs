@@ -1,0 +1,5 @@
+//! Primary and backups.
+
+mod config;
+
+pub use self::config::BackupConfig;

@@ -1,0 +1,5 @@
+//! Gossip.
+
+mod config;
+
+pub use self::config::GossipConfig;
