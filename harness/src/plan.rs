@@ -408,6 +408,7 @@ pub(crate) mod tests {
             round_deadline_ms: 120_000,
             aggregator_trains: false,
             resend: false,
+            reuse: true,
             engine: EngineKind::Candle,
         };
         let backend = BackendPlan {

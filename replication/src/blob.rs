@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use crate::error::StoreError;
-use crate::store::{Digest, NodeId, Observer, StoreEvent};
+use crate::store::{Blob, Digest, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Refusal, Transport, TransportError};
 use crate::wire;
 
@@ -32,6 +32,15 @@ const FAIR_BYTES_PER_MS: u64 = 2000;
 
 /// The slowest link on which a transfer is not given up, in bytes per second.
 const SLOWEST_BYTES_PER_SECOND: u64 = 50_000;
+
+/// A peer is not waited for longer than this to be given bytes.
+const MAX_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long one sender may take to give `nodes` nodes `bytes` each, before the store sends them.
+pub(crate) fn provision_patience(bytes: u64, nodes: usize) -> Duration {
+    let fair_ms = bytes.saturating_mul(nodes as u64) / FAIR_BYTES_PER_MS;
+    (HEDGE_AFTER + Duration::from_millis(fair_ms)).min(MAX_PATIENCE)
+}
 
 /// How long a transfer of `bytes` may take.
 pub(crate) fn transfer_timeout(bytes: u64) -> Duration {
@@ -122,6 +131,13 @@ impl Blobs {
         Ok(())
     }
 
+    /// Keeps bytes that came on another way, unless they are here.
+    pub(crate) fn provide(&self, blob: &Blob) {
+        if self.get(blob.digest()).is_none() {
+            self.stage(blob.digest(), blob.bytes().clone());
+        }
+    }
+
     /// Says that acknowledged state refers to `digest`: it stays until [`Blobs::release`].
     pub(crate) fn refer(&self, digest: Digest) {
         let mut held = self.held();
@@ -199,6 +215,28 @@ impl Exchange {
             }
         };
         tokio::time::timeout(transfer_timeout(bytes.len() as u64), pushing).await.unwrap_or(false)
+    }
+
+    /// Whether `peer` says within `patience` that it has the bytes.
+    pub(crate) async fn is_given(&self, peer: NodeId, digest: Digest, patience: Duration) -> bool {
+        let patience_ms = patience.as_millis() as u64;
+        let request = Frame::new(wire::BLOB_AWAIT, wire::encode(&(digest, patience_ms)));
+        let answer = self.transport.request(peer, Class::Digest, request);
+        let answer = tokio::time::timeout(patience + TRANSFER_GRACE, answer).await;
+        matches!(answer, Ok(Ok(_)))
+    }
+
+    /// Answers [`Exchange::is_given`]; keeps the bytes for the write that asks.
+    pub(crate) async fn on_await(&self, request: &Frame) -> Result<Frame, Refusal> {
+        let (digest, patience_ms): (Digest, u64) = wire::decode(&request.head)?;
+        let patience = Duration::from_millis(patience_ms).min(MAX_PATIENCE);
+        match tokio::time::timeout(patience, self.blobs.arrival(digest)).await {
+            Ok(bytes) => {
+                self.blobs.stage(digest, bytes);
+                Ok(Frame::default())
+            }
+            Err(_) => Err(Refusal(format!("{digest} is not here"))),
+        }
     }
 
     /// Answers a push.

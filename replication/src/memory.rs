@@ -182,6 +182,7 @@ impl CheckpointStore for MemoryStore {
             minority_refuses: false,
             fails_over: true,
             survives_full_restart: false,
+            takes_provided: false,
         }
     }
 

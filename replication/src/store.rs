@@ -282,6 +282,12 @@ impl Checkpoint {
         &self.parameters
     }
 
+    /// Its parameters with their digest.
+    #[must_use]
+    pub fn into_blob(self) -> Blob {
+        Blob { digest: self.digest, bytes: self.parameters }
+    }
+
     /// Small facts beside the parameters.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
@@ -390,6 +396,8 @@ pub struct Guarantees {
     pub fails_over: bool,
     /// A restart of all nodes loses nothing that was acknowledged.
     pub survives_full_restart: bool,
+    /// Bytes given by [`CheckpointStore::provide`] need not be sent again.
+    pub takes_provided: bool,
 }
 
 /// Something that happened inside a store; who observes it stamps it with the time.

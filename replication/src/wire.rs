@@ -11,3 +11,5 @@ pub(crate) const RAFT_TRANSFER: u8 = 5;
 pub(crate) const FORWARD_PUT: u8 = 6;
 pub(crate) const BLOB_PUSH: u8 = 16;
 pub(crate) const BLOB_PULL: u8 = 17;
+/// Asks to be told when the peer has certain bytes, whoever brings them.
+pub(crate) const BLOB_AWAIT: u8 = 18;

@@ -70,6 +70,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         round_deadline_ms: 20_000,
         aggregator_trains: false,
         resend: false,
+        reuse: true,
         engine: EngineKind::Candle,
     }
 }
@@ -77,6 +78,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
 struct Node {
     store: Arc<RaftStore>,
     learning: Arc<dyn Transport>,
+    replication: Arc<dyn Transport>,
     job: JoinHandle<Result<(), JobError>>,
 }
 
@@ -112,9 +114,9 @@ impl Job {
                 retained: DEFAULT_RETAINED,
                 seed: 3,
             };
-            let store = RaftStore::open(raft, Site::new(job.replication.join(*node), Arc::new(Silent)))
-                .await
-                .unwrap();
+            let replication = job.replication.join(*node);
+            let site = Site::new(replication.clone(), Arc::new(Silent));
+            let store = RaftStore::open(raft, site).await.unwrap();
             let (told, id) = (job.told.clone(), *node);
             let learning = job.learning.join(*node);
             let participant = Participant {
@@ -126,7 +128,7 @@ impl Job {
                 events: Arc::new(move |event| told.send_modify(|told| told.push((id, event)))),
             };
             let running = tokio::spawn(federated::run(participant));
-            job.nodes.insert(*node, Node { store, learning, job: running });
+            job.nodes.insert(*node, Node { store, learning, replication, job: running });
         }
         job
     }
@@ -196,7 +198,15 @@ fn expected(seed: u64, rounds: u64) -> Vec<f32> {
 
 async fn assert_final_parameters(job: &Job, rounds: u64) {
     let node = job.nodes.values().next().unwrap();
-    let latest = node.store.latest().await.unwrap().unwrap();
+    let last = job.completed().await;
+    // A follower learns of what was acknowledged with the next message of its leader.
+    let latest = loop {
+        let latest = node.store.latest().await.unwrap().unwrap();
+        if latest.digest() == last {
+            break latest;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     assert_eq!(latest.id().round, rounds);
     let parameters = model::decode(latest.parameters()).unwrap().into_owned();
     let worst = parameters.iter().zip(expected(5, rounds)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -433,4 +443,36 @@ async fn parameters_are_sent_to_a_worker_once() {
     // As in Flower: with the fit instruction, with its result, with the evaluate instruction.
     let resent = sent_per_round(true).await;
     assert!((3.0..3.01).contains(&resent), "{resent} W S a round");
+}
+
+/// Bytes on the replication plane, in units of voters beside the leader times size, over the rounds of a job.
+async fn replicated_per_round(profile: Profile, reuse: bool) -> f64 {
+    let (workers, rounds) = (4, 5);
+    let config = Config { reuse, ..config(workers + 1, rounds, profile) };
+    let job = Job::start(config, workers + 1, Payload::Digest, |_| trains_for(1)).await;
+    job.completed().await;
+    assert_final_parameters(&job, rounds).await;
+    let sent = |node: &Node| {
+        let traffic = node.replication.traffic();
+        traffic.frames.iter().map(|(_, count)| count.sent_bytes).sum::<u64>()
+    };
+    let bytes: u64 = job.nodes.values().map(sent).sum();
+    bytes as f64 / (workers * rounds * model::ENCODED_BYTES as u64) as f64
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_does_not_send_what_the_learning_plane_carries() {
+    for profile in [Profile::Once, Profile::Paper] {
+        let reused = replicated_per_round(profile, true).await;
+        assert!(reused < 0.05, "{profile:?}: {reused} W S a round");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_reuse_the_same_bytes_cross_the_replication_plane_once() {
+    // With profile paper the first round writes the initial model too.
+    for (profile, checkpoints) in [(Profile::Once, 5.0), (Profile::Paper, 6.0)] {
+        let sent = replicated_per_round(profile, false).await * 5.0;
+        assert!((checkpoints..checkpoints * 1.05).contains(&sent), "{profile:?}: {sent} W S in all");
+    }
 }

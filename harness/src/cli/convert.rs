@@ -69,6 +69,7 @@ impl RunArgs {
             round_deadline_ms: u64::try_from(self.round_deadline.0.as_millis()).unwrap_or(u64::MAX),
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
+            reuse: true,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
                 EngineArg::Torch => EngineKind::Torch,

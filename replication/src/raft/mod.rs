@@ -44,6 +44,7 @@ use crate::blob::{Blobs, Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::ledger::Record;
+use crate::store::Payload;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
@@ -186,7 +187,7 @@ impl RaftStore {
 
 #[async_trait]
 impl CheckpointStore for RaftStore {
-    async fn put_carried(&self, checkpoint: Checkpoint, _carrier: Carrier) -> Result<Receipt, StoreError> {
+    async fn put_carried(&self, checkpoint: Checkpoint, carrier: Carrier) -> Result<Receipt, StoreError> {
         checkpoint.within_limits()?;
         let current = self.current();
         match current {
@@ -196,11 +197,15 @@ impl CheckpointStore for RaftStore {
                 }
                 self.forward(checkpoint).await
             }
-            _ => self.proposer.put(checkpoint, self.local()).await,
+            _ => self.proposer.put(checkpoint, self.local(), carrier).await,
         }
     }
 
-    fn provide(&self, _blob: Blob) {}
+    fn provide(&self, blob: Blob) {
+        if self.guarantees().takes_provided {
+            self.proposer.exchange.blobs().provide(&blob);
+        }
+    }
 
     async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
         if self.current().is_some_and(|epoch| epoch.node == self.local()) {
@@ -269,6 +274,7 @@ impl CheckpointStore for RaftStore {
             minority_refuses: true,
             fails_over: of > 2,
             survives_full_restart: false,
+            takes_provided: self.proposer.config.payload == Payload::Digest,
         }
     }
 

@@ -26,7 +26,7 @@ use super::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::{Ledger, Record};
-use crate::store::{Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
+use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
 use crate::wire;
 
@@ -328,7 +328,7 @@ impl Inbox {
         let record: Record = wire::decode(&request.head)?;
         let Record { id, digest, metadata, .. } = record;
         let outcome = match Checkpoint::verified(id, digest, request.into_body(), metadata, from) {
-            Ok(checkpoint) => self.proposer.put(checkpoint, from).await,
+            Ok(checkpoint) => self.proposer.put(checkpoint, from, Carrier::Store).await,
             Err(error) => {
                 self.observer.observe(StoreEvent::CorruptBlob { from, digest });
                 Err(error)
@@ -361,6 +361,7 @@ impl Handler for Inbox {
             wire::FORWARD_PUT => self.forwarded_put(from, request).await,
             wire::BLOB_PUSH => self.exchange.on_push(from, request),
             wire::BLOB_PULL => self.exchange.on_pull(&request),
+            wire::BLOB_AWAIT => self.exchange.on_await(&request).await,
             unknown => Err(Refusal(format!("unknown message {unknown}"))),
         }
     }

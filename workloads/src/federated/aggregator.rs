@@ -6,7 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use replication::{Digest, Epoch, Held, Metadata, NodeId, Phase, StoreError};
+use futures_util::future::try_join;
+use replication::{Carrier, Epoch, Held, Metadata, NodeId, Phase, StoreError};
 use tokio::time::Instant;
 
 use super::checkpoint::{self, Writer};
@@ -30,12 +31,9 @@ impl Aggregator {
                 restored => restored?,
             };
             let from = restored.as_ref().map(|restored| restored.held);
-            let (digest, parameters) = match restored {
-                Some(restored) => (Digest::of(&restored.parameters), restored.parameters),
-                None => self.initial.clone(),
-            };
-            (self.events)(Event::Restored { epoch, from: from.map(|held| held.id), digest });
-            let mut tenure = Tenure::new(self, epoch, predecessors, from.is_some(), digest, parameters);
+            let global = restored.map_or_else(|| self.initial.clone(), |restored| restored.parameters);
+            (self.events)(Event::Restored { epoch, from: from.map(|held| held.id), digest: global.digest() });
+            let mut tenure = Tenure::new(self, epoch, predecessors, from.is_some(), global);
             match tenure.rounds(from).await {
                 // An earlier write of unknown outcome happened after all: continue from what is acknowledged.
                 Err(Interruption::Overtaken) => tokio::time::sleep(RETRY_PAUSE).await,
@@ -67,17 +65,17 @@ impl Tenure<'_> {
             if position.step == Step::Fit {
                 self.write(position.round, Phase::ConfigureFit, &mut written, Metadata::new()).await?;
                 let outcome = self.fit(position.round).await?;
-                self.parameters = outcome.parameters.clone();
-                self.digest = Digest::of(&self.parameters);
-                let metadata = Metadata::from([
-                    ("examples".to_owned(), outcome.examples.to_string()),
-                    ("train_loss".to_owned(), outcome.loss.to_string()),
-                ]);
-                self.write(position.round, Phase::AggregateFit, &mut written, metadata).await?;
+                self.global = outcome.parameters.clone();
                 fitted = Some(outcome);
             }
-            self.write(position.round, Phase::ConfigureEvaluate, &mut written, Metadata::new()).await?;
-            let (workers, evaluation) = self.evaluate(position.round).await;
+            let storing = self.store_averaged(position.round, fitted.as_ref(), &mut written);
+            let (workers, evaluation) = if self.aggregator.reuses() {
+                // What is sent for the evaluation is what the write waits for.
+                try_join(storing, async { Ok(self.evaluate(position.round).await) }).await?.1
+            } else {
+                storing.await?;
+                self.evaluate(position.round).await
+            };
             self.finished(position.round, begun, fitted, workers, evaluation);
             position = Position { round: position.round + 1, step: Step::Fit };
         }
@@ -86,6 +84,23 @@ impl Tenure<'_> {
             self.emit(Event::Completed { epoch, rounds, id, digest });
         }
         Ok(())
+    }
+
+    /// Writes what follows the averaging of a round.
+    async fn store_averaged(
+        &self,
+        round: u64,
+        fitted: Option<&Fitted>,
+        written: &mut Option<Held>,
+    ) -> Result<(), Interruption> {
+        if let Some(fitted) = fitted {
+            let metadata = Metadata::from([
+                ("examples".to_owned(), fitted.examples.to_string()),
+                ("train_loss".to_owned(), fitted.loss.to_string()),
+            ]);
+            self.write(round, Phase::AggregateFit, written, metadata).await?;
+        }
+        self.write(round, Phase::ConfigureEvaluate, written, Metadata::new()).await
     }
 
     /// Writes the global state of a phase, if the profile has it written and it is not yet. Repeats a write whose outcome
@@ -104,9 +119,10 @@ impl Tenure<'_> {
             return Ok(());
         }
         let writer = Writer { store: self.aggregator.store.as_ref(), events: &self.aggregator.events };
+        let carrier = if self.aggregator.reuses() { Carrier::Caller } else { Carrier::Store };
         loop {
-            let put =
-                writer.put_global(profile, (self.epoch, round, phase), &self.parameters, metadata.clone());
+            let at = (self.epoch, round, phase);
+            let put = writer.put_global(profile, at, &self.global, metadata.clone(), carrier);
             match put.await {
                 Ok(held) => {
                     *written = Some(held);
@@ -141,7 +157,7 @@ impl Tenure<'_> {
             evaluate_examples: examples,
             loss: mean(evaluation.loss_sum),
             accuracy: mean(evaluation.correct as f64),
-            digest: self.digest,
+            digest: self.global.digest(),
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use replication::CheckpointStore;
 use serde::{Deserialize, Serialize};
 
 /// What is written to the store in each round, so that comparisons are honest.
@@ -83,6 +84,17 @@ pub struct Config {
     pub aggregator_trains: bool,
     /// Whether parameters go to a worker with every instruction, as in Flower, instead of only when it lacks them.
     pub resend: bool,
+    /// Whether bytes that the learning plane carries anyway are not sent again by the store. Without effect where the
+    /// store carries bytes inline, and in profile `prototype`.
+    pub reuse: bool,
     /// Who computes the gradients.
     pub engine: EngineKind,
+}
+
+impl Config {
+    /// Whether `store` is given what the learning plane carries: [`Config::reuse`], if it has a use for it, but for profile
+    /// `prototype`, which is the control arm.
+    pub(crate) fn reuses(&self, store: &dyn CheckpointStore) -> bool {
+        self.reuse && self.profile != Profile::Prototype && store.guarantees().takes_provided
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use replication::transport::Transport;
-use replication::{AnyStore, Digest, Epoch, NodeId};
+use replication::{AnyStore, Blob, Epoch, NodeId};
 use tokio::sync::watch;
 
 use super::config::Config;
@@ -55,9 +55,9 @@ pub struct JobError {
 pub async fn run(participant: Participant) -> Result<(), JobError> {
     let Participant { config, store, learning, learner, initial, events } = participant;
     let node = learning.local();
-    let initial = (Digest::of(&initial), initial);
+    let initial = Blob::new(initial);
     let worker =
-        Arc::new(Worker::new(node, learner, store.clone(), config.profile, initial.clone(), events.clone()));
+        Arc::new(Worker::new(node, learner, store.clone(), &config, initial.clone(), events.clone()));
     let offers = watch::Sender::new(Offers::default());
     learning.serve(Arc::new(Inbox { worker: worker.clone(), offers: offers.clone() }));
     let aggregator = Aggregator {

@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use replication::transport::Transport;
-use replication::{AnyStore, Digest, Epoch, NodeId, StoreError};
+use replication::{AnyStore, Blob, Digest, Epoch, NodeId, StoreError};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -54,9 +53,16 @@ pub(crate) struct Aggregator {
     pub(crate) learning: Arc<dyn Transport>,
     pub(crate) worker: Arc<Worker>,
     pub(crate) offers: watch::Sender<Offers>,
-    /// Digest and bytes of the model every node starts from.
-    pub(crate) initial: (Digest, Bytes),
+    /// The model every node starts from.
+    pub(crate) initial: Blob,
     pub(crate) events: Events,
+}
+
+impl Aggregator {
+    /// Whether this node's store is given what the learning plane carries.
+    pub(super) fn reuses(&self) -> bool {
+        self.config.reuses(self.store.as_ref())
+    }
 }
 
 /// One epoch of this aggregator: what it carries from round to round.
@@ -68,8 +74,7 @@ pub(super) struct Tenure<'a> {
     patience: Instant,
     pub(super) uploads: Semaphore,
     /// The global parameters.
-    pub(super) digest: Digest,
-    pub(super) parameters: Bytes,
+    pub(super) global: Blob,
     /// Whether it was told that this node has workers.
     serving: AtomicBool,
     /// What each worker is known to have; a worker not listed is asked first.
@@ -82,8 +87,7 @@ impl<'a> Tenure<'a> {
         epoch: Epoch,
         predecessors: &BTreeSet<NodeId>,
         continues: bool,
-        digest: Digest,
-        parameters: Bytes,
+        global: Blob,
     ) -> Self {
         let starting = !continues && predecessors.is_empty();
         let present = |node: &NodeId| starting || aggregator.learning.connected().borrow().contains(node);
@@ -96,8 +100,7 @@ impl<'a> Tenure<'a> {
             expected,
             patience: Instant::now() + grace,
             uploads: Semaphore::new(UPLOADS_AT_ONCE),
-            digest,
-            parameters,
+            global,
             serving: AtomicBool::new(false),
             has: Mutex::default(),
         }

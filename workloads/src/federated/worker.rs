@@ -10,13 +10,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replication::transport::{Class, Frame, Handler, Refusal, Transport};
-use replication::{AnyStore, Checkpoint, CheckpointId, Digest, Epoch, NodeId, Phase, Slot};
+use replication::{AnyStore, Blob, Carrier, Checkpoint, CheckpointId, Digest, Epoch, NodeId, Phase, Slot};
 use tokio::sync::watch;
 
 use super::checkpoint::{Writer, tensors};
-use super::config::Profile;
+use super::config::{Config, Profile};
 use super::event::{Event, Events};
-use super::learner::{Learner, Update};
+use super::learner::Learner;
 use super::offers::Offers;
 use super::protocol::{self, Answer, FitResult, Instruction};
 use super::train::Evaluation;
@@ -34,16 +34,17 @@ const EPOCH_PATIENCE: Duration = Duration::from_secs(2);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 struct State {
-    /// Global parameters by digest, newest last.
-    parameters: VecDeque<(Digest, Bytes)>,
+    /// Global parameters, newest last.
+    parameters: VecDeque<Blob>,
     /// The last finished training, by the round and the parameters it started from.
     update: Option<(u64, Digest, Arc<FinishedUpdate>)>,
 }
 
 #[derive(Debug)]
 struct FinishedUpdate {
-    digest: Digest,
-    update: Update,
+    parameters: Blob,
+    examples: u64,
+    loss: f64,
 }
 
 /// One node's worker.
@@ -52,6 +53,8 @@ pub(crate) struct Worker {
     learner: Arc<dyn Learner>,
     store: AnyStore,
     profile: Profile,
+    /// Whether the store is given the parameters that come here.
+    reuse: bool,
     events: Events,
     /// The newest epoch this node's store told of.
     epoch: watch::Sender<Epoch>,
@@ -67,15 +70,20 @@ impl Worker {
         node: NodeId,
         learner: Arc<dyn Learner>,
         store: AnyStore,
-        profile: Profile,
-        initial: (Digest, Bytes),
+        config: &Config,
+        initial: Blob,
         events: Events,
     ) -> Self {
+        let reuse = config.reuses(store.as_ref());
+        if reuse {
+            store.provide(initial.clone());
+        }
         Self {
             node,
             learner,
             store,
-            profile,
+            profile: config.profile,
+            reuse,
             events,
             epoch: watch::Sender::new(Epoch::default()),
             state: Mutex::new(State { parameters: VecDeque::from([initial]), update: None }),
@@ -125,16 +133,18 @@ impl Worker {
     /// The parameters of an instruction: those sent along, checked, or those this worker has.
     fn parameters(&self, wanted: Digest, sent: Bytes) -> Result<Option<Bytes>, Refusal> {
         let mut state = self.state();
-        if let Some((_, kept)) = state.parameters.iter().find(|(digest, _)| *digest == wanted) {
-            return Ok(Some(kept.clone()));
+        if let Some(kept) = state.parameters.iter().find(|kept| kept.digest() == wanted) {
+            return Ok(Some(kept.bytes().clone()));
         }
         if sent.is_empty() {
             return Ok(None);
         }
-        if Digest::of(&sent) != wanted {
-            return Err(Refusal(format!("the parameters do not match digest {wanted}")));
+        let blob = Blob::verified(wanted, sent.clone());
+        let blob = blob.ok_or_else(|| Refusal(format!("the parameters do not match digest {wanted}")))?;
+        if self.reuse {
+            self.store.provide(blob.clone());
         }
-        state.parameters.push_back((wanted, sent.clone()));
+        state.parameters.push_back(blob);
         if state.parameters.len() > KEPT_PARAMETERS {
             state.parameters.pop_front();
         }
@@ -197,18 +207,19 @@ impl Worker {
                 let train_ns = begun.elapsed().as_nanos() as u64;
                 let (examples, loss) = (update.examples, update.loss);
                 (self.events)(Event::FitFinished { epoch, round, examples, loss, train_ns });
-                let finished = Arc::new(FinishedUpdate { digest: Digest::of(&update.parameters), update });
+                let parameters = Blob::new(update.parameters);
+                let finished = Arc::new(FinishedUpdate { parameters, examples, loss });
                 self.state().update = Some((round, start, finished.clone()));
                 finished
             }
         };
         if self.profile == Profile::Workers {
-            self.write_own(instruction, &finished.update).await;
+            self.write_own(instruction, &finished.parameters).await;
         }
         Ok(FitResult {
-            update: finished.digest,
-            examples: finished.update.examples,
-            loss: finished.update.loss,
+            update: finished.parameters.digest(),
+            examples: finished.examples,
+            loss: finished.loss,
         })
     }
 
@@ -222,10 +233,10 @@ impl Worker {
     }
 
     /// Profile `workers`: the parameters this worker trained.
-    async fn write_own(&self, instruction: Instruction, update: &Update) {
+    async fn write_own(&self, instruction: Instruction, update: &Blob) {
         let id = self.own_slot(instruction, Phase::AggregateFit, 0);
         // A failure is an event; the round does not depend on it.
-        let _ = self.writer().put(Checkpoint::new(id, update.parameters.clone(), [].into())).await;
+        let _ = self.writer().put(Checkpoint::of_blob(id, update.clone(), [].into()), Carrier::Store).await;
     }
 
     /// Profile `prototype`: the parameters this worker received, one write per tensor.
@@ -233,7 +244,7 @@ impl Worker {
         for (part, tensor) in tensors(parameters) {
             let id = self.own_slot(instruction, Phase::ConfigureFit, part);
             // A failure is an event; the round does not depend on it.
-            let _ = self.writer().put(Checkpoint::new(id, tensor, [].into())).await;
+            let _ = self.writer().put(Checkpoint::new(id, tensor, [].into()), Carrier::Store).await;
         }
     }
 
@@ -258,10 +269,10 @@ impl Worker {
     }
 
     /// The parameters of a finished training.
-    pub(crate) fn update(&self, digest: Digest) -> Option<Bytes> {
+    pub(crate) fn update(&self, digest: Digest) -> Option<Blob> {
         let state = self.state();
         let (_, _, finished) = state.update.as_ref()?;
-        (finished.digest == digest).then(|| finished.update.parameters.clone())
+        (finished.parameters.digest() == digest).then(|| finished.parameters.clone())
     }
 }
 
@@ -310,7 +321,7 @@ impl Handler for Inbox {
                 let digest: Digest = protocol::head(&request)?;
                 let update = self.worker.update(digest);
                 let update = update.ok_or_else(|| Refusal(format!("update {digest} is not here")))?;
-                Ok(Frame::default().with_segment(update))
+                Ok(Frame::default().with_segment(update.bytes().clone()))
             }
             unknown => Err(Refusal(format!("unknown message {unknown}"))),
         }
