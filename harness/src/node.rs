@@ -107,6 +107,7 @@ impl Node {
             store: self.store.clone(),
             learning: self.learning.clone(),
             learner: Arc::new(learner),
+            score: Resources::default().score(),
             initial: model::encode(model::initial(plan.job.seed))?,
             events: Arc::new(move |event| events.federated(event)),
         })

@@ -389,7 +389,7 @@ pub fn validate_nodes(nodes: u64) -> Result<(), Usage> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use workloads::federated::{EngineKind, Profile, Training};
+    use workloads::federated::{EngineKind, Policy, Profile, Training};
 
     use super::*;
 
@@ -409,6 +409,7 @@ pub(crate) mod tests {
             aggregator_trains: false,
             resend: false,
             reuse: true,
+            policy: Policy::First,
             engine: EngineKind::Candle,
         };
         let backend = BackendPlan {

@@ -536,6 +536,9 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
     /// Follows who aggregates, as far as this node knows.
     fn aggregator(&self) -> watch::Receiver<Option<Epoch>>;
 
+    /// Nodes that could take over from this one, in ascending order.
+    fn candidates(&self) -> Vec<NodeId>;
+
     /// Hands over on purpose, to `to` or to whoever is fit. Returns once another epoch is in force.
     ///
     /// # Errors

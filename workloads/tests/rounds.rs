@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use workloads::federated::{
     self, Config, EngineKind, Evaluation, Event, JobError, Learner, LearnerError, Participant, Partition,
-    Profile, Training, Update, model,
+    Policy, Profile, Training, Update, model,
 };
 
 /// What a stand-in worker adds to every parameter in a round.
@@ -71,6 +71,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         aggregator_trains: false,
         resend: false,
         reuse: true,
+        policy: Policy::First,
         engine: EngineKind::Candle,
     }
 }
@@ -124,6 +125,7 @@ impl Job {
                 store: store.clone() as AnyStore,
                 learning: learning.clone(),
                 learner: Arc::new(worker(*node)),
+                score: 500,
                 initial: model::encode(model::initial(config.seed)).unwrap(),
                 events: Arc::new(move |event| told.send_modify(|told| told.push((id, event)))),
             };
@@ -475,4 +477,43 @@ async fn without_reuse_the_same_bytes_cross_the_replication_plane_once() {
         let sent = replicated_per_round(profile, false).await * 5.0;
         assert!((checkpoints..checkpoints * 1.05).contains(&sent), "{profile:?}: {sent} W S in all");
     }
+}
+
+/// Who finished each round, in order.
+fn finishers(job: &Job) -> Vec<(u64, NodeId)> {
+    let told = job.told.borrow();
+    let finished = told.iter().filter_map(|(_, event)| match event {
+        Event::RoundFinished { round, epoch, .. } => Some((*round, epoch.node)),
+        _ => None,
+    });
+    finished.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_rotation_every_node_gets_its_turn() {
+    let config = Config { policy: Policy::Rotate { every_ms: 2000 }, ..config(5, 15, Profile::Once) };
+    let job = Job::start(config, 5, Payload::Digest, |_| trains_for(1)).await;
+    assert_final_parameters(&job, 15).await;
+    assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
+    let finishers = finishers(&job);
+    let rounds: Vec<u64> = finishers.iter().map(|(round, _)| *round).collect();
+    assert_eq!(rounds, (1..=15).collect::<Vec<_>>(), "each round is finished once");
+    let nodes: BTreeSet<NodeId> = finishers.iter().map(|(_, node)| *node).collect();
+    assert_eq!(nodes.len(), 5, "{finishers:?}");
+    // Whoever hands over works on: no round is short of a worker.
+    let all = |event: &Event| matches!(event, Event::RoundFinished { fit_workers: 4, .. });
+    assert_eq!(job.count(all), 15);
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_latency_the_aggregator_leaves_a_node_that_is_far_away_and_stays() {
+    let config = Config { policy: Policy::Latency, ..config(5, 12, Profile::Once) };
+    let job = Job::start(config, 5, Payload::Digest, |_| trains_for(1)).await;
+    let first = job.fit_started(1).await;
+    job.learning.set_distance(first, Duration::from_millis(40));
+    assert_final_parameters(&job, 12).await;
+    let finishers = finishers(&job);
+    let moves = finishers.windows(2).filter(|pair| pair[0].1 != pair[1].1).count();
+    assert_eq!(moves, 1, "{finishers:?}");
+    assert!(finishers.iter().all(|(round, node)| (*node == first) == (*round <= 2)), "{finishers:?}");
 }

@@ -70,6 +70,7 @@ impl RunArgs {
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: true,
+            policy: workloads::federated::Policy::First,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
                 EngineArg::Torch => EngineKind::Torch,

@@ -240,6 +240,11 @@ impl CheckpointStore for RaftStore {
         self.proposer.aggregator.clone()
     }
 
+    fn candidates(&self) -> Vec<NodeId> {
+        let local = self.local();
+        self.proposer.config.nodes.iter().copied().filter(|node| *node != local).collect()
+    }
+
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {
         let current = self.current();
         if current.is_none_or(|epoch| epoch.node != self.local()) {

@@ -20,6 +20,24 @@ pub enum Profile {
     Workers,
 }
 
+/// Who aggregates, beyond what a failure decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// Whoever the store names stays.
+    #[default]
+    First,
+    /// The node with the lowest mean round-trip time to its peers.
+    Latency,
+    /// The most suitable node ([`replication::suitability`]).
+    Suitability,
+    /// Every node in turn (Behera et al. 2021).
+    Rotate {
+        /// Time in office after which the next one takes over, in milliseconds.
+        every_ms: u64,
+    },
+}
+
 /// How training examples are spread over the workers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -87,6 +105,8 @@ pub struct Config {
     /// Whether bytes that the learning plane carries anyway are not sent again by the store. Without effect where the
     /// store carries bytes inline, and in profile `prototype`.
     pub reuse: bool,
+    /// Who aggregates, beyond what a failure decides.
+    pub policy: Policy,
     /// Who computes the gradients.
     pub engine: EngineKind,
 }

@@ -2,7 +2,7 @@
 //!
 //! It deliberately does not know what is written to the store, nor which round comes next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::average::Average;
 use super::event::Event;
 use super::model;
+use super::policy::Standing;
 use super::protocol::{self, Answer, FitResult, Instruction};
 use super::tenure::{RETRY_PAUSE, Stopped, Tenure};
 use super::train::Evaluation;
@@ -55,6 +56,7 @@ struct Collected {
     loss_sum: f64,
     /// What a worker said that could not train.
     refused: Option<String>,
+    standings: BTreeMap<NodeId, Standing>,
 }
 
 impl Collected {
@@ -77,6 +79,8 @@ pub(super) struct Fitted {
     pub(super) fit_ns: u64,
     pub(super) workers: u32,
     pub(super) loss: f64,
+    /// What the workers said of themselves.
+    pub(super) standings: BTreeMap<NodeId, Standing>,
 }
 
 impl Tenure<'_> {
@@ -98,7 +102,8 @@ impl Tenure<'_> {
                 let parameters = Blob::new(model::encode(averaged).map_err(|error| failed(&error))?);
                 let fit_ns = begun.elapsed().as_nanos() as u64;
                 let loss = collected.loss_sum / examples as f64;
-                return Ok(Fitted { parameters, examples, begun, fit_ns, workers: collected.count, loss });
+                let (workers, standings) = (collected.count, collected.standings);
+                return Ok(Fitted { parameters, examples, begun, fit_ns, workers, loss, standings });
             }
             failures.extend(collected.refused);
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -117,9 +122,18 @@ impl Tenure<'_> {
             .into_iter()
             .map(|worker| async move { (worker, self.fit_one(worker, round).await) })
             .collect();
-        let mut collected = Collected { average: Average::new(), count: 0, loss_sum: 0.0, refused: None };
+        let mut collected = Collected {
+            average: Average::new(),
+            standings: BTreeMap::new(),
+            count: 0,
+            loss_sum: 0.0,
+            refused: None,
+        };
         while let Ok(Some((worker, result))) = tokio::time::timeout_at(deadline, results.next()).await {
             missing.remove(&worker);
+            if let Ok((result, _)) = &result {
+                collected.standings.insert(worker, result.standing);
+            }
             if let Err(failure) = result.and_then(|(result, update)| collected.add(result, &update)) {
                 let reason = failure.to_string();
                 if let Failure::Refused(reason) = failure {

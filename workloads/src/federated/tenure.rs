@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::config::Config;
 use super::event::{Event, Events};
 use super::offers::Offers;
+use super::policy::Chooser;
 use super::worker::Worker;
 
 /// Updates fetched at once: more would overrun the aggregator's receive buffer.
@@ -77,6 +78,8 @@ pub(super) struct Tenure<'a> {
     pub(super) global: Blob,
     /// Whether it was told that this node has workers.
     serving: AtomicBool,
+    pub(super) begun: Instant,
+    pub(super) chooser: Chooser,
     /// What each worker is known to have; a worker not listed is asked first.
     pub(super) has: Mutex<BTreeMap<NodeId, Digest>>,
 }
@@ -102,6 +105,8 @@ impl<'a> Tenure<'a> {
             uploads: Semaphore::new(UPLOADS_AT_ONCE),
             global,
             serving: AtomicBool::new(false),
+            begun: Instant::now(),
+            chooser: Chooser::new(aggregator.config.policy, epoch.node),
             has: Mutex::default(),
         }
     }

@@ -14,10 +14,12 @@ use replication::{AnyStore, Blob, Carrier, Checkpoint, CheckpointId, Digest, Epo
 use tokio::sync::watch;
 
 use super::checkpoint::{Writer, tensors};
-use super::config::{Config, Profile};
+use super::config::Profile;
 use super::event::{Event, Events};
 use super::learner::Learner;
-use super::offers::Offers;
+use super::node::Participant;
+use super::offers::{Offers, Predecessors};
+use super::policy::Standing;
 use super::protocol::{self, Answer, FitResult, Instruction};
 use super::train::Evaluation;
 
@@ -55,6 +57,9 @@ pub(crate) struct Worker {
     profile: Profile,
     /// Whether the store is given the parameters that come here.
     reuse: bool,
+    /// Where this node's place in the network shows.
+    learning: Arc<dyn Transport>,
+    score: u32,
     events: Events,
     /// The newest epoch this node's store told of.
     epoch: watch::Sender<Epoch>,
@@ -66,25 +71,21 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        node: NodeId,
-        learner: Arc<dyn Learner>,
-        store: AnyStore,
-        config: &Config,
-        initial: Blob,
-        events: Events,
-    ) -> Self {
+    pub(crate) fn new(participant: &Participant, initial: Blob) -> Self {
+        let Participant { config, store, learning, learner, score, events, .. } = participant;
         let reuse = config.reuses(store.as_ref());
         if reuse {
             store.provide(initial.clone());
         }
         Self {
-            node,
-            learner,
-            store,
+            node: learning.local(),
+            learner: learner.clone(),
+            store: store.clone(),
             profile: config.profile,
             reuse,
-            events,
+            learning: learning.clone(),
+            score: *score,
+            events: events.clone(),
             epoch: watch::Sender::new(Epoch::default()),
             state: Mutex::new(State { parameters: VecDeque::from([initial]), update: None }),
             working: tokio::sync::Mutex::new(()),
@@ -94,6 +95,11 @@ impl Worker {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How fit this node is to aggregate.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing::new(&self.learning.round_trips(), self.score)
     }
 
     /// Takes note of a newer epoch: work of older ones is dropped.
@@ -108,7 +114,8 @@ impl Worker {
     }
 
     /// Offers this worker to the aggregator of `epoch` until it accepts, or the connection shows that it is gone.
-    pub(crate) async fn join(&self, learning: &dyn Transport, epoch: Epoch) {
+    pub(crate) async fn join(&self, epoch: Epoch) {
+        let learning = self.learning.as_ref();
         let mut pause = JOIN_RETRY.0;
         let mut connected = learning.connected();
         loop {
@@ -220,6 +227,7 @@ impl Worker {
             update: finished.parameters.digest(),
             examples: finished.examples,
             loss: finished.loss,
+            standing: self.standing(),
         })
     }
 
@@ -290,6 +298,8 @@ pub(crate) struct Inbox {
     pub(crate) worker: Arc<Worker>,
     /// Offers of workers to this node, for the epochs in which it aggregates.
     pub(crate) offers: watch::Sender<Offers>,
+    /// Nodes that lost their office.
+    pub(crate) predecessors: Arc<Mutex<Predecessors>>,
 }
 
 #[async_trait]
@@ -316,6 +326,12 @@ impl Handler for Inbox {
                 speaks_for(instruction.epoch, from)?;
                 let answer = self.worker.on_evaluate(instruction, request.into_body()).await?;
                 Ok(protocol::frame(protocol::EVALUATE, &answer))
+            }
+            protocol::HAND_OVER => {
+                let finished_round: u64 = protocol::head(&request)?;
+                let mut predecessors = self.predecessors.lock().unwrap_or_else(PoisonError::into_inner);
+                predecessors.hands_over(from, finished_round);
+                Ok(Frame::default())
             }
             protocol::FETCH_UPDATE => {
                 let digest: Digest = protocol::head(&request)?;

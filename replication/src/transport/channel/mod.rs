@@ -187,6 +187,11 @@ impl ChannelNetwork {
         lock(&self.net.model).link.loss = loss;
     }
 
+    /// Adds `delay`, one way, to every link of `node`.
+    pub fn set_distance(&self, node: NodeId, delay: Duration) {
+        lock(&self.net.model).distances.insert(node, delay);
+    }
+
     /// Changes every link.
     pub fn set_link(&self, link: LinkSpec) {
         lock(&self.net.model).link = link;
@@ -406,6 +411,12 @@ impl Transport for ChannelTransport {
 
     fn connected(&self) -> watch::Receiver<Vec<NodeId>> {
         self.end.connected.subscribe()
+    }
+
+    fn round_trips(&self) -> Vec<(NodeId, Duration)> {
+        let model = lock(&self.net.model);
+        let trip = |peer| (peer, model.round_trip(self.end.id, peer));
+        model.connected(self.end.id).into_iter().map(trip).collect()
     }
 
     fn traffic(&self) -> Traffic {

@@ -104,6 +104,8 @@ struct Egress {
 pub(super) struct Model {
     seed: u64,
     pub(super) link: LinkSpec,
+    /// Added to the delay of every link of a node, one way.
+    pub(super) distances: BTreeMap<NodeId, Duration>,
     /// Known nodes, and whether they are up.
     nodes: BTreeMap<NodeId, bool>,
     cuts: BTreeSet<Pair>,
@@ -117,6 +119,7 @@ impl Model {
         Self {
             seed,
             link,
+            distances: BTreeMap::new(),
             nodes: nodes.into_iter().map(|node| (node, false)).collect(),
             cuts: BTreeSet::new(),
             connections: BTreeMap::new(),
@@ -223,6 +226,16 @@ impl Model {
         connection.up = connection.reachable;
     }
 
+    fn delay(&self, from: NodeId, to: NodeId) -> Duration {
+        let distance = |node| self.distances.get(&node).copied().unwrap_or_default();
+        self.link.delay + distance(from) + distance(to)
+    }
+
+    /// What a small message and its answer take on an idle link.
+    pub(super) fn round_trip(&self, a: NodeId, b: NodeId) -> Duration {
+        self.delay(a, b) * 2 + self.link.jitter
+    }
+
     /// Sends a message of `bytes` at `now`.
     pub(super) fn send(
         &mut self,
@@ -233,7 +246,8 @@ impl Model {
         now: Instant,
     ) -> Departure {
         let leaves = self.occupy(from, lane, bytes, now);
-        let LinkSpec { delay, jitter, loss, .. } = self.link;
+        let LinkSpec { jitter, loss, .. } = self.link;
+        let delay = self.delay(from, to);
         let retransmission = self.link.retransmission_timeout();
         let seed = self.seed;
         let dice = self.dice.entry((from, to)).or_insert_with(|| dice(seed, from, to));
