@@ -16,11 +16,13 @@ use tokio::task::JoinSet;
 
 use super::config::RaftConfig;
 use super::machine::{Machine, RaftCore};
+use super::notice::Standing;
 use super::types::{Answer, Command, LogId};
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::Record;
-use crate::store::{Checkpoint, Digest, Epoch, Guarantee, NodeId, Payload, Receipt, Slot};
+use crate::store::{Checkpoint, Digest, Epoch, Guarantee, NodeId, Observer, Payload, Receipt, Slot};
+use crate::suitability::Resources;
 use crate::transport::Transport;
 
 /// Digests of which the holders are remembered: a round's tensors and metadata, and then some.
@@ -34,6 +36,9 @@ pub(crate) struct Proposer {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) aggregator: watch::Receiver<Option<Epoch>>,
     pub(super) config: RaftConfig,
+    pub(super) standing: Standing,
+    pub(super) resources: Resources,
+    pub(super) observer: Arc<dyn Observer>,
     pub(super) spread: Spread,
     pub(super) background: Mutex<JoinSet<()>>,
 }
@@ -109,7 +114,7 @@ impl Proposer {
     }
 
     fn too_late(&self, timeout: Duration, unled: &AtomicBool) -> String {
-        let voters = self.config.nodes.len();
+        let voters = self.config.voters();
         if unled.load(Ordering::Relaxed) {
             let heartbeat_ms = self.config.heartbeat_ms;
             format!(
@@ -145,7 +150,7 @@ impl Proposer {
             }
         }
         let holders = holders.unwrap_or_else(|| self.have_entry(log_id));
-        let of = self.config.nodes.len() as u32;
+        let of = self.config.voters();
         Ok(Receipt { id, digest, guarantee: Guarantee::Majority { of }, holders })
     }
 
@@ -157,11 +162,11 @@ impl Proposer {
         holders.insert(self.transport.local());
         let mut pushes = JoinSet::new();
         let pause = Duration::from_millis(self.config.heartbeat_ms);
-        for peer in self.config.nodes.difference(&holders).copied() {
+        for peer in self.standing.voters().difference(&holders).copied() {
             let (exchange, parameters) = (self.exchange.clone(), parameters.clone());
             pushes.spawn(async move { exchange.push(peer, digest, parameters, pause).await.then_some(peer) });
         }
-        while holders.len() <= self.config.nodes.len() / 2 {
+        while !self.standing.is_majority(&holders) {
             match pushes.join_next().await {
                 Some(pushed) => holders.extend(pushed.ok().flatten()),
                 // Fewer than a majority took the bytes: the put's timeout says so.
@@ -182,10 +187,13 @@ impl Proposer {
     /// that nobody has let them go.
     fn known_holders(&self, record: &Record) -> BTreeSet<NodeId> {
         let current = self.machine.read(|ledger| ledger.newest(record.id.slot).map(|newest| newest.digest));
-        if current == Some(record.digest) { self.spread.of(record.digest) } else { BTreeSet::new() }
+        if current != Some(record.digest) {
+            return BTreeSet::new();
+        }
+        self.spread.of(record.digest).intersection(&self.standing.voters()).copied().collect()
     }
 
-    fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
+    pub(super) fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
         while background.try_join_next().is_some() {}
         background
@@ -228,7 +236,7 @@ impl Proposer {
             .map(|(node, _)| NodeId(*node))
             .collect();
         holders.insert(self.transport.local());
-        holders.into_iter().collect()
+        holders.intersection(&self.standing.voters()).copied().collect()
     }
 
     /// The bytes of an acknowledged checkpoint: from here, from its writer while that leads, or from any other voter.
@@ -239,7 +247,7 @@ impl Proposer {
         let local = self.transport.local();
         let connected = self.transport.connected().borrow().clone();
         let reachable = |holder: &NodeId| *holder != local && connected.contains(holder);
-        let mut holders: Vec<NodeId> = self.config.nodes.iter().copied().filter(reachable).collect();
+        let mut holders: Vec<NodeId> = self.standing.voters().into_iter().filter(reachable).collect();
         // Not everyone asks the same node first.
         holders.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.seed ^ local.0 ^ record.id.round));
         // The writer has them for certain, but a writer that lost its office may be dead.
@@ -249,11 +257,19 @@ impl Proposer {
         self.exchange.fetch(record.digest, record.bytes, &holders).await
     }
 
+    /// Index of the last log entry that was applied here.
+    pub(super) fn applied(&self) -> Option<u64> {
+        let metrics = self.raft.data_metrics();
+        metrics.borrow_watched().last_applied.map(|applied| applied.index)
+    }
+
     pub(super) fn most_caught_up(&self) -> Option<NodeId> {
         let metrics = self.raft.data_metrics();
         let metrics = metrics.borrow_watched();
         let local = self.transport.local();
-        let peers = metrics.replication.iter().flatten().filter(|(node, _)| **node != local.0);
+        let voters = self.standing.voters();
+        let successor = |node: NodeId| node != local && voters.contains(&node);
+        let peers = metrics.replication.iter().flatten().filter(|(node, _)| successor(NodeId(**node)));
         peers.max_by_key(|(_, matched)| matched.map(|matched| matched.index)).map(|(node, _)| NodeId(*node))
     }
 }
