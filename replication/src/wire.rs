@@ -9,6 +9,14 @@ pub(crate) const RAFT_SNAPSHOT: u8 = 4;
 pub(crate) const RAFT_TRANSFER: u8 = 5;
 /// A write by a node that does not lead, sent to the one that does.
 pub(crate) const FORWARD_PUT: u8 = 6;
+/// What a node has to offer and how far it is.
+pub(crate) const REPORT: u8 = 7;
+/// Founding the group of the most suitable.
+pub(crate) const FOUND: u8 = 8;
+/// Who leads and who votes, for nodes outside of the group.
+pub(crate) const NOTICE: u8 = 9;
+/// A read by a node outside of the group.
+pub(crate) const READ: u8 = 10;
 pub(crate) const BLOB_PUSH: u8 = 16;
 pub(crate) const BLOB_PULL: u8 = 17;
 /// Asks to be told when the peer has certain bytes, whoever brings them.

@@ -299,8 +299,11 @@ async fn a_dead_worker_does_not_stop_the_job() {
     let mut job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| trains_for(1)).await;
     let aggregator = job.fit_started(2).await;
     let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
+    let begun = tokio::time::Instant::now();
     job.crash(worker).await;
     job.completed().await;
+    // The idle timeout shows that it is gone; then two rounds of a second.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
     assert!(
         job.count(|event| matches!(event, Event::WorkerFailed { worker: failed, .. } if *failed == worker))
             >= 1
@@ -386,8 +389,11 @@ async fn evaluation_does_not_wait_for_workers_that_are_gone() {
     let put = |_, event: &Event| matches!(event, Event::CheckpointPut { .. });
     let (aggregator, _) = job.hears("the average", put).await;
     let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
+    let begun = tokio::time::Instant::now();
     job.crash(worker).await;
     job.completed().await;
+    // The idle timeout shows that it is gone; then two rounds of a second.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Full Raft: every voter holds every acknowledged checkpoint.
+//! Raft: every voter holds every acknowledged checkpoint. Every node votes, or the most suitable do.
 //!
 //! ```text
 //!   RaftStore      the contract: put, latest, get, aggregator, step_down
@@ -6,6 +6,9 @@
 //!   election       when to suspect the leader        types      what a log entry is
 //!   network        openraft's messages over transport
 //!   log, machine   openraft's storage: entries; acknowledged checkpoints and snapshots
+//!   founding       who begins                        membership who replaces a voter that stays away
+//!   notice         what nodes outside of the group are told
+//!   outside        how they read
 //! ```
 //!
 //! openraft does votes, terms, log replication and commitment (Ongaro and Ousterhout 2014, with pre-vote and leadership
@@ -14,31 +17,36 @@
 
 mod config;
 mod election;
+mod founding;
 mod log;
 mod machine;
+mod membership;
 mod network;
+mod notice;
+mod outside;
 mod proposer;
 mod types;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
-use openraft::{EmptyNode, ReadPolicy};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use self::config::{Electorate, RaftConfig};
 use self::log::MemoryLog;
 use self::machine::{Machine, RaftCore};
+use self::notice::Standing;
+use self::outside::Wanted;
 use self::proposer::Proposer;
 use crate::blob::{Blobs, Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
@@ -49,7 +57,7 @@ use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
-use crate::transport::{Class, Frame, Transport};
+use crate::transport::{Class, Frame};
 use crate::wire;
 
 /// The log is compacted when it holds this many bytes of checkpoints ...
@@ -60,6 +68,8 @@ const MAX_LOG_ENTRIES: usize = 512;
 pub struct RaftStore {
     proposer: Arc<Proposer>,
     log: MemoryLog,
+    /// The newest checkpoint that `latest` returned, where a read may ask another node: reads never go back.
+    returned: std::sync::Mutex<Option<CheckpointId>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -74,19 +84,25 @@ impl fmt::Debug for RaftStore {
 
 impl fmt::Display for RaftStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "raft ({} voters, {})", self.proposer.config.nodes.len(), self.proposer.config.payload)
+        let RaftConfig { nodes, payload, .. } = &self.proposer.config;
+        match self.proposer.config.electorate {
+            Electorate::Everyone => write!(f, "raft ({} voters, {payload})", nodes.len()),
+            Electorate::MostSuitable { voters, .. } => {
+                write!(f, "raft-subset ({voters} of {} voters, {payload})", nodes.len())
+            }
+        }
     }
 }
 
 impl RaftStore {
-    /// Opens this node's store on `transport`. The lowest voter founds the cluster once a majority is connected;
-    /// the others join it.
+    /// Opens this node's store on `site`. The lowest node sees to it that the group is founded once a majority is
+    /// connected; the others join it, or are told of it.
     ///
     /// # Errors
-    /// Contradictory timers, or a node that is no voter.
+    /// Contradictory timers, voters that cannot be had, or a node that is not among the nodes.
     pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, .. } = site;
+        let Site { transport, observer, resources } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
@@ -108,6 +124,9 @@ impl RaftStore {
             transport: transport.clone(),
             aggregator,
             config: config.clone(),
+            standing: Standing::new(raft.clone()),
+            resources,
+            observer: observer.clone(),
             spread: proposer::Spread::default(),
             background: std::sync::Mutex::default(),
         });
@@ -124,11 +143,25 @@ impl RaftStore {
         let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let deadline = election::Deadline::new(config.window, rng, Instant::now());
         let mut tasks = JoinSet::new();
-        tasks.spawn(election::run(raft.clone(), deadline, contacted, announce, observer));
-        tasks.spawn(compact(raft.clone(), log.clone()));
+        let standing = proposer.standing.clone();
+        let changed = Arc::new(Notify::new());
+        tasks.spawn(election::run(
+            raft.clone(),
+            standing,
+            changed.clone(),
+            deadline,
+            contacted,
+            announce,
+            observer,
+        ));
+        tasks.spawn(compact(raft, log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));
-        tasks.spawn(found(raft, transport, config.nodes));
-        Ok(Arc::new(Self { proposer, log, tasks: Mutex::new(tasks) }))
+        tasks.spawn(founding::run(proposer.clone()));
+        if let Electorate::MostSuitable { grace_ms, .. } = config.electorate {
+            tasks.spawn(notice::run(proposer.clone(), changed));
+            tasks.spawn(membership::run(proposer.clone(), Duration::from_millis(grace_ms)));
+        }
+        Ok(Arc::new(Self { proposer, log, returned: std::sync::Mutex::default(), tasks: Mutex::new(tasks) }))
     }
 
     fn local(&self) -> NodeId {
@@ -167,6 +200,34 @@ impl RaftStore {
             .map_err(|refusal| unavailable(refusal.0))?
     }
 
+    /// Whether acknowledged state is read from this node: everyone's if everyone votes, else a voter's.
+    fn holds_state(&self) -> bool {
+        self.proposer.config.electorate == Electorate::Everyone || self.proposer.standing.votes()
+    }
+
+    /// Reads here if this node has what `wanted` takes, elsewhere if not, until somebody answers.
+    async fn read_anywhere(&self, wanted: Wanted) -> Result<Option<Checkpoint>, StoreError> {
+        let deadline = Instant::now() + Duration::from_millis(self.proposer.config.put_timeout_ms);
+        let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
+        loop {
+            let newest = self.newest_returned();
+            let here = self.proposer.find(wanted);
+            // A voter that joined lately may be behind what it read as a node outside of the group.
+            let behind = wanted == Wanted::Latest && here.as_ref().map(|record| record.id) < newest;
+            if self.holds_state() && !behind {
+                return self.read(here).await;
+            }
+            match self.proposer.ask(wanted, newest).await {
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(pause).await,
+                answer => return answer,
+            }
+        }
+    }
+
+    fn newest_returned(&self) -> Option<CheckpointId> {
+        *self.returned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn read(&self, record: Option<Record>) -> Result<Option<Checkpoint>, StoreError> {
         let Some(record) = record else { return Ok(None) };
         let deadline = Instant::now() + Duration::from_millis(self.proposer.config.put_timeout_ms);
@@ -202,7 +263,10 @@ impl CheckpointStore for RaftStore {
     }
 
     fn provide(&self, blob: Blob) {
-        if self.guarantees().takes_provided {
+        let voters = self.proposer.standing.voters();
+        // Before the group is founded, this node may yet be one of them.
+        let outside = !voters.is_empty() && !voters.contains(&self.local());
+        if self.guarantees().takes_provided && !outside {
             self.proposer.exchange.blobs().provide(&blob);
         }
     }
@@ -221,14 +285,20 @@ impl CheckpointStore for RaftStore {
                 }
             }
         }
-        self.read(self.proposer.machine.read(|ledger| ledger.latest().cloned())).await
+        let latest = self.read_anywhere(Wanted::Latest).await?;
+        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+        *returned = latest.as_ref().map(Checkpoint::id).max(*returned);
+        Ok(latest)
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
-        self.read(self.proposer.machine.read(|ledger| ledger.find(id).cloned())).await
+        self.read_anywhere(Wanted::Named(id)).await
     }
 
     fn held(&self) -> Option<Held> {
+        if !self.holds_state() {
+            return None;
+        }
         let blobs = self.proposer.exchange.blobs();
         self.proposer.machine.read(|ledger| {
             let here = ledger.globals().find(|record| blobs.get(record.digest).is_some())?;
@@ -242,7 +312,7 @@ impl CheckpointStore for RaftStore {
 
     fn candidates(&self) -> Vec<NodeId> {
         let local = self.local();
-        self.proposer.config.nodes.iter().copied().filter(|node| *node != local).collect()
+        self.proposer.standing.voters().into_iter().filter(|node| *node != local).collect()
     }
 
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {
@@ -251,7 +321,8 @@ impl CheckpointStore for RaftStore {
             return Err(StoreError::NotAggregator { current });
         }
         let successor = to.or_else(|| self.proposer.most_caught_up());
-        let successor = successor.filter(|to| *to != self.local() && self.proposer.config.nodes.contains(to));
+        let successor =
+            successor.filter(|to| *to != self.local() && self.proposer.standing.voters().contains(to));
         let to = successor
             .ok_or_else(|| StoreError::Unavailable { reason: "there is nobody to hand over to".into() })?;
         let closed = |error: &dyn fmt::Display| StoreError::Closed { reason: error.to_string() };
@@ -271,7 +342,7 @@ impl CheckpointStore for RaftStore {
     }
 
     fn guarantees(&self) -> Guarantees {
-        let of = self.proposer.config.nodes.len() as u32;
+        let of = self.proposer.config.voters();
         Guarantees {
             acknowledged: Guarantee::Majority { of },
             tolerated_losses: (of - 1) / 2,
@@ -290,26 +361,6 @@ impl CheckpointStore for RaftStore {
         if let Err(error) = self.proposer.raft.shutdown().await {
             tracing::warn!(%error, "raft did not shut down in order");
         }
-    }
-}
-
-/// Founds the cluster on the lowest voter, once enough others are connected to elect it.
-async fn found(raft: RaftCore, transport: Arc<dyn Transport>, voters: BTreeSet<NodeId>) {
-    if voters.first() != Some(&transport.local()) {
-        return;
-    }
-    let mut connected = transport.connected();
-    let majority = |peers: &Vec<NodeId>| {
-        let voting = peers.iter().filter(|peer| voters.contains(peer)).count();
-        voting + 1 > voters.len() / 2
-    };
-    if connected.wait_for(majority).await.is_err() {
-        return;
-    }
-    let members: BTreeMap<u64, EmptyNode> = voters.iter().map(|voter| (voter.0, EmptyNode {})).collect();
-    // openraft has the founder stand for election at once.
-    if let Err(error) = raft.initialize(members).await {
-        tracing::info!(%error, "the cluster exists already");
     }
 }
 
@@ -348,8 +399,10 @@ async fn complete(proposer: Arc<Proposer>, mut missed: mpsc::UnboundedReceiver<R
 async fn complete_one(proposer: &Proposer, record: Record) {
     let mut aggregator = proposer.aggregator.clone();
     let writer = record.id.epoch;
+    // Nobody sends them to a node that does not vote yet.
     tokio::select! {
         biased;
+        () = std::future::ready(()), if !proposer.standing.votes() => {}
         _ = proposer.exchange.blobs().arrival(record.digest) => return,
         _ = aggregator.wait_for(|now| *now != Some(writer)) => {}
         () = tokio::time::sleep(transfer_timeout(record.bytes)) => {}

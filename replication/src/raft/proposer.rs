@@ -17,11 +17,13 @@ use tokio::task::JoinSet;
 
 use super::config::RaftConfig;
 use super::machine::{Machine, RaftCore};
+use super::notice::Standing;
 use super::types::{Answer, Command, LogId};
 use crate::blob::{Exchange, provision_patience, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::Record;
-use crate::store::{Carrier, Checkpoint, Digest, Epoch, Guarantee, NodeId, Payload, Receipt, Slot};
+use crate::store::{Carrier, Checkpoint, Digest, Epoch, Guarantee, NodeId, Observer, Payload, Receipt, Slot};
+use crate::suitability::Resources;
 use crate::transport::Transport;
 
 /// Digests of which the holders are remembered: a round's tensors and metadata, and then some.
@@ -35,6 +37,9 @@ pub(crate) struct Proposer {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) aggregator: watch::Receiver<Option<Epoch>>,
     pub(super) config: RaftConfig,
+    pub(super) standing: Standing,
+    pub(super) resources: Resources,
+    pub(super) observer: Arc<dyn Observer>,
     pub(super) spread: Spread,
     pub(super) background: Mutex<JoinSet<()>>,
 }
@@ -143,7 +148,7 @@ impl Proposer {
     }
 
     fn too_late(&self, timeout: Duration, unled: &AtomicBool) -> String {
-        let voters = self.config.nodes.len();
+        let voters = self.config.voters();
         if unled.load(Ordering::Relaxed) {
             let heartbeat_ms = self.config.heartbeat_ms;
             format!(
@@ -184,7 +189,7 @@ impl Proposer {
             }
         }
         let holders = holders.unwrap_or_else(|| self.have_entry(log_id));
-        let of = self.config.nodes.len() as u32;
+        let of = self.config.voters();
         Ok(Receipt { id, digest, guarantee: Guarantee::Majority { of }, holders })
     }
 
@@ -202,11 +207,11 @@ impl Proposer {
             Carrier::Store => None,
         };
         let mut pushes = JoinSet::new();
-        for peer in self.config.nodes.difference(&holders).copied() {
+        for peer in self.standing.voters().difference(&holders).copied() {
             let under_way = takers.contains_key(&peer).then(|| transfer_timeout(record.bytes));
             pushes.spawn(self.bring(peer, digest, parameters.clone(), under_way.or(patience)));
         }
-        while holders.len() <= self.config.nodes.len() / 2 {
+        while !self.standing.is_majority(&holders) {
             match pushes.join_next().await {
                 Some(brought) => holders.extend(brought.ok().flatten()),
                 // Fewer than a majority took the bytes: the put's timeout says so.
@@ -245,10 +250,16 @@ impl Proposer {
     /// the slot has them too, so that nobody has let them go.
     fn known_takers(&self, record: &Record) -> Takers {
         let current = self.machine.read(|ledger| ledger.newest(record.id.slot).map(|newest| newest.digest));
-        if current == Some(record.digest) { self.spread.of(record.digest) } else { Takers::new() }
+        if current != Some(record.digest) {
+            return Takers::new();
+        }
+        let voters = self.standing.voters();
+        let mut takers = self.spread.of(record.digest);
+        takers.retain(|peer, _| voters.contains(peer));
+        takers
     }
 
-    fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
+    pub(super) fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
         while background.try_join_next().is_some() {}
         background
@@ -291,7 +302,7 @@ impl Proposer {
             .map(|(node, _)| NodeId(*node))
             .collect();
         holders.insert(self.transport.local());
-        holders.into_iter().collect()
+        holders.intersection(&self.standing.voters()).copied().collect()
     }
 
     /// The bytes of an acknowledged checkpoint: from here, from its writer while that leads, or from any other voter.
@@ -302,7 +313,7 @@ impl Proposer {
         let local = self.transport.local();
         let connected = self.transport.connected().borrow().clone();
         let reachable = |holder: &NodeId| *holder != local && connected.contains(holder);
-        let mut holders: Vec<NodeId> = self.config.nodes.iter().copied().filter(reachable).collect();
+        let mut holders: Vec<NodeId> = self.standing.voters().into_iter().filter(reachable).collect();
         // Not everyone asks the same node first.
         holders.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.seed ^ local.0 ^ record.id.round));
         // The writer has them for certain, but a writer that lost its office may be dead.
@@ -312,11 +323,19 @@ impl Proposer {
         self.exchange.fetch(record.digest, record.bytes, &holders).await
     }
 
+    /// Index of the last log entry that was applied here.
+    pub(super) fn applied(&self) -> Option<u64> {
+        let metrics = self.raft.data_metrics();
+        metrics.borrow_watched().last_applied.map(|applied| applied.index)
+    }
+
     pub(super) fn most_caught_up(&self) -> Option<NodeId> {
         let metrics = self.raft.data_metrics();
         let metrics = metrics.borrow_watched();
         let local = self.transport.local();
-        let peers = metrics.replication.iter().flatten().filter(|(node, _)| **node != local.0);
+        let voters = self.standing.voters();
+        let successor = |node: NodeId| node != local && voters.contains(&node);
+        let peers = metrics.replication.iter().flatten().filter(|(node, _)| successor(NodeId(**node)));
         peers.max_by_key(|(_, matched)| matched.map(|matched| matched.index)).map(|(node, _)| NodeId(*node))
     }
 }

@@ -19,9 +19,18 @@ use super::five;
 
 /// Full Raft.
 pub(crate) fn raft(payload: Payload) -> Backend {
+    raft_among(Electorate::Everyone, payload)
+}
+
+/// Raft among the three most suitable of five.
+pub(crate) fn raft_subset(payload: Payload) -> Backend {
+    raft_among(Electorate::MostSuitable { voters: 3, grace_ms: 5000 }, payload)
+}
+
+fn raft_among(electorate: Electorate, payload: Payload) -> Backend {
     Backend::Raft(RaftConfig {
         nodes: five().into_iter().collect(),
-        electorate: Electorate::Everyone,
+        electorate,
         payload,
         window: Window { from_ms: 300, to_ms: 600 },
         heartbeat_ms: 60,
@@ -29,6 +38,14 @@ pub(crate) fn raft(payload: Payload) -> Backend {
         retained: DEFAULT_RETAINED,
         seed: 1,
     })
+}
+
+/// A node's end; the highest nodes are the most suitable.
+fn site(transport: Arc<dyn Transport>) -> Site {
+    let cpu_mb_per_s = 1000 * transport.local().0;
+    let mut site = Site::new(transport, Arc::new(Silent));
+    site.resources.cpu_mb_per_s = cpu_mb_per_s;
+    site
 }
 
 pub(crate) struct QuicCluster {
@@ -55,7 +72,7 @@ impl QuicCluster {
         let mut stores = BTreeMap::new();
         for (node, transport) in &transports {
             transport.set_peers(addresses.clone()).unwrap();
-            let store = open(backend.clone(), Site::new(transport.clone(), Arc::new(Silent))).await.unwrap();
+            let store = open(backend.clone(), site(transport.clone())).await.unwrap();
             stores.insert(*node, store);
         }
         Self { cuts, transports, stores }
@@ -104,7 +121,7 @@ impl ChannelCluster {
         let network = ChannelNetwork::new(7, link, five());
         let mut stores = BTreeMap::new();
         for node in five() {
-            let store = open(backend.clone(), Site::new(network.join(node), Arc::new(Silent))).await.unwrap();
+            let store = open(backend.clone(), site(network.join(node))).await.unwrap();
             stores.insert(node, store);
         }
         Self { network, stores }

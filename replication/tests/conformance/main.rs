@@ -83,3 +83,39 @@ mod raft_digest_channel {
         clusters::ChannelCluster::start(clusters::raft(Payload::Digest)).await
     );
 }
+
+mod raft_subset_inline_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        clusters::QuicCluster::start(clusters::raft_subset(Payload::Inline)).await
+    );
+}
+
+mod raft_subset_digest_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        clusters::QuicCluster::start(clusters::raft_subset(Payload::Digest)).await
+    );
+}
+
+mod raft_subset_inline_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start(clusters::raft_subset(Payload::Inline)).await
+    );
+}
+
+mod raft_subset_digest_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start(clusters::raft_subset(Payload::Digest)).await
+    );
+}

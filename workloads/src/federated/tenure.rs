@@ -78,6 +78,8 @@ pub(super) struct Tenure<'a> {
     pub(super) global: Blob,
     /// Whether it was told that this node has workers.
     serving: AtomicBool,
+    /// Whether the first round has begun: from then on nobody is waited for who is not there.
+    assembled: AtomicBool,
     pub(super) begun: Instant,
     pub(super) chooser: Chooser,
     /// What each worker is known to have; a worker not listed is asked first.
@@ -105,6 +107,7 @@ impl<'a> Tenure<'a> {
             uploads: Semaphore::new(UPLOADS_AT_ONCE),
             global,
             serving: AtomicBool::new(false),
+            assembled: AtomicBool::new(false),
             begun: Instant::now(),
             chooser: Chooser::new(aggregator.config.policy, epoch.node),
             has: Mutex::default(),
@@ -144,9 +147,12 @@ impl<'a> Tenure<'a> {
             {
                 self.emit(Event::Serving { epoch: self.epoch, worker });
             }
-            let complete = self.expected.is_subset(&joined) || Instant::now() >= self.patience;
+            let complete = self.assembled.load(Ordering::Relaxed)
+                || self.expected.is_subset(&joined)
+                || Instant::now() >= self.patience;
             let count = (joined.len() + own) as u32;
             if complete && count >= enough {
+                self.assembled.store(true, Ordering::Relaxed);
                 return Ok(joined.into_iter().chain((own > 0).then_some(self.epoch.node)).collect());
             }
             if complete && !std::mem::replace(&mut told_waiting, true) {
