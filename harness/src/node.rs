@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,9 +17,10 @@ use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Lifecycle, NodeEvent, Start, Status};
+use crate::control::{Counted, Lifecycle, NodeEvent, Start, Status};
 use crate::meter;
 use crate::plan::Plan;
+use crate::resources;
 
 /// A connection on which nothing is heard for this long is lost: a stopped node's work is given up then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,6 +76,14 @@ fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::R
     Ok(QuicTransport::bind(config)?)
 }
 
+/// What this node has to offer: measured, except for what the plan says.
+async fn resources_of(start: &Start) -> anyhow::Result<Resources> {
+    let own = start.plan.replication_address(start.node).context("the plan has no address of this node")?;
+    let measured = tokio::task::spawn_blocking(move || resources::measure(*own.ip())).await?;
+    let given = start.plan.override_of(start.node);
+    Ok(given.map_or(measured, |given| given.apply(measured)))
+}
+
 impl Node {
     async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
@@ -85,12 +94,11 @@ impl Node {
             learning: learning.local_addr().to_string(),
             replication: replication.local_addr().to_string(),
         }));
+        let resources = resources_of(start).await?;
+        let score = resources.score();
+        outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
-        let site = Site {
-            transport: replication.clone(),
-            observer: Arc::new(outbox.clone()),
-            resources: Resources::default(),
-        };
+        let site = Site { transport: replication.clone(), observer: Arc::new(outbox.clone()), resources };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
         Ok(Self { id: start.node, learning, replication, store })
@@ -101,14 +109,30 @@ impl Node {
         let (train_examples, test_examples) = learner.examples();
         let (synthetic, engine) = (learner.is_synthetic(), learner.engine().to_owned());
         outbox.federated(Event::Ready { train_examples, test_examples, synthetic, engine });
-        let events = outbox.clone();
+        let events = self.events(outbox.clone());
         Ok(Participant {
             config: plan.job.clone(),
             store: self.store.clone(),
             learning: self.learning.clone(),
             learner: Arc::new(learner),
             initial: model::encode(model::initial(plan.job.seed))?,
-            events: Arc::new(move |event| events.federated(event)),
+            events,
+        })
+    }
+
+    /// Passes events of the job on; before the first that belongs to a round it tells what was counted until then.
+    fn events(&self, outbox: Outbox) -> federated::Events {
+        let (learning, replication) = (self.learning.clone(), self.replication.clone());
+        let begun = Once::new();
+        Arc::new(move |event| {
+            if matches!(event, Event::RoundStarted { .. } | Event::FitStarted { .. }) {
+                begun.call_once(|| {
+                    let counted =
+                        Counted { learning: learning.traffic(), replication: replication.traffic() };
+                    outbox.event(NodeEvent::Node(Lifecycle::JobBegun { counted: Box::new(counted) }));
+                });
+            }
+            outbox.federated(event);
         })
     }
 

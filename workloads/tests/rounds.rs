@@ -70,6 +70,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         round_deadline_ms: 20_000,
         aggregator_trains: false,
         resend: false,
+        reuse: true,
         engine: EngineKind::Candle,
     }
 }

@@ -8,7 +8,9 @@ pub mod codec;
 pub mod node_end;
 
 pub use replication::Held;
-use replication::{Epoch, NodeId, StoreEvent, transport::Traffic};
+use replication::suitability::Resources;
+use replication::transport::Traffic;
+use replication::{Epoch, NodeId, StoreEvent};
 use serde::{Deserialize, Serialize};
 use workloads::federated;
 
@@ -98,6 +100,15 @@ pub struct Status {
     pub replication: Traffic,
 }
 
+/// What a node's transports counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// On the learning plane.
+    pub learning: Traffic,
+    /// On the replication plane.
+    pub replication: Traffic,
+}
+
 /// Something that happened, by who says so.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "snake_case")]
@@ -120,6 +131,19 @@ pub enum Lifecycle {
         learning: String,
         /// Address of the replication plane.
         replication: String,
+    },
+    /// What the node has to offer, as its store was told.
+    Resources {
+        /// Measured, except for what the plan says.
+        resources: Resources,
+        /// What the store makes of it, 0 to 1000.
+        score: u32,
+    },
+    /// The node's part of the job began: as aggregator it is about to send its first instruction, as worker it has been
+    /// given its first one.
+    JobBegun {
+        /// What was counted until then.
+        counted: Box<Counted>,
     },
     /// The node cannot go on, and ends.
     Failed {

@@ -83,6 +83,8 @@ pub struct Config {
     pub aggregator_trains: bool,
     /// Whether parameters go to a worker with every instruction, as in Flower, instead of only when it lacks them.
     pub resend: bool,
+    /// Whether bytes that the learning plane carries anyway are not sent again by the store.
+    pub reuse: bool,
     /// Who computes the gradients.
     pub engine: EngineKind,
 }
