@@ -20,7 +20,7 @@ pub enum Outcome {
     Completed,
     /// It could not go on.
     Failed,
-    /// Fewer nodes are alive than a majority.
+    /// Too few nodes are alive for anything to be acknowledged.
     NoMajority,
     /// SIGINT.
     Interrupted,
