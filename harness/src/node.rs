@@ -27,6 +27,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A quiet connection is probed this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// The request that a status answers which nobody asked for.
+const UNASKED: u64 = 0;
+
 /// Runs a node until it is told to finish, or its command channel closes.
 ///
 /// # Errors
@@ -49,6 +52,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
 }
 
 /// A node's ends of the two planes, and its store.
+#[derive(Clone)]
 struct Node {
     id: NodeId,
     learning: Arc<QuicTransport>,
@@ -120,17 +124,20 @@ impl Node {
         })
     }
 
-    /// Passes events of the job on; before the first that belongs to a round it tells what was counted until then.
+    /// Passes events of the job on. Before the first that belongs to a round it tells what was counted until then; before
+    /// a round's end its status, so that what an aggregator sent is known even if it is killed at once.
     fn events(&self, outbox: Outbox) -> federated::Events {
-        let (learning, replication) = (self.learning.clone(), self.replication.clone());
+        let node = self.clone();
         let begun = Once::new();
         Arc::new(move |event| {
-            if matches!(event, Event::RoundStarted { .. } | Event::FitStarted { .. }) {
-                begun.call_once(|| {
-                    let counted =
-                        Counted { learning: learning.traffic(), replication: replication.traffic() };
-                    outbox.event(NodeEvent::Node(Lifecycle::JobBegun { counted: Box::new(counted) }));
-                });
+            match event {
+                Event::RoundStarted { .. } | Event::FitStarted { .. } => begun.call_once(|| {
+                    let (learning, replication) = (node.learning.traffic(), node.replication.traffic());
+                    let counted = Box::new(Counted { learning, replication });
+                    outbox.event(NodeEvent::Node(Lifecycle::JobBegun { counted }));
+                }),
+                Event::RoundFinished { .. } => outbox.status(node.status(UNASKED)),
+                _ => {}
             }
             outbox.federated(event);
         })

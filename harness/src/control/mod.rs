@@ -72,7 +72,7 @@ pub enum FromNode {
         /// What.
         event: NodeEvent,
     },
-    /// The answer to [`ToNode::Status`].
+    /// The answer to [`ToNode::Status`]; an aggregator also says so by itself, as request 0, before a round's end.
     Status(Box<Status>),
     /// The answer to [`ToNode::ClockProbe`].
     Clock {
@@ -86,7 +86,7 @@ pub enum FromNode {
 /// How a node is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// That of the request.
+    /// That of the request, from 1; 0: nobody asked.
     pub request_id: u64,
     /// The newest acknowledged global checkpoint whose bytes this node can serve.
     pub latest: Option<Held>,

@@ -278,7 +278,7 @@ impl<P: Placement> Controller<P> {
             self.completed = Some(Instant::now());
             self.ask_all();
         } else if matches!(event, NodeEvent::Federated(Event::RoundFinished { .. })) {
-            // A node that is killed has been asked at the end of the round before.
+            // The aggregator has told by itself; a worker that is killed later has been asked here.
             self.ask_all();
         }
         for action in self.timeline.observe(node, event) {
