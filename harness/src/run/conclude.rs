@@ -8,7 +8,8 @@ use super::{Controller, Ending, Stop};
 use crate::control::{FromNode, ToNode};
 use crate::exit::Exit;
 use crate::place::Placement;
-use crate::record::{ControllerEvent, FinalCheckpoint, NodeRow, Outcome, Summary};
+use crate::plan::Expected;
+use crate::record::{ControllerEvent, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary, TrafficRow};
 use crate::units::nanoseconds;
 
 impl<P: Placement> Controller<P> {
@@ -16,8 +17,9 @@ impl<P: Placement> Controller<P> {
     pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
         // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
         let surveyed = match ending {
-            Ending::NoMajority | Ending::Failed(_) => self.survey().await,
-            Ending::Completed | Ending::Stopped(_) => Ok(()),
+            // A completed run's as well: the last word on what was sent has to be as late as the last round.
+            Ending::Completed | Ending::NoMajority(_) | Ending::Failed(_) => self.survey().await,
+            Ending::Stopped(_) => Ok(()),
         };
         let (outcome, exit, message) = self.in_words(&ending);
         let mut summary = self.summary(outcome, exit, message.clone());
@@ -31,12 +33,18 @@ impl<P: Placement> Controller<P> {
         }
         summary.rss_peak_bytes = self.rss_peak();
         self.manifest.ended(outcome, message, exit.code());
-        let rows: Vec<NodeRow> = self
+        let nodes: Vec<NodeRow> = self
             .cluster
             .nodes()
-            .map(|(node, view)| NodeRow::of(node, &view.state(), view.status.as_ref()))
+            .map(|(node, view)| NodeRow::of(node, &view.state(), view.status.as_ref(), view.resources))
             .collect();
-        self.recorder.finish(&self.manifest, &summary, &rows)?;
+        let traffic: Vec<TrafficRow> = self
+            .cluster
+            .nodes()
+            .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
+            .collect();
+        let last = Last { manifest: &self.manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
+        self.recorder.finish(&last)?;
         surveyed.and(noted).and(finished)?;
         Ok(summary)
     }
@@ -90,21 +98,21 @@ impl<P: Placement> Controller<P> {
         let alive = self.cluster.alive();
         match ending {
             Ending::Completed => {
-                let words = format!(
-                    "{} rounds are acknowledged; all {} living nodes have the final checkpoint",
-                    self.trial.plan.job.rounds,
-                    alive.len()
-                );
+                let rounds = self.trial.plan.job.rounds;
+                let plan = &self.trial.plan.backend;
+                let held_by = match plan.expected(&alive, &self.cluster.voters) {
+                    Expected::Nodes(nodes) if nodes == alive => {
+                        format!("all {} living nodes have", alive.len())
+                    }
+                    Expected::Nodes(nodes) => format!("all {} living voters have", nodes.len()),
+                    Expected::AnyOf(count) => format!("at least {count} living nodes have"),
+                };
+                let words = format!("{rounds} rounds are acknowledged; {held_by} the final checkpoint");
                 (Outcome::Completed, Exit::Success, words)
             }
-            Ending::NoMajority => {
-                let (size, needed) = (self.cluster.size(), self.trial.plan.majority());
-                let words = format!(
-                    "no majority is left: {} of {size} nodes alive, {needed} needed; {}; {}",
-                    alive.len(),
-                    self.acknowledged_in_words(),
-                    self.holdings_in_words()
-                );
+            Ending::NoMajority(shortfall) => {
+                let words =
+                    format!("{shortfall}; {}; {}", self.acknowledged_in_words(), self.holdings_in_words());
                 let failure = self.cluster.unexpectedly_gone().into_iter().find_map(|(node, view)| {
                     view.failure
                         .as_ref()
@@ -158,13 +166,18 @@ impl<P: Placement> Controller<P> {
     fn summary(&self, outcome: Outcome, exit: Exit, message: String) -> Summary {
         let (plan, cluster) = (&self.trial.plan, &self.cluster);
         let last = cluster.finished.values().next_back();
-
+        let sent: Sent = cluster
+            .nodes()
+            .map(|(_, view)| Sent::during_job(view.begin.as_ref(), view.status.as_ref()))
+            .sum();
+        let checkpoint_bytes = cluster.puts.last().map(|put| put.bytes);
+        let size = checkpoint_bytes.unwrap_or(0);
         Summary {
             outcome,
             message,
             exit_code: exit.code(),
             results: self.recorder.dir().to_path_buf(),
-            backend: Some(plan.backend.backend),
+            backend: Some(plan.backend.backend()),
             payload: Some(plan.backend.payload),
             seed: plan.job.seed,
             nodes: cluster.size() as u64,
@@ -174,12 +187,23 @@ impl<P: Placement> Controller<P> {
             checkpoint: self.final_checkpoint(),
             loss: last.and_then(|round| round.loss),
             accuracy: last.and_then(|round| round.accuracy),
-            checkpoint_bytes: cluster.puts.last().map(|put| put.bytes),
+            checkpoint_bytes,
             put_ns_median: median(cluster.puts.iter().map(|put| put.put_ns).collect()),
             round_ns_median: median(cluster.finished.values().map(|round| round.round_ns).collect()),
             epochs: cluster.epochs.len() as u64,
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
+            voters_replaced: cluster.incidents.voters_replaced,
+            rival_aggregators: cluster.incidents.rivals.len() as u64,
+            corrupt_blobs: cluster.incidents.corrupt_blobs,
+            false_claims: cluster.incidents.false_claims,
+            learning_sent_bytes: sent.learning_bytes,
+            replication_sent_bytes: sent.replication_bytes,
+            learning_ws_per_round: per(
+                sent.learning_bytes,
+                cluster.finished.len() as u64 * plan.workers() * size,
+            ),
+            replication_s_per_checkpoint: per(sent.replication_bytes, cluster.puts.len() as u64 * size),
             rss_peak_bytes: 0,
             start_ns: self.start_ns,
             elapsed_ns: nanoseconds(self.started.elapsed()),
@@ -206,6 +230,11 @@ impl<P: Placement> Controller<P> {
             holders: holders.unwrap_or_default().iter().map(|node| node.0).collect(),
         })
     }
+}
+
+/// How often `unit` is in `bytes`; none where there is no unit.
+fn per(bytes: u64, unit: u64) -> Option<f64> {
+    (unit > 0).then(|| bytes as f64 / unit as f64)
 }
 
 /// The lower median.

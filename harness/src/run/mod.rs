@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use replication::NodeId;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
+use workloads::federated::Event;
 
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
@@ -24,7 +25,7 @@ use crate::control::{FromNode, NodeEvent, Start, ToNode, VERSION};
 use crate::fault::{Action, Timeline};
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
-use crate::plan::{Plan, Trial};
+use crate::plan::{Plan, Shortfall, Trial};
 use crate::progress::Progress;
 use crate::record::{ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress};
 use crate::units::{nanoseconds, show_ns};
@@ -65,7 +66,7 @@ impl Timeouts {
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
         let deadline = Duration::from_millis(plan.job.round_deadline_ms);
-        let window = Duration::from_nanos(plan.backend.window_hi_ns);
+        let window = Duration::from_nanos(plan.backend.detection_ns().1);
         Self {
             start: Duration::from_secs(120),
             stall: deadline * 2 + window * 10 + Duration::from_secs(30),
@@ -76,9 +77,10 @@ impl Timeouts {
     }
 
     fn timers(&self, plan: &Plan) -> Timers {
+        let (detection_lo_ns, detection_hi_ns) = plan.backend.detection_ns();
         Timers {
-            election_window_lo_ns: plan.backend.window_lo_ns,
-            election_window_hi_ns: plan.backend.window_hi_ns,
+            detection_lo_ns,
+            detection_hi_ns,
             heartbeat_ns: plan.backend.heartbeat_ns,
             round_deadline_ns: plan.job.round_deadline_ms.saturating_mul(1_000_000),
             start_timeout_ns: nanoseconds(self.start),
@@ -107,7 +109,7 @@ pub struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ending {
     Completed,
-    NoMajority,
+    NoMajority(Shortfall),
     Failed(String),
     Stopped(Stop),
 }
@@ -209,6 +211,7 @@ impl<P: Placement> Controller<P> {
 
     fn start_nodes(&mut self) -> anyhow::Result<()> {
         let nodes = self.trial.plan.nodes();
+        self.progress.note(&self.trial.plan.backend.describe());
         self.progress.note(&format!("starting {} nodes, seed {}", nodes.len(), self.manifest.seed));
         for node in nodes {
             let pipes = self.placement.start(node, &self.recorder.node_log(node))?;
@@ -273,6 +276,9 @@ impl<P: Placement> Controller<P> {
         self.progress.event(node, event, &self.cluster, was.0);
         if was.1.is_none() && self.cluster.completed.is_some() {
             self.completed = Some(Instant::now());
+            self.ask_all();
+        } else if matches!(event, NodeEvent::Federated(Event::RoundFinished { .. })) {
+            // The aggregator has told by itself; a worker that is killed later has been asked here.
             self.ask_all();
         }
         for action in self.timeline.observe(node, event) {
@@ -369,8 +375,8 @@ impl<P: Placement> Controller<P> {
         {
             return Some(ending);
         }
-        if !self.cluster.has_majority() {
-            return Some(Ending::NoMajority);
+        if let Some(shortfall) = self.shortfall() {
+            return Some(Ending::NoMajority(shortfall));
         }
         if self.start_ns.is_some() && self.heard.elapsed() > self.timeouts.stall {
             let stall = show_ns(nanoseconds(self.timeouts.stall));
@@ -402,10 +408,24 @@ impl<P: Placement> Controller<P> {
         None
     }
 
+    /// What keeps anything more from being acknowledged, if something does.
+    fn shortfall(&self) -> Option<Shortfall> {
+        let cluster = &self.cluster;
+        self.trial.plan.backend.shortfall(cluster.size(), &cluster.alive(), &cluster.voters)
+    }
+
+    /// Living nodes that still have to show the final checkpoint.
+    fn lagging(&self) -> Vec<NodeId> {
+        let cluster = &self.cluster;
+        cluster.lagging(&self.trial.plan.backend.expected(&cluster.alive(), &cluster.voters))
+    }
+
     fn judge_settling(&self, completed: Instant) -> Option<Ending> {
-        let lagging = self.cluster.lagging();
-        if self.cluster.alive().is_empty() {
-            return Some(Ending::NoMajority);
+        let lagging = self.lagging();
+        if self.cluster.alive().is_empty()
+            && let Some(shortfall) = self.shortfall()
+        {
+            return Some(Ending::NoMajority(shortfall));
         }
         if lagging.is_empty() {
             return Some(Ending::Completed);

@@ -192,12 +192,35 @@ impl RaftStore {
         let frame = Frame::new(wire::FORWARD_PUT, wire::encode(&record))
             .with_segment(checkpoint.parameters().clone());
         let unavailable = |reason: String| StoreError::Unavailable { reason };
-        let response = tokio::time::timeout(timeout, self.proposer.transport.request(to, Class::Log, frame))
-            .await
-            .map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
-            .map_err(|error| unavailable(error.to_string()))?;
+        let mut aggregator = self.aggregator();
+        let response = tokio::select! {
+            biased;
+            response = tokio::time::timeout(timeout, self.request_once_connected(to, frame)) => {
+                response.map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
+            }
+            _ = aggregator.wait_for(|now| *now != Some(checkpoint.id().epoch)) => {
+                return Err(unavailable(format!("node {to} lost its office meanwhile")));
+            }
+        };
+        let response = response.map_err(|error| unavailable(error.to_string()))?;
         wire::decode::<Result<Receipt, StoreError>>(&response.head)
             .map_err(|refusal| unavailable(refusal.0))?
+    }
+
+    /// A node may hear of a leader before both of its connections to it stand.
+    async fn request_once_connected(&self, to: NodeId, frame: Frame) -> Result<Frame, TransportError> {
+        let transport = &self.proposer.transport;
+        let mut connected = transport.connected();
+        loop {
+            let there = connected.wait_for(|peers| peers.contains(&to)).await.is_ok();
+            match transport.request(to, Class::Log, frame.clone()).await {
+                Err(TransportError::Unreachable { .. }) if there => {
+                    let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
+                    tokio::time::sleep(pause).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Whether acknowledged state is read from this node: everyone's if everyone votes, else a voter's.
