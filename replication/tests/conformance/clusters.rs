@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use replication::backup::BackupConfig;
 use replication::conformance::Cluster;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
@@ -23,6 +24,19 @@ pub(crate) fn raft(payload: Payload) -> Backend {
         nodes: five().into_iter().collect(),
         electorate: Electorate::Everyone,
         payload,
+        window: Window { from_ms: 300, to_ms: 600 },
+        heartbeat_ms: 60,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+/// Primary and `backups` backups.
+pub(crate) fn backup(backups: u32) -> Backend {
+    Backend::Backup(BackupConfig {
+        nodes: five().into_iter().collect(),
+        backups,
         window: Window { from_ms: 300, to_ms: 600 },
         heartbeat_ms: 60,
         put_timeout_ms: 3000,
@@ -100,6 +114,7 @@ impl ChannelCluster {
             jitter: Duration::from_millis(1),
             loss: 0.01,
             bandwidth_bytes_per_s: Some(12_500_000),
+            ..LinkSpec::default()
         };
         let network = ChannelNetwork::new(7, link, five());
         let mut stores = BTreeMap::new();

@@ -83,3 +83,21 @@ mod raft_digest_channel {
         clusters::ChannelCluster::start(clusters::raft(Payload::Digest)).await
     );
 }
+
+mod backup_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        clusters::QuicCluster::start(clusters::backup(2)).await
+    );
+}
+
+mod backup_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start(clusters::backup(2)).await
+    );
+}
