@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::BackupConfig;
+use crate::backup::{BackupConfig, BackupStore};
 use crate::gossip::GossipConfig;
 use crate::raft::{RaftConfig, RaftStore};
 use crate::store::{AnyStore, NodeId, Observer};
@@ -55,7 +55,8 @@ impl std::fmt::Debug for Site {
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
-        Backend::Gossip(_) | Backend::Backup(_) => Err(ConfigError::Openraft("not there yet".into())),
+        Backend::Backup(config) => Ok(BackupStore::open(config, site)?),
+        Backend::Gossip(_) => Err(ConfigError::Openraft("not there yet".into())),
     }
 }
 

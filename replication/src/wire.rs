@@ -21,3 +21,15 @@ pub(crate) const BLOB_PUSH: u8 = 16;
 pub(crate) const BLOB_PULL: u8 = 17;
 /// Asks to be told when the peer has certain bytes, whoever brings them.
 pub(crate) const BLOB_AWAIT: u8 = 18;
+/// Who aggregates, from the one who does.
+pub(crate) const BACKUP_HEARTBEAT: u8 = 48;
+/// A checkpoint, from the aggregator to one of its backups.
+pub(crate) const BACKUP_STORE: u8 = 49;
+/// What somebody who may take over has to know.
+pub(crate) const BACKUP_ENQUIRE: u8 = 50;
+/// Take over: from the aggregator to its successor.
+pub(crate) const BACKUP_HAND_OVER: u8 = 51;
+/// Which checkpoint is the newest, or has this name: to the aggregator.
+pub(crate) const BACKUP_READ: u8 = 52;
+/// A worker's own checkpoint, to the aggregator.
+pub(crate) const BACKUP_FORWARD: u8 = 53;

@@ -99,6 +99,7 @@ impl Job {
             jitter: Duration::from_millis(1),
             loss: 0.005,
             bandwidth_bytes_per_s: Some(12_500_000),
+            ..LinkSpec::default()
         };
         let replication = ChannelNetwork::new(1, link, ids.iter().copied());
         let learning = ChannelNetwork::new(2, link, ids.iter().copied());

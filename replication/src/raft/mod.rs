@@ -57,7 +57,7 @@ use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
-use crate::transport::{Class, Frame};
+use crate::transport::{Class, Frame, TransportError};
 use crate::wire;
 
 /// The log is compacted when it holds this many bytes of checkpoints ...
@@ -113,7 +113,9 @@ impl RaftStore {
         let machine = Machine::new(config.retained, blobs, observer.clone(), missing);
         let log = MemoryLog::default();
         let peers = network::Peers(transport.clone());
-        let raft = RaftCore::new(local.0, config.openraft()?, peers, log.clone(), machine.clone())
+        let seed = config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let starting = RaftCore::new(local.0, config.openraft()?, peers, log.clone(), machine.clone());
+        let raft = types::Seeded::scope(seed, starting)
             .await
             .map_err(|error| ConfigError::Openraft(error.to_string()))?;
         let (announce, aggregator) = watch::channel(None);
@@ -140,7 +142,7 @@ impl RaftStore {
         };
         transport.serve(Arc::new(inbox));
 
-        let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let rng = ChaCha8Rng::seed_from_u64(seed);
         let deadline = election::Deadline::new(config.window, rng, Instant::now());
         let mut tasks = JoinSet::new();
         let standing = proposer.standing.clone();

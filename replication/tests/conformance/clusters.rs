@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use replication::backup::BackupConfig;
 use replication::conformance::Cluster;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
@@ -46,6 +47,19 @@ fn site(transport: Arc<dyn Transport>) -> Site {
     let mut site = Site::new(transport, Arc::new(Silent));
     site.resources.cpu_mb_per_s = cpu_mb_per_s;
     site
+}
+
+/// Primary and `backups` backups.
+pub(crate) fn backup(backups: u32) -> Backend {
+    Backend::Backup(BackupConfig {
+        nodes: five().into_iter().collect(),
+        backups,
+        window: Window { from_ms: 300, to_ms: 600 },
+        heartbeat_ms: 60,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
 }
 
 pub(crate) struct QuicCluster {
@@ -117,6 +131,7 @@ impl ChannelCluster {
             jitter: Duration::from_millis(1),
             loss: 0.01,
             bandwidth_bytes_per_s: Some(12_500_000),
+            ..LinkSpec::default()
         };
         let network = ChannelNetwork::new(7, link, five());
         let mut stores = BTreeMap::new();

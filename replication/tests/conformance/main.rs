@@ -119,3 +119,21 @@ mod raft_subset_digest_channel {
         clusters::ChannelCluster::start(clusters::raft_subset(Payload::Digest)).await
     );
 }
+
+mod backup_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        clusters::QuicCluster::start(clusters::backup(2)).await
+    );
+}
+
+mod backup_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start(clusters::backup(2)).await
+    );
+}

@@ -25,6 +25,8 @@ pub struct LinkSpec {
     pub jitter: Duration,
     /// Probability that a packet is lost, from 0 to 1.
     pub loss: f64,
+    /// Probability that a request reaches its handler twice, from 0 to 1. The second answer is discarded.
+    pub duplication: f64,
     /// What a node can send per second, over all its links. `None` is without limit.
     pub bandwidth_bytes_per_s: Option<u64>,
 }
@@ -36,6 +38,7 @@ impl Default for LinkSpec {
             delay: Duration::from_millis(1),
             jitter: Duration::ZERO,
             loss: 0.0,
+            duplication: 0.0,
             bandwidth_bytes_per_s: None,
         }
     }
@@ -109,6 +112,7 @@ pub(super) struct Model {
     /// Known nodes, and whether they are up.
     nodes: BTreeMap<NodeId, bool>,
     cuts: BTreeSet<Pair>,
+    paused: BTreeSet<NodeId>,
     connections: BTreeMap<Pair, Connection>,
     egress: BTreeMap<NodeId, Egress>,
     dice: BTreeMap<(NodeId, NodeId), ChaCha8Rng>,
@@ -122,6 +126,7 @@ impl Model {
             distances: BTreeMap::new(),
             nodes: nodes.into_iter().map(|node| (node, false)).collect(),
             cuts: BTreeSet::new(),
+            paused: BTreeSet::new(),
             connections: BTreeMap::new(),
             egress: BTreeMap::new(),
             dice: BTreeMap::new(),
@@ -139,7 +144,8 @@ impl Model {
 
     fn reachable(&self, pair: Pair) -> bool {
         let up = |node| self.nodes.get(&node).copied().unwrap_or(false);
-        up(pair.0) && up(pair.1) && !self.cuts.contains(&pair)
+        let running = |node| up(node) && !self.paused.contains(&node);
+        running(pair.0) && running(pair.1) && !self.cuts.contains(&pair)
     }
 
     /// Whether the connection of `pair` carries messages now: it stands, and both its ends live and reach each other.
@@ -158,8 +164,17 @@ impl Model {
         self.nodes().filter(|peer| self.generation(Pair::new(node, *peer)).is_some()).collect()
     }
 
+    pub(super) fn pause(&mut self, node: NodeId) {
+        self.paused.insert(node);
+    }
+
+    pub(super) fn resume(&mut self, node: NodeId) {
+        self.paused.remove(&node);
+    }
+
     pub(super) fn set_up(&mut self, node: NodeId, up: bool) {
         self.nodes.insert(node, up);
+        self.paused.remove(&node);
         if !up {
             self.of(node).for_each(|connection| connection.stale = true);
         }
@@ -249,8 +264,7 @@ impl Model {
         let LinkSpec { jitter, loss, .. } = self.link;
         let delay = self.delay(from, to);
         let retransmission = self.link.retransmission_timeout();
-        let seed = self.seed;
-        let dice = self.dice.entry((from, to)).or_insert_with(|| dice(seed, from, to));
+        let dice = self.dice(from, to);
         let jitter = jitter.mul_f64(dice.random::<f64>());
         let mut missing = bytes.div_ceil(PACKET_BYTES);
         let mut arrives = leaves + delay + jitter;
@@ -264,6 +278,17 @@ impl Model {
             arrives += retransmission;
         }
         Departure { arrives, lost_packets }
+    }
+
+    /// Whether a request that has arrived arrives once more.
+    pub(super) fn duplicates(&mut self, from: NodeId, to: NodeId) -> bool {
+        let duplication = self.link.duplication;
+        duplication > 0.0 && self.dice(from, to).random::<f64>() < duplication
+    }
+
+    fn dice(&mut self, from: NodeId, to: NodeId) -> &mut ChaCha8Rng {
+        let seed = self.seed;
+        self.dice.entry((from, to)).or_insert_with(|| dice(seed, from, to))
     }
 
     /// When the last byte has left the sender.
