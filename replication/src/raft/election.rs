@@ -40,9 +40,11 @@ impl Deadline {
     }
 }
 
-/// Publishes who leads and asks for elections, until `raft` stops.
+/// Publishes who leads and asks for elections, until `raft` stops. Who led in `restored_term`, the term found on disk, or
+/// before it counts only once it was heard of again.
 pub(crate) async fn run(
     raft: RaftCore,
+    restored_term: u64,
     mut deadline: Deadline,
     mut contact: watch::Receiver<Instant>,
     aggregator: watch::Sender<Option<Epoch>>,
@@ -50,6 +52,7 @@ pub(crate) async fn run(
 ) {
     let mut metrics = raft.server_metrics();
     let mut was_eligible = false;
+    let mut heard_of_any = false;
     loop {
         let (eligible, epoch) = {
             let metrics = metrics.borrow_and_update();
@@ -57,7 +60,8 @@ pub(crate) async fn run(
             let leads = metrics.current_leader == Some(metrics.id);
             let epoch = metrics
                 .current_leader
-                .map(|node| Epoch { counter: metrics.vote.leader_id.term, node: NodeId(node) });
+                .map(|node| Epoch { counter: metrics.vote.leader_id.term, node: NodeId(node) })
+                .filter(|epoch| heard_of_any || epoch.counter > restored_term);
             (voter && !leads, epoch)
         };
         publish(&aggregator, epoch, observer.as_ref());
@@ -70,6 +74,7 @@ pub(crate) async fn run(
             biased;
             heard = contact.changed() => {
                 if heard.is_err() { return }
+                heard_of_any = true;
                 deadline.reset(*contact.borrow_and_update());
             }
             changed = metrics.changed() => if changed.is_err() { return },

@@ -6,6 +6,7 @@
 //!   election       when to suspect the leader        types      what a log entry is
 //!   network        openraft's messages over transport
 //!   log, machine   openraft's storage: entries; acknowledged checkpoints and snapshots
+//!   recovery       what a node finds on disk when it starts
 //! ```
 //!
 //! openraft does votes, terms, log replication and commitment (Ongaro and Ousterhout 2014, with pre-vote and leadership
@@ -18,6 +19,7 @@ mod log;
 mod machine;
 mod network;
 mod proposer;
+mod recovery;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,13 +39,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use self::config::{Electorate, RaftConfig};
-use self::log::MemoryLog;
-use self::machine::{Machine, RaftCore};
+use self::log::RaftLog;
+use self::machine::RaftCore;
 use self::proposer::Proposer;
-use crate::blob::{Blobs, Exchange, transfer_timeout};
+use self::recovery::Recovered;
+use crate::blob::{Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::ledger::Record;
+use crate::storage::Storage;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
@@ -58,8 +62,9 @@ const MAX_LOG_ENTRIES: usize = 512;
 /// Full Raft behind the store's contract.
 pub struct RaftStore {
     proposer: Arc<Proposer>,
-    log: MemoryLog,
+    log: RaftLog,
     tasks: Mutex<JoinSet<()>>,
+    storage: Option<Storage>,
 }
 
 impl fmt::Debug for RaftStore {
@@ -79,22 +84,22 @@ impl fmt::Display for RaftStore {
 
 impl RaftStore {
     /// Opens this node's store on `transport`. The lowest voter founds the cluster once a majority is connected;
-    /// the others join it.
+    /// the others join it. A node whose storage holds a log goes on with it at once.
     ///
     /// # Errors
-    /// Contradictory timers, or a node that is no voter.
+    /// Contradictory timers, a node that is no voter, or a storage that cannot be used.
     pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, .. } = site;
+        let Site { transport, observer, storage, .. } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
         }
-        let blobs = Blobs::default();
-        let exchange = Exchange::new(transport.clone(), blobs.clone(), observer.clone());
         let (missing, missed) = mpsc::unbounded_channel();
-        let machine = Machine::new(config.retained, blobs, observer.clone(), missing);
-        let log = MemoryLog::default();
+        let Recovered { blobs, log, machine } =
+            recovery::recover(local, &config, storage.clone(), observer.clone(), missing).await?;
+        let restored_term = log.term();
+        let exchange = Exchange::new(transport.clone(), blobs, observer.clone());
         let peers = network::Peers(transport.clone());
         let raft = RaftCore::new(local.0, config.openraft()?, peers, log.clone(), machine.clone())
             .await
@@ -123,11 +128,11 @@ impl RaftStore {
         let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let deadline = election::Deadline::new(config.window, rng, Instant::now());
         let mut tasks = JoinSet::new();
-        tasks.spawn(election::run(raft.clone(), deadline, contacted, announce, observer));
+        tasks.spawn(election::run(raft.clone(), restored_term, deadline, contacted, announce, observer));
         tasks.spawn(compact(raft.clone(), log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));
         tasks.spawn(found(raft, transport, config.nodes));
-        Ok(Arc::new(Self { proposer, log, tasks: Mutex::new(tasks) }))
+        Ok(Arc::new(Self { proposer, log, tasks: Mutex::new(tasks), storage }))
     }
 
     fn local(&self) -> NodeId {
@@ -268,7 +273,7 @@ impl CheckpointStore for RaftStore {
             linear: true,
             minority_refuses: true,
             fails_over: of > 2,
-            survives_full_restart: false,
+            survives_full_restart: self.storage.is_some(),
         }
     }
 
@@ -279,12 +284,16 @@ impl CheckpointStore for RaftStore {
         if let Err(error) = self.proposer.raft.shutdown().await {
             tracing::warn!(%error, "raft did not shut down in order");
         }
+        if let Some(storage) = &self.storage {
+            storage.close().await;
+        }
     }
 }
 
 /// Founds the cluster on the lowest voter, once enough others are connected to elect it.
 async fn found(raft: RaftCore, transport: Arc<dyn Transport>, voters: BTreeSet<NodeId>) {
-    if voters.first() != Some(&transport.local()) {
+    // Whoever finds a log on disk is part of a cluster already.
+    if voters.first() != Some(&transport.local()) || !matches!(raft.is_initialized().await, Ok(false)) {
         return;
     }
     let mut connected = transport.connected();
@@ -303,7 +312,7 @@ async fn found(raft: RaftCore, transport: Arc<dyn Transport>, voters: BTreeSet<N
 }
 
 /// Keeps the log small: asks for a snapshot when it holds too much.
-async fn compact(raft: RaftCore, log: MemoryLog) {
+async fn compact(raft: RaftCore, log: RaftLog) {
     let mut metrics = raft.data_metrics();
     let mut compacted_to = None;
     while metrics.changed().await.is_ok() {

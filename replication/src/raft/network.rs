@@ -359,7 +359,7 @@ impl Handler for Inbox {
             wire::RAFT_SNAPSHOT => self.snapshot(from, request).await,
             wire::RAFT_TRANSFER => self.transfer(from, &request).await,
             wire::FORWARD_PUT => self.forwarded_put(from, request).await,
-            wire::BLOB_PUSH => self.exchange.on_push(from, request),
+            wire::BLOB_PUSH => self.exchange.on_push(from, request).await,
             wire::BLOB_PULL => self.exchange.on_pull(&request),
             unknown => Err(Refusal(format!("unknown message {unknown}"))),
         }
