@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use redb::backends::InMemoryBackend;
 use replication::conformance::Cluster;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::{AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Window, open};
+use replication::{
+    AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Storage, Window, open,
+};
 
 use super::cuts::Cuts;
 use super::five;
@@ -95,6 +98,15 @@ pub(crate) struct ChannelCluster {
 
 impl ChannelCluster {
     pub(crate) async fn start(backend: Backend) -> Self {
+        Self::start_with(backend, || None).await
+    }
+
+    /// As [`Self::start`], with a disk for every node.
+    pub(crate) async fn start_on_disk(backend: Backend) -> Self {
+        Self::start_with(backend, || Some(Storage::inline_on(InMemoryBackend::new()).unwrap())).await
+    }
+
+    async fn start_with(backend: Backend, storage: impl Fn() -> Option<Storage>) -> Self {
         let link = LinkSpec {
             delay: Duration::from_millis(2),
             jitter: Duration::from_millis(1),
@@ -104,8 +116,8 @@ impl ChannelCluster {
         let network = ChannelNetwork::new(7, link, five());
         let mut stores = BTreeMap::new();
         for node in five() {
-            let store = open(backend.clone(), Site::new(network.join(node), Arc::new(Silent))).await.unwrap();
-            stores.insert(node, store);
+            let site = Site { storage: storage(), ..Site::new(network.join(node), Arc::new(Silent)) };
+            stores.insert(node, open(backend.clone(), site).await.unwrap());
         }
         Self { network, stores }
     }

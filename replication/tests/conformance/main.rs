@@ -83,3 +83,21 @@ mod raft_digest_channel {
         clusters::ChannelCluster::start(clusters::raft(Payload::Digest)).await
     );
 }
+
+mod raft_inline_disk_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start_on_disk(clusters::raft(Payload::Inline)).await
+    );
+}
+
+mod raft_digest_disk_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start_on_disk(clusters::raft(Payload::Digest)).await
+    );
+}
