@@ -47,16 +47,21 @@ struct State {
 
 /// The medium. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk {
+    state: Arc<Mutex<State>>,
+    /// Held while nothing reaches the medium.
+    stalled: Arc<Mutex<()>>,
+}
 
 impl Disk {
     /// A disk that holds `content`, flushed.
     pub(crate) fn holding(content: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(State { flushed: content.clone(), content, ..State::default() })))
+        let state = State { flushed: content.clone(), content, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), ..Self::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.state.lock().unwrap()
     }
 
     pub(crate) fn cut_power_at(&self, operation: u64) {
@@ -67,6 +72,11 @@ impl Disk {
     pub(crate) fn cut_power(&self) {
         let mut state = self.state();
         state.cut_at = Some(state.operations);
+    }
+
+    /// Keeps whoever writes waiting until the guard is gone.
+    pub(crate) fn stall(&self) -> MutexGuard<'_, ()> {
+        self.stalled.lock().unwrap()
     }
 
     /// Writes, changes of length and flushes so far.
@@ -109,6 +119,7 @@ impl Disk {
 
     /// Counts an operation; one that fails for want of power may have reached the medium all the same.
     fn operate(&self, operation: Option<Operation>) -> io::Result<()> {
+        drop(self.stall());
         let mut state = self.state();
         if state.cut_at.is_some_and(|at| state.operations > at) {
             return Err(io::Error::other("no power"));

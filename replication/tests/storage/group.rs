@@ -2,6 +2,7 @@
 
 use std::sync::mpsc;
 
+use futures_util::FutureExt;
 use replication::storage::Batch;
 use replication::{Storage, StorageError};
 
@@ -58,16 +59,25 @@ async fn nothing_is_written_after_a_write_that_failed() {
 }
 
 #[tokio::test]
-async fn many_bytes_wait_for_the_disk_instead_of_in_memory() {
-    let storage = Storage::on(Disk::default()).unwrap();
-    for number in 0..100_u64 {
-        storage.room().await;
-        let mut batch = Batch::default();
-        batch.put(ROWS, number.to_be_bytes().to_vec(), vec![1; 1024 * 1024]);
-        storage.write(batch);
+async fn whoever_writes_much_waits_for_the_disk() {
+    const BATCH_BYTES: usize = 1024 * 1024;
+    let disk = Disk::default();
+    let storage = Storage::on(disk.clone()).unwrap();
+    let mut queued = 0;
+    {
+        let _stalled = disk.stall();
+        while storage.room().now_or_never().is_some() {
+            let mut batch = Batch::default();
+            batch.put(ROWS, usize::to_be_bytes(queued).to_vec(), vec![1; BATCH_BYTES]);
+            storage.write(batch);
+            queued += 1;
+            assert!(queued <= 64, "{queued} MiB wait");
+        }
     }
-    storage.close().await;
     storage.room().await;
+    storage.flush().await.unwrap();
+    assert_eq!(storage.load(ROWS).unwrap().len(), queued);
+    storage.close().await;
     assert!(matches!(storage.load(ROWS), Err(StorageError::Closed { .. })));
 }
 

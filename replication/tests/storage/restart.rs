@@ -8,9 +8,10 @@ use bytes::Bytes;
 use replication::conformance::parameters;
 use replication::raft::{Electorate, RaftConfig, RaftStore};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
+use replication::transport::{Class, Frame, Transport, TransportError};
 use replication::{
-    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, ConfigError, Epoch, Metadata, NodeId,
-    Payload, Phase, Receipt, Silent, Site, Slot, Storage, StorageError, StoreError, Window,
+    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, ConfigError, Digest, Epoch, Metadata,
+    NodeId, Payload, Phase, Receipt, Silent, Site, Slot, Storage, StorageError, StoreError, Window,
 };
 
 use super::disk::Disk;
@@ -249,5 +250,54 @@ async fn a_disk_of_another_node_or_cluster_is_refused() {
             "{error}"
         );
         assert!(error.to_string().contains("give this node its own file"), "{error}");
+    }
+}
+
+/// What the wire calls them.
+const VOTE: u8 = 2;
+const BLOB_PUSH: u8 = 16;
+
+/// Asks `node` for its vote for `from` in term 5; whether it was given.
+async fn asks_for_a_vote(from: &Arc<dyn Transport>, node: NodeId) -> bool {
+    type Vote = (u64, Option<u64>, bool);
+    let vote: Vote = (5, Some(from.local().0), false);
+    let head = postcard::to_stdvec(&(vote, None::<u8>, false)).unwrap();
+    // A connection to the node's earlier life ends first.
+    let answer = loop {
+        match from.request(node, Class::Election, Frame::new(VOTE, head.clone())).await {
+            Ok(answer) => break answer,
+            Err(TransportError::Refused { reason, .. }) => panic!("{reason}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let (_, granted, _): (Vote, bool, Option<u8>) = postcard::from_bytes(&answer.head).unwrap();
+    granted
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vote_and_pushed_bytes_are_on_disk_before_they_are_answered() {
+    let nodes: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
+    let voter = NodeId(3);
+    for seed in 0..4 {
+        let network = ChannelNetwork::new(seed, LinkSpec::default(), nodes.iter().copied());
+        let candidates = [network.join(NodeId(1)), network.join(NodeId(2))];
+        let disk = Disk::default();
+        let member =
+            Member::start(&network, voter, config(&nodes, Payload::Digest), disk.clone()).await.unwrap();
+        assert!(asks_for_a_vote(&candidates[0], voter).await);
+        disk.cut_power();
+        member.store.close().await;
+        let disk = disk.after_power_loss(seed);
+        let member =
+            Member::start(&network, voter, config(&nodes, Payload::Digest), disk.clone()).await.unwrap();
+        assert!(!asks_for_a_vote(&candidates[1], voter).await, "it voted already");
+
+        let head = postcard::to_stdvec(&Digest::of(&bytes(1))).unwrap();
+        let push = Frame::new(BLOB_PUSH, head).with_segment(bytes(1));
+        candidates[1].request(voter, Class::Blob, push).await.unwrap();
+        disk.cut_power();
+        member.store.close().await;
+        let found = Storage::inline_on(disk.after_power_loss(seed)).unwrap().load("blobs").unwrap();
+        assert_eq!(found.iter().map(|(_, found)| found).collect::<Vec<_>>(), [&bytes(1)]);
     }
 }
