@@ -90,6 +90,7 @@ impl Node {
             transport: replication.clone(),
             observer: Arc::new(outbox.clone()),
             resources: Resources::default(),
+            storage: None,
         };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");

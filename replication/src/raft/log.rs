@@ -90,13 +90,12 @@ impl RaftLog {
                 _ => {}
             }
         }
-        let mut next = content.purged.map_or(0, |purged| purged.index + 1);
-        for (key, value) in storage.load(ENTRIES)? {
+        let first = content.purged.map_or(0, |purged| purged.index.saturating_add(1));
+        for (next, (key, value)) in (first..).zip(storage.load(ENTRIES)?) {
             let mut entry: Entry = storage.decode(&value)?;
             if key[..] != next.to_be_bytes() || entry.index() != next {
                 return Err(storage.damaged(format!("the log has no entry {next}")));
             }
-            next += 1;
             if let EntryPayload::Normal(command) = &mut entry.payload
                 && command.inline
             {

@@ -19,7 +19,8 @@ const SEEDS: u64 = 5;
 /// Overwrites, adds and removes rows.
 fn step(step: u64) -> Vec<(Bytes, Option<Bytes>)> {
     let key = |row: u64| Bytes::from(vec![row as u8; 8]);
-    let mut changes = vec![(key(step % 5), Some(parameters(step, if step % 3 == 0 { 20_000 } else { 50 })))];
+    let mut changes =
+        vec![(key(step % 5), Some(parameters(step, if step.is_multiple_of(3) { 20_000 } else { 50 })))];
     if step % 4 == 3 {
         changes.push((key((step + 1) % 5), None));
     }
