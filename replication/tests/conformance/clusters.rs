@@ -42,6 +42,15 @@ pub(crate) struct QuicCluster {
 
 impl QuicCluster {
     pub(crate) async fn start(backend: Backend) -> Self {
+        Self::start_with(backend, || None).await
+    }
+
+    /// As [`Self::start`], with a disk for every node, written by a thread.
+    pub(crate) async fn start_on_disk(backend: Backend) -> Self {
+        Self::start_with(backend, || Some(Storage::on(InMemoryBackend::new()).unwrap())).await
+    }
+
+    async fn start_with(backend: Backend, storage: impl Fn() -> Option<Storage>) -> Self {
         let authority = Authority::new("conformance").unwrap();
         let cuts = Cuts::default();
         let mut transports = BTreeMap::new();
@@ -58,8 +67,8 @@ impl QuicCluster {
         let mut stores = BTreeMap::new();
         for (node, transport) in &transports {
             transport.set_peers(addresses.clone()).unwrap();
-            let store = open(backend.clone(), Site::new(transport.clone(), Arc::new(Silent))).await.unwrap();
-            stores.insert(*node, store);
+            let site = Site { storage: storage(), ..Site::new(transport.clone(), Arc::new(Silent)) };
+            stores.insert(*node, open(backend.clone(), site).await.unwrap());
         }
         Self { cuts, transports, stores }
     }

@@ -101,3 +101,21 @@ mod raft_digest_disk_channel {
         clusters::ChannelCluster::start_on_disk(clusters::raft(Payload::Digest)).await
     );
 }
+
+mod raft_inline_disk_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        clusters::QuicCluster::start_on_disk(clusters::raft(Payload::Inline)).await
+    );
+}
+
+mod raft_digest_disk_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        clusters::QuicCluster::start_on_disk(clusters::raft(Payload::Digest)).await
+    );
+}
