@@ -104,7 +104,8 @@ impl Node {
         let score = resources.score();
         outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
-        let site = Site { transport: replication.clone(), observer: Arc::new(outbox.clone()), resources };
+        let observer = Arc::new(outbox.clone());
+        let site = Site { transport: replication.clone(), observer, resources, storage: None };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
         Ok(Self { id: start.node, learning, replication, store, score })

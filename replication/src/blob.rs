@@ -1,10 +1,13 @@
 //! Checkpoint bytes by digest on one node, and how they move between nodes.
 //!
-//! [`Blobs`] is the content-addressed memory: what it holds has matched its digest here. [`Exchange`] carries bytes
+//! [`Blobs`] is the content-addressed memory: what it holds has matched its digest here. What it holds is also on the
+//! node's shelf, if it has one. [`Exchange`] carries bytes
 //! over a transport: pushed by who has them, or pulled from any holder. Neither knows what is acknowledged; the backend
 //! above says which digests it refers to.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use crate::error::StoreError;
+use crate::storage::{Shelf, StorageError};
 use crate::store::{Blob, Digest, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Refusal, Transport, TransportError};
 use crate::wire;
@@ -56,13 +60,20 @@ struct Held {
     /// Digests of writes that may still be acknowledged, oldest first.
     staged: VecDeque<Digest>,
     staged_bytes: usize,
+    /// The same bytes on disk.
+    shelf: Option<Shelf>,
 }
 
 impl Held {
     fn stage(&mut self, digest: Digest, bytes: Bytes) {
         let awaited = self.referred.contains(&digest) && !self.blobs.contains_key(&digest);
         let length = bytes.len();
-        self.blobs.entry(digest).or_insert(bytes);
+        if let Entry::Vacant(place) = self.blobs.entry(digest) {
+            if let Some(shelf) = &self.shelf {
+                shelf.keep(digest, &bytes);
+            }
+            place.insert(bytes);
+        }
         if awaited || self.staged.contains(&digest) {
             return;
         }
@@ -84,8 +95,12 @@ impl Held {
     }
 
     fn drop_unless_kept(&mut self, digest: Digest) {
-        if !self.referred.contains(&digest) && !self.staged.contains(&digest) {
-            self.blobs.remove(&digest);
+        let kept = self.referred.contains(&digest) || self.staged.contains(&digest);
+        if !kept
+            && self.blobs.remove(&digest).is_some()
+            && let Some(shelf) = &self.shelf
+        {
+            shelf.release(digest);
         }
     }
 }
@@ -104,6 +119,32 @@ impl Default for Blobs {
 }
 
 impl Blobs {
+    /// Content that is on disk too.
+    pub(crate) fn on_shelf(shelf: Shelf) -> Self {
+        let blobs = Self::default();
+        blobs.held().shelf = Some(shelf);
+        blobs
+    }
+
+    /// Waits until everything staged before this call is on disk, if there is one. The flush begins with the call.
+    pub(crate) fn flush(&self) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
+        let flushed = self.held().shelf.as_ref().map(|shelf| shelf.storage().flush());
+        async move {
+            match flushed {
+                Some(flushed) => flushed.await,
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// Waits while too many bytes wait for the disk.
+    pub(crate) async fn room(&self) {
+        let shelf = self.held().shelf.clone();
+        if let Some(shelf) = shelf {
+            shelf.storage().room().await;
+        }
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -230,19 +271,20 @@ impl Exchange {
     pub(crate) async fn on_await(&self, request: &Frame) -> Result<Frame, Refusal> {
         let (digest, patience_ms): (Digest, u64) = wire::decode(&request.head)?;
         let patience = Duration::from_millis(patience_ms).min(MAX_PATIENCE);
-        match tokio::time::timeout(patience, self.blobs.arrival(digest)).await {
-            Ok(bytes) => {
-                self.blobs.stage(digest, bytes);
-                Ok(Frame::default())
-            }
-            Err(_) => Err(Refusal(format!("{digest} is not here"))),
-        }
+        let arrived = tokio::time::timeout(patience, self.blobs.arrival(digest)).await;
+        let bytes = arrived.map_err(|_| Refusal(format!("{digest} is not here")))?;
+        self.blobs.room().await;
+        self.blobs.stage(digest, bytes);
+        self.blobs.flush().await.map_err(|error| Refusal(error.to_string()))?;
+        Ok(Frame::default())
     }
 
-    /// Answers a push.
-    pub(crate) fn on_push(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
+    /// Answers a push, once the bytes are where a restart does not lose them.
+    pub(crate) async fn on_push(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
         let digest: Digest = wire::decode(&request.head)?;
+        self.blobs.room().await;
         self.accept(from, digest, request.into_body())?;
+        self.blobs.flush().await.map_err(|error| Refusal(error.to_string()))?;
         Ok(Frame::default())
     }
 

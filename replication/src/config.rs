@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::{BackupConfig, BackupStore};
 use crate::gossip::GossipConfig;
 use crate::raft::{RaftConfig, RaftStore};
+use crate::storage::{Storage, StorageError};
 use crate::store::{AnyStore, NodeId, Observer};
 use crate::suitability::Resources;
 use crate::transport::Transport;
@@ -32,13 +33,15 @@ pub struct Site {
     pub observer: Arc<dyn Observer>,
     /// What this node has to offer.
     pub resources: Resources,
+    /// Where state survives a restart; without it, it is lost with the process.
+    pub storage: Option<Storage>,
 }
 
 impl Site {
-    /// A site with the reference's resources.
+    /// A site with the reference's resources that keeps everything in memory.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, observer: Arc<dyn Observer>) -> Self {
-        Self { transport, observer, resources: Resources::default() }
+        Self { transport, observer, resources: Resources::default(), storage: None }
     }
 }
 
@@ -51,7 +54,7 @@ impl std::fmt::Debug for Site {
 /// Opens this node's store of `backend`.
 ///
 /// # Errors
-/// A configuration that contradicts itself.
+/// A configuration that contradicts itself, or a storage that cannot be used.
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
@@ -126,7 +129,10 @@ pub enum ConfigError {
         /// How many nodes there are.
         nodes: u32,
     },
-    /// openraft refused its configuration.
+    /// openraft refused its configuration, or what it found on disk.
     #[error("openraft: {0}")]
     Openraft(String),
+    /// What is on disk cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }

@@ -72,6 +72,21 @@ impl Ledger {
         Self { retained: retained.max(1), slots: BTreeMap::new() }
     }
 
+    /// A ledger of rows that [`row`](Self::row) gave.
+    pub(crate) fn of_rows(retained: usize, rows: impl IntoIterator<Item = (Slot, VecDeque<Record>)>) -> Self {
+        Self { slots: rows.into_iter().collect(), ..Self::new(retained) }
+    }
+
+    /// The retained checkpoints of a slot, oldest first: what changes when one is acknowledged.
+    pub(crate) fn row(&self, slot: Slot) -> Option<&VecDeque<Record>> {
+        self.slots.get(&slot)
+    }
+
+    /// Slots with checkpoints, in order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.slots.keys().copied()
+    }
+
     /// Applies the order rules, changes nothing.
     pub(crate) fn admit(&self, record: &Record) -> Admission {
         let Some(slot) = self.slots.get(&record.id.slot) else { return Admission::New };

@@ -84,6 +84,8 @@ impl RaftConfig {
             election_timeout_min: lease_ms - 1,
             election_timeout_max: lease_ms,
             enable_elect: false,
+            // An aggregator that was restarted begins a new epoch.
+            enable_leader_restore: Some(false),
             enable_pre_vote: Some(true),
             // A node that comes back is tried again at every heartbeat.
             backoff: format!("{0}ms {0}ms {0}ms", self.heartbeat_ms),

@@ -42,9 +42,12 @@ impl Deadline {
 }
 
 /// Publishes who leads and asks for elections, until `raft` stops. `changed` hears of every change of the server's state.
+/// Who led in `restored_term`, the term found on disk, or before it counts only once it was heard of again.
+#[allow(clippy::too_many_arguments, reason = "each is another end of a channel")]
 pub(crate) async fn run(
     raft: RaftCore,
     standing: Standing,
+    restored_term: u64,
     changed: Arc<Notify>,
     mut deadline: Deadline,
     mut contact: watch::Receiver<Instant>,
@@ -54,13 +57,15 @@ pub(crate) async fn run(
     let mut metrics = raft.server_metrics();
     let mut told = standing.follow();
     let mut was_eligible = false;
+    let mut heard_of_any = false;
     loop {
         let told_epoch = told.borrow_and_update().as_ref().map(|notice| notice.epoch);
         let (leads, term, own) = {
             let metrics = metrics.borrow_and_update();
             let leads = metrics.current_leader == Some(metrics.id);
             let term = metrics.vote.leader_id.term;
-            (leads, term, metrics.current_leader.map(|node| Epoch { counter: term, node: NodeId(node) }))
+            let own = metrics.current_leader.map(|node| Epoch { counter: term, node: NodeId(node) });
+            (leads, term, own.filter(|epoch| heard_of_any || epoch.counter > restored_term))
         };
         let votes = standing.votes();
         let eligible = votes && !leads;
@@ -76,6 +81,7 @@ pub(crate) async fn run(
             biased;
             heard = contact.changed() => {
                 if heard.is_err() { return }
+                heard_of_any = true;
                 deadline.reset(*contact.borrow_and_update());
             }
             changed = metrics.changed() => if changed.is_err() { return },

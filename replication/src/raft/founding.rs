@@ -56,7 +56,9 @@ pub(crate) async fn reports(
 /// Founds the group, if this node is the lowest.
 pub(crate) async fn run(proposer: Arc<Proposer>) {
     let nodes = &proposer.config.nodes;
-    if nodes.first() != Some(&proposer.transport.local()) {
+    // Whoever finds a log on disk is part of a group already.
+    let new = matches!(proposer.raft.is_initialized().await, Ok(false));
+    if nodes.first() != Some(&proposer.transport.local()) || !new {
         return;
     }
     let mut connected = proposer.transport.connected();

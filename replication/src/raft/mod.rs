@@ -8,7 +8,7 @@
 //!   log, machine   openraft's storage: entries; acknowledged checkpoints and snapshots
 //!   founding       who begins                        membership who replaces a voter that stays away
 //!   notice         what nodes outside of the group are told
-//!   outside        how they read
+//!   outside        how they read                     recovery   what a node finds on disk when it starts
 //! ```
 //!
 //! openraft does votes, terms, log replication and commitment (Ongaro and Ousterhout 2014, with pre-vote and leadership
@@ -25,6 +25,7 @@ mod network;
 mod notice;
 mod outside;
 mod proposer;
+mod recovery;
 mod types;
 
 use std::fmt;
@@ -43,15 +44,17 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use self::config::{Electorate, RaftConfig};
-use self::log::MemoryLog;
-use self::machine::{Machine, RaftCore};
+use self::log::RaftLog;
+use self::machine::RaftCore;
 use self::notice::Standing;
 use self::outside::Wanted;
 use self::proposer::Proposer;
-use crate::blob::{Blobs, Exchange, transfer_timeout};
+use self::recovery::Recovered;
+use crate::blob::{Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::ledger::Record;
+use crate::storage::Storage;
 use crate::store::Payload;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
@@ -67,10 +70,11 @@ const MAX_LOG_ENTRIES: usize = 512;
 /// Full Raft behind the store's contract.
 pub struct RaftStore {
     proposer: Arc<Proposer>,
-    log: MemoryLog,
+    log: RaftLog,
     /// The newest checkpoint that `latest` returned, where a read may ask another node: reads never go back.
     returned: std::sync::Mutex<Option<CheckpointId>>,
     tasks: Mutex<JoinSet<()>>,
+    storage: Option<Storage>,
 }
 
 impl fmt::Debug for RaftStore {
@@ -96,22 +100,23 @@ impl fmt::Display for RaftStore {
 
 impl RaftStore {
     /// Opens this node's store on `site`. The lowest node sees to it that the group is founded once a majority is
-    /// connected; the others join it, or are told of it.
+    /// connected; the others join it, or are told of it. A node whose storage holds a log goes on with it at once.
     ///
     /// # Errors
-    /// Contradictory timers, voters that cannot be had, or a node that is not among the nodes.
+    /// Contradictory timers, voters that cannot be had, a node that is not among the nodes, or a storage that cannot be
+    /// used.
     pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, resources } = site;
+        let Site { transport, observer, resources, storage } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
         }
-        let blobs = Blobs::default();
-        let exchange = Exchange::new(transport.clone(), blobs.clone(), observer.clone());
         let (missing, missed) = mpsc::unbounded_channel();
-        let machine = Machine::new(config.retained, blobs, observer.clone(), missing);
-        let log = MemoryLog::default();
+        let Recovered { blobs, log, machine } =
+            recovery::recover(local, &config, storage.clone(), observer.clone(), missing).await?;
+        let restored_term = log.term();
+        let exchange = Exchange::new(transport.clone(), blobs, observer.clone());
         let peers = network::Peers(transport.clone());
         let seed = config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let starting = RaftCore::new(local.0, config.openraft()?, peers, log.clone(), machine.clone());
@@ -150,6 +155,7 @@ impl RaftStore {
         tasks.spawn(election::run(
             raft.clone(),
             standing,
+            restored_term,
             changed.clone(),
             deadline,
             contacted,
@@ -163,7 +169,8 @@ impl RaftStore {
             tasks.spawn(notice::run(proposer.clone(), changed));
             tasks.spawn(membership::run(proposer.clone(), Duration::from_millis(grace_ms)));
         }
-        Ok(Arc::new(Self { proposer, log, returned: std::sync::Mutex::default(), tasks: Mutex::new(tasks) }))
+        let returned = std::sync::Mutex::default();
+        Ok(Arc::new(Self { proposer, log, returned, tasks: Mutex::new(tasks), storage }))
     }
 
     fn local(&self) -> NodeId {
@@ -374,7 +381,7 @@ impl CheckpointStore for RaftStore {
             linear: true,
             minority_refuses: true,
             fails_over: of > 2,
-            survives_full_restart: false,
+            survives_full_restart: self.storage.is_some(),
             takes_provided: self.proposer.config.payload == Payload::Digest,
         }
     }
@@ -386,11 +393,14 @@ impl CheckpointStore for RaftStore {
         if let Err(error) = self.proposer.raft.shutdown().await {
             tracing::warn!(%error, "raft did not shut down in order");
         }
+        if let Some(storage) = &self.storage {
+            storage.close().await;
+        }
     }
 }
 
 /// Keeps the log small: asks for a snapshot when it holds too much.
-async fn compact(raft: RaftCore, log: MemoryLog) {
+async fn compact(raft: RaftCore, log: RaftLog) {
     let mut metrics = raft.data_metrics();
     let mut compacted_to = None;
     while metrics.changed().await.is_ok() {

@@ -387,7 +387,7 @@ impl Handler for Inbox {
             wire::FOUND => self.found(from, &request).await,
             wire::NOTICE => self.notice(from, &request),
             wire::READ => self.proposer.on_read(&request).await,
-            wire::BLOB_PUSH => self.exchange.on_push(from, request),
+            wire::BLOB_PUSH => self.exchange.on_push(from, request).await,
             wire::BLOB_PULL => self.exchange.on_pull(&request),
             wire::BLOB_AWAIT => self.exchange.on_await(&request).await,
             unknown => Err(Refusal(format!("unknown message {unknown}"))),

@@ -171,8 +171,12 @@ impl Proposer {
         let holders = match self.config.payload {
             Payload::Inline => None,
             Payload::Digest => {
-                self.exchange.blobs().stage(record.digest, parameters.clone());
-                Some(self.spread(&record, &parameters, carrier).await)
+                let blobs = self.exchange.blobs();
+                blobs.stage(record.digest, parameters.clone());
+                let flushed = blobs.flush();
+                let holders = self.spread(&record, &parameters, carrier).await;
+                flushed.await.map_err(|error| StoreError::Closed { reason: error.to_string() })?;
+                Some(holders)
             }
         };
         let inline = holders.is_none();

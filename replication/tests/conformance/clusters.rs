@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use redb::backends::InMemoryBackend;
 use replication::backup::BackupConfig;
 use replication::conformance::Cluster;
 use replication::raft::{Electorate, RaftConfig};
@@ -13,7 +14,9 @@ use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::{AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Window, open};
+use replication::{
+    AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Storage, Window, open,
+};
 
 use super::cuts::Cuts;
 use super::five;
@@ -70,6 +73,15 @@ pub(crate) struct QuicCluster {
 
 impl QuicCluster {
     pub(crate) async fn start(backend: Backend) -> Self {
+        Self::start_with(backend, || None).await
+    }
+
+    /// As [`Self::start`], with a disk for every node, written by a thread.
+    pub(crate) async fn start_on_disk(backend: Backend) -> Self {
+        Self::start_with(backend, || Some(Storage::on(InMemoryBackend::new()).unwrap())).await
+    }
+
+    async fn start_with(backend: Backend, storage: impl Fn() -> Option<Storage>) -> Self {
         let authority = Authority::new("conformance").unwrap();
         let cuts = Cuts::default();
         let mut transports = BTreeMap::new();
@@ -86,8 +98,8 @@ impl QuicCluster {
         let mut stores = BTreeMap::new();
         for (node, transport) in &transports {
             transport.set_peers(addresses.clone()).unwrap();
-            let store = open(backend.clone(), site(transport.clone())).await.unwrap();
-            stores.insert(*node, store);
+            let site = Site { storage: storage(), ..site(transport.clone()) };
+            stores.insert(*node, open(backend.clone(), site).await.unwrap());
         }
         Self { cuts, transports, stores }
     }
@@ -126,6 +138,15 @@ pub(crate) struct ChannelCluster {
 
 impl ChannelCluster {
     pub(crate) async fn start(backend: Backend) -> Self {
+        Self::start_with(backend, || None).await
+    }
+
+    /// As [`Self::start`], with a disk for every node.
+    pub(crate) async fn start_on_disk(backend: Backend) -> Self {
+        Self::start_with(backend, || Some(Storage::inline_on(InMemoryBackend::new()).unwrap())).await
+    }
+
+    async fn start_with(backend: Backend, storage: impl Fn() -> Option<Storage>) -> Self {
         let link = LinkSpec {
             delay: Duration::from_millis(2),
             jitter: Duration::from_millis(1),
@@ -136,8 +157,8 @@ impl ChannelCluster {
         let network = ChannelNetwork::new(7, link, five());
         let mut stores = BTreeMap::new();
         for node in five() {
-            let store = open(backend.clone(), site(network.join(node))).await.unwrap();
-            stores.insert(node, store);
+            let site = Site { storage: storage(), ..site(network.join(node)) };
+            stores.insert(node, open(backend.clone(), site).await.unwrap());
         }
         Self { network, stores }
     }
