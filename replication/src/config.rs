@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::backup::BackupConfig;
-use crate::gossip::GossipConfig;
+use crate::gossip::{GossipConfig, GossipStore};
 use crate::raft::{RaftConfig, RaftStore};
 use crate::store::{AnyStore, NodeId, Observer};
 use crate::suitability::Resources;
@@ -55,7 +55,8 @@ impl std::fmt::Debug for Site {
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
-        Backend::Gossip(_) | Backend::Backup(_) => Err(ConfigError::Openraft("not there yet".into())),
+        Backend::Gossip(config) => Ok(GossipStore::open(config, site).await?),
+        Backend::Backup(_) => Err(ConfigError::Openraft("not there yet".into())),
     }
 }
 
@@ -125,6 +126,19 @@ pub enum ConfigError {
         /// How many nodes there are.
         nodes: u32,
     },
+    /// A setting outside of its bounds.
+    #[error("{what} must be from {least} to {most}")]
+    OutOfBounds {
+        /// The setting.
+        what: &'static str,
+        /// Its least value.
+        least: u64,
+        /// Its greatest value.
+        most: u64,
+    },
+    /// chitchat did not start.
+    #[error("chitchat: {0}")]
+    Chitchat(String),
     /// openraft refused its configuration.
     #[error("openraft: {0}")]
     Openraft(String),
