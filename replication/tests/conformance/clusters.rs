@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use replication::conformance::Cluster;
+use replication::gossip::GossipConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
@@ -25,6 +26,20 @@ pub(crate) fn raft(payload: Payload) -> Backend {
         payload,
         window: Window { from_ms: 300, to_ms: 600 },
         heartbeat_ms: 60,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+/// Gossip, with so many holders of every write.
+pub(crate) fn gossip(holders: u32) -> Backend {
+    Backend::Gossip(GossipConfig {
+        nodes: five().into_iter().collect(),
+        holders,
+        interval_ms: 100,
+        fan_out: 2,
+        phi_milli: 6000,
         put_timeout_ms: 3000,
         retained: DEFAULT_RETAINED,
         seed: 1,

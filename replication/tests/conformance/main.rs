@@ -83,3 +83,30 @@ mod raft_digest_channel {
         clusters::ChannelCluster::start(clusters::raft(Payload::Digest)).await
     );
 }
+
+mod gossip_quic {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        clusters::QuicCluster::start(clusters::gossip(3)).await
+    );
+}
+
+mod gossip_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start(clusters::gossip(3)).await
+    );
+}
+
+mod gossip_one_holder_channel {
+    use super::*;
+
+    replication::conformance_suite!(
+        #[tokio::test(start_paused = true)]
+        clusters::ChannelCluster::start(clusters::gossip(1)).await
+    );
+}
