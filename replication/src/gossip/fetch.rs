@@ -159,37 +159,43 @@ impl Fetch {
 pub(super) struct Uploads {
     /// Under way, and when the last chunk was asked for.
     running: BTreeMap<(NodeId, Digest), Instant>,
-    /// Bytes promised to peers, oldest digest first.
-    served: Vec<(Digest, u64)>,
+    /// Bytes promised to peers, and when some were asked for last; oldest digest first.
+    served: Vec<(Digest, u64, Instant)>,
 }
 
 impl Uploads {
-    /// Whether to serve a peer that still needs `left` bytes of `total`; if `spare`, others could do it.
+    /// Whether to serve a peer that still needs `left` bytes of `total`. If `spare`, others could do it; if the peer
+    /// insists, they do not.
     pub(super) fn admit(
         &mut self,
         upload: (NodeId, Digest),
         (left, total): (u64, u64),
-        spare: bool,
+        (spare, insist): (bool, bool),
         now: Instant,
     ) -> bool {
         self.running.retain(|_, last| now < *last + UPLOAD_LEASE);
         let digest = upload.1;
         if !self.running.contains_key(&upload) {
-            let at = self.served.iter().position(|(of, _)| *of == digest);
+            let at = self.served.iter().position(|(of, ..)| *of == digest);
             let served = at.map_or(0, |at| self.served[at].1) + left;
             let over = served.saturating_mul(10) > total.saturating_mul(MAX_SERVED_TENTHS);
-            if self.running.len() >= MAX_UPLOADS || (spare && over) {
+            // Who was served lately holds the bytes, or will say so soon.
+            let spare = spare || at.is_some_and(|at| now < self.served[at].2 + UPLOAD_LEASE);
+            if self.running.len() >= MAX_UPLOADS || (over && spare && !insist) {
                 return false;
             }
             match at {
                 Some(at) => self.served[at].1 = served,
-                None => self.served.push((digest, served)),
+                None => self.served.push((digest, served, now)),
             }
             if self.served.len() > DIGESTS_REMEMBERED {
                 self.served.remove(0);
             }
         }
         self.running.insert(upload, now);
+        if let Some((_, _, last)) = self.served.iter_mut().find(|(of, ..)| *of == digest) {
+            *last = now;
+        }
         true
     }
 
@@ -290,15 +296,22 @@ mod tests {
         let (mut uploads, now, digest) = (Uploads::default(), Instant::now(), Digest::of(b"x"));
         let peer = |node| (NodeId(node), digest);
         assert!(
-            uploads.admit(peer(2), (100, 100), true, now) && uploads.admit(peer(3), (100, 100), true, now)
+            uploads.admit(peer(2), (100, 100), (true, false), now)
+                && uploads.admit(peer(3), (100, 100), (true, false), now)
         );
-        assert!(!uploads.admit(peer(4), (100, 100), false, now), "two at a time");
-        assert!(uploads.admit(peer(2), (50, 100), true, now), "goes on");
+        assert!(!uploads.admit(peer(4), (100, 100), (false, false), now), "two at a time");
+        assert!(uploads.admit(peer(2), (50, 100), (true, false), now), "goes on");
         uploads.finished(peer(2));
-        assert!(!uploads.admit(peer(4), (100, 100), true, now), "others hold it");
-        assert!(uploads.admit(peer(4), (100, 100), false, now), "nobody else holds it");
+        assert!(!uploads.admit(peer(4), (100, 100), (true, false), now), "others hold it");
+        assert!(!uploads.admit(peer(4), (100, 100), (false, false), now), "others will hold it soon");
+        assert!(uploads.admit(peer(4), (100, 100), (true, true), now), "nobody else serves it");
         let other = |node| (NodeId(node), Digest::of(b"y"));
-        assert!(!uploads.admit(other(5), (100, 100), true, now));
-        assert!(uploads.admit(other(5), (100, 100), true, now + UPLOAD_LEASE), "who is silent has given up");
+        assert!(!uploads.admit(other(5), (100, 100), (true, false), now));
+        assert!(
+            uploads.admit(other(5), (100, 100), (true, false), now + UPLOAD_LEASE),
+            "who is silent has given up"
+        );
+        let later = now + 2 * UPLOAD_LEASE;
+        assert!(uploads.admit(peer(6), (100, 100), (false, false), later), "nobody else holds it");
     }
 }

@@ -196,8 +196,12 @@ impl Core {
         let mut state = self.state();
         let mut holders = state.catalogue.holders(digest);
         holders.retain(|holder| *holder != from && *holder != self.local);
-        let spare = !holders.is_empty() && !insist;
-        if !state.uploads.admit((from, digest), (total - offset, total), spare, Instant::now()) {
+        if !state.uploads.admit(
+            (from, digest),
+            (total - offset, total),
+            (!holders.is_empty(), insist),
+            Instant::now(),
+        ) {
             let holders = holders.into_iter().take(MAX_REFERRALS).collect();
             return Ok(answer(&Pulled::Busy { holders }));
         }
