@@ -298,3 +298,31 @@ async fn a_fetch_goes_on_at_another_holder() {
     let living: BTreeSet<NodeId> = cluster.members.keys().copied().collect();
     assert!(living.contains(&away));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_died_with_its_writer_stops_nobody() {
+    let mut cluster = Cluster::start(5, config(5, 3, 6), 100_000).await;
+    let epoch = cluster.epoch().await;
+    let first = Checkpoint::new(checkpoint(epoch, 1).id(), parameters(1, 1000), Metadata::new());
+    cluster.members[&epoch.node].store.put(first.clone()).await.unwrap();
+    let writer = cluster.members.remove(&epoch.node).unwrap();
+    // Long enough for gossip to say that the writer holds it, too short for anybody else to.
+    let attempt =
+        tokio::time::timeout(Duration::from_millis(2000), writer.store.put(checkpoint(epoch, 2))).await;
+    assert!(attempt.is_err(), "{attempt:?}");
+    cluster.network.crash(epoch.node);
+    writer.store.close().await;
+    let successor = async {
+        let mut newest = epoch;
+        for member in cluster.members.values() {
+            newest = member.store.aggregator().wait_for(|now| *now > Some(epoch)).await.unwrap().unwrap();
+        }
+        newest
+    };
+    let next = tokio::time::timeout(Duration::from_secs(60), successor).await.expect("somebody takes over");
+    let store = &cluster.members[&next.node].store;
+    assert_eq!(store.latest().await.unwrap(), Some(first));
+    let second = checkpoint(next, 2);
+    store.put(second.clone()).await.unwrap();
+    cluster.all_hold(second.digest()).await;
+}

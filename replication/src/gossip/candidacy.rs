@@ -7,13 +7,13 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::announce::Announcement;
+use super::announce::{Announcement, order};
 use super::catalogue::Learned;
 use super::core::Core;
 use super::messages::{Candidacy, Promised};
 use super::office::Decision;
 use crate::blob::transfer_timeout;
-use crate::store::{Epoch, NodeId, Slot};
+use crate::store::{NodeId, Slot};
 use crate::transport::{Class, Frame};
 use crate::wire;
 
@@ -58,7 +58,10 @@ async fn stand(core: &Arc<Core>) {
         let (epoch, blessing) = state.office.stand();
         (epoch, blessing, before)
     };
-    let elected = ask(core, Candidacy { epoch, blessing }).await && take_over(core, epoch).await;
+    let elected = match ask(core, Candidacy { epoch, blessing }).await {
+        Some(newest) => take_over(core, newest).await,
+        None => false,
+    };
     let in_office = elected && {
         let state = core.state();
         // Nobody was promised a higher epoch meanwhile.
@@ -76,8 +79,10 @@ async fn stand(core: &Arc<Core>) {
     core.claim(connected);
 }
 
-/// Asks whoever can be reached for a promise; whether enough was promised.
-async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> bool {
+/// Asks whoever can be reached for a promise. If enough was promised, returns the newest checkpoint of the job's state that
+/// those hold who promised.
+async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> Option<Option<Announcement>> {
+    let mut newest: Option<Announcement> = None;
     let peers: Vec<NodeId> = {
         let state = core.state();
         let live = state.live(core.local);
@@ -101,6 +106,10 @@ async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> bool {
             Promised::Granted { holds } => {
                 granted += 1;
                 for announced in holds {
+                    let global = announced.id.slot == Slot::Global && announced.id.epoch < candidacy.epoch;
+                    if global && newest.is_none_or(|newest| announced.order() > newest.order()) {
+                        newest = Some(announced);
+                    }
                     core.learn(announced, None, Some(peer));
                 }
             }
@@ -115,33 +124,23 @@ async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> bool {
             break;
         }
     }
-    core.state().office.suffices(granted, answered)
+    core.state().office.suffices(granted, answered).then_some(newest)
 }
 
-/// Brings in the newest checkpoint of the job's state; false if its bytes cannot be had and must be.
-async fn take_over(core: &Arc<Core>, epoch: Epoch) -> bool {
-    loop {
-        let newest: Option<(Announcement, bool)> = {
-            let state = core.state();
-            let mut known = state.catalogue.newest_first(Slot::Global);
-            known.find(|entry| entry.announced.id.epoch < epoch).map(|entry| (entry.announced, entry.held))
-        };
-        let Some((newest, false)) = newest else { return true };
-        let fetched = tokio::time::timeout(transfer_timeout(newest.bytes), core.bytes(&newest)).await;
-        if !matches!(fetched, Ok(Some(_))) {
-            // With few holders what was acknowledged may be lost with them.
-            return !core.config.linear() || !core.accepted_somewhere(&newest);
-        }
+/// Brings in what those hold who promised; false if it must be had and cannot. What nobody of them holds was not
+/// acknowledged, whatever gossip tells of it.
+async fn take_over(core: &Arc<Core>, newest: Option<Announcement>) -> bool {
+    let Some(newest) = newest else { return true };
+    let here = core.global_base().map(order);
+    if here >= Some(newest.order()) {
+        return true;
     }
+    let fetched = tokio::time::timeout(transfer_timeout(newest.bytes), core.bytes(&newest)).await;
+    // With few holders what was acknowledged may be lost with them.
+    matches!(fetched, Ok(Some(_))) || !core.config.linear()
 }
 
 impl Core {
-    /// Whether somebody says that it holds a checkpoint, so that it may have been acknowledged.
-    fn accepted_somewhere(&self, announced: &Announcement) -> bool {
-        let holders = self.state().catalogue.find(announced.id).map(|entry| entry.holders.clone());
-        holders.is_some_and(|holders| !holders.is_empty())
-    }
-
     /// Learns what a peer announces in gossip state, the newest first.
     pub(super) fn learn_all(self: &Arc<Self>, holder: NodeId, announced: Vec<Announcement>) {
         for announced in announced {

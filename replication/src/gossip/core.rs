@@ -19,7 +19,7 @@ use super::fetch::Uploads;
 use super::messages::{Have, MAX_RUMOUR_METADATA_BYTES, Rumour, Yield};
 use super::office::{Fitness, Followed, Office};
 use crate::blob::Blobs;
-use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId, Observer, Slot, StoreEvent};
+use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Transport, TransportError};
 use crate::wire;
 
@@ -347,16 +347,12 @@ impl Core {
         }
     }
 
-    /// Bytes of a checkpoint of `slot`s that are here, refused or not: whether a write under `epoch` can be taken part in.
+    /// The newest checkpoint of the job's state that this node holds.
     pub(super) fn global_base(&self) -> Option<CheckpointId> {
-        self.state()
-            .catalogue
-            .newest_first(Slot::Global)
-            .find(|entry| entry.held)
-            .map(|entry| entry.announced.id)
+        self.state().catalogue.held_global().map(|entry| entry.announced.id)
     }
 
-    /// Notes a response that says nothing as what it means for the peer.
+    /// Whether the peer certainly did not get the request.
     pub(super) fn gone(error: &TransportError) -> bool {
         matches!(error, TransportError::Unreachable { .. } | TransportError::Closed)
     }
