@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::backup::{BackupConfig, BackupStore};
-use crate::gossip::GossipConfig;
+use crate::gossip::{GossipConfig, GossipStore};
 use crate::raft::{RaftConfig, RaftStore};
 use crate::storage::{Storage, StorageError};
 use crate::store::{AnyStore, NodeId, Observer};
@@ -56,10 +56,13 @@ impl std::fmt::Debug for Site {
 /// # Errors
 /// A configuration that contradicts itself, or a storage that cannot be used.
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
+    if site.storage.is_some() && !matches!(backend, Backend::Raft(_)) {
+        return Err(ConfigError::MemoryOnly);
+    }
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
+        Backend::Gossip(config) => Ok(GossipStore::open(config, site).await?),
         Backend::Backup(config) => Ok(BackupStore::open(config, site)?),
-        Backend::Gossip(_) => Err(ConfigError::Openraft("not there yet".into())),
     }
 }
 
@@ -129,9 +132,25 @@ pub enum ConfigError {
         /// How many nodes there are.
         nodes: u32,
     },
+    /// A setting outside of its bounds.
+    #[error("{what} must be from {least} to {most}")]
+    OutOfBounds {
+        /// The setting.
+        what: &'static str,
+        /// Its least value.
+        least: u64,
+        /// Its greatest value.
+        most: u64,
+    },
+    /// chitchat did not start.
+    #[error("chitchat: {0}")]
+    Chitchat(String),
     /// openraft refused its configuration, or what it found on disk.
     #[error("openraft: {0}")]
     Openraft(String),
+    /// A storage for a backend that keeps its state in memory.
+    #[error("this backend keeps its state in memory only")]
+    MemoryOnly,
     /// What is on disk cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -21,6 +21,24 @@ pub(crate) const BLOB_PUSH: u8 = 16;
 pub(crate) const BLOB_PULL: u8 = 17;
 /// Asks to be told when the peer has certain bytes, whoever brings them.
 pub(crate) const BLOB_AWAIT: u8 = 18;
+/// A message of chitchat, which the response answers where it calls for an answer.
+pub(crate) const GOSSIP_MESSAGE: u8 = 32;
+/// Word of a new record.
+pub(crate) const GOSSIP_RUMOUR: u8 = 33;
+/// The sender holds a record and accepts it.
+pub(crate) const GOSSIP_HAVE: u8 = 34;
+/// Asks for a chunk of some bytes.
+pub(crate) const GOSSIP_PULL: u8 = 35;
+/// Asks for the metadata of a record.
+pub(crate) const GOSSIP_DESCRIBE: u8 = 36;
+/// A candidate asks for a promise.
+pub(crate) const GOSSIP_PROMISE: u8 = 37;
+/// The sender aggregates.
+pub(crate) const GOSSIP_CLAIM: u8 = 38;
+/// The aggregator asks the receiver to take over.
+pub(crate) const GOSSIP_HAND_OVER: u8 = 39;
+/// The sender aggregated beside another, and yields.
+pub(crate) const GOSSIP_YIELD: u8 = 40;
 /// Who aggregates, from the one who does.
 pub(crate) const BACKUP_HEARTBEAT: u8 = 48;
 /// A checkpoint, from the aggregator to one of its backups.

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use redb::backends::InMemoryBackend;
 use replication::backup::BackupConfig;
 use replication::conformance::Cluster;
+use replication::gossip::GossipConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
@@ -38,6 +39,20 @@ fn raft_among(electorate: Electorate, payload: Payload) -> Backend {
         payload,
         window: Window { from_ms: 300, to_ms: 600 },
         heartbeat_ms: 60,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+/// Gossip, with so many holders of every write.
+pub(crate) fn gossip(holders: u32) -> Backend {
+    Backend::Gossip(GossipConfig {
+        nodes: five().into_iter().collect(),
+        holders,
+        interval_ms: 100,
+        fan_out: 2,
+        phi_milli: 6000,
         put_timeout_ms: 3000,
         retained: DEFAULT_RETAINED,
         seed: 1,

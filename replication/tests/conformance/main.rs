@@ -12,7 +12,7 @@ use replication::conformance::Cluster;
 use replication::memory::MemoryCluster;
 use replication::{AnyStore, NodeId, Payload};
 
-use self::clusters::{ChannelCluster, QuicCluster, backup, raft, raft_subset};
+use self::clusters::{ChannelCluster, QuicCluster, backup, gossip, raft, raft_subset};
 
 fn five() -> Vec<NodeId> {
     (1..=5).map(NodeId).collect()
@@ -95,3 +95,8 @@ on_quic!(raft_subset_digest_quic, QuicCluster::start(raft_subset(Payload::Digest
 
 on_channel!(backup_channel, ChannelCluster::start(backup(2)));
 on_quic!(backup_quic, QuicCluster::start(backup(2)));
+
+// A majority of the nodes holds what was acknowledged; one does.
+on_channel!(gossip_channel, ChannelCluster::start(gossip(3)));
+on_quic!(gossip_quic, QuicCluster::start(gossip(3)));
+on_channel!(gossip_one_holder_channel, ChannelCluster::start(gossip(1)));
