@@ -108,6 +108,19 @@ impl GossipStore {
         Some(Checkpoint::already_verified(announced.id, announced.digest, parameters, metadata))
     }
 
+    fn read_deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.core.config.put_timeout_ms)
+    }
+
+    /// Waits before the next attempt to read: connections may be coming back, and word of other holders.
+    async fn pause_until(&self, deadline: Instant, wanted: &Announcement) -> Result<(), StoreError> {
+        if Instant::now() >= deadline || self.core.state().closed {
+            return Err(StoreError::Missing { digest: wanted.digest });
+        }
+        tokio::time::sleep(self.core.config.interval()).await;
+        Ok(())
+    }
+
     /// This node's epoch, if it aggregates.
     fn office(&self) -> Result<Epoch, StoreError> {
         let current = self.core.state().office.in_force();
@@ -156,38 +169,35 @@ impl CheckpointStore for GossipStore {
     }
 
     async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
-        let known: Vec<Announcement> = {
-            let state = self.core.state();
-            state.catalogue.newest_first(Slot::Global).map(|entry| entry.announced).collect()
-        };
-        for announced in &known {
-            if let Some(checkpoint) = self.read(announced).await {
-                let mut state = self.core.state();
-                if state.office.is_mine() {
-                    state.base = state.base.max(Some(announced.id));
+        let deadline = self.read_deadline();
+        loop {
+            let known: Vec<Announcement> = {
+                let state = self.core.state();
+                state.catalogue.newest_first(Slot::Global).map(|entry| entry.announced).collect()
+            };
+            for announced in &known {
+                if let Some(checkpoint) = self.read(announced).await {
+                    let mut state = self.core.state();
+                    if state.office.is_mine() {
+                        state.base = state.base.max(Some(announced.id));
+                    }
+                    return Ok(Some(checkpoint));
                 }
-                return Ok(Some(checkpoint));
             }
-        }
-        match known.first() {
-            Some(newest) => Err(StoreError::Missing { digest: newest.digest }),
-            None => Ok(None),
+            let Some(newest) = known.first() else { return Ok(None) };
+            self.pause_until(deadline, newest).await?;
         }
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
-        let deadline = Instant::now() + Duration::from_millis(self.core.config.put_timeout_ms);
+        let deadline = self.read_deadline();
         loop {
             let known = self.core.state().catalogue.find(id).map(|entry| entry.announced);
             let Some(announced) = known else { return Ok(None) };
             if let Some(checkpoint) = self.read(&announced).await {
                 return Ok(Some(checkpoint));
             }
-            if Instant::now() >= deadline {
-                return Err(StoreError::Missing { digest: announced.digest });
-            }
-            // Connections may be coming back, and word of other holders.
-            tokio::time::sleep(self.core.config.interval()).await;
+            self.pause_until(deadline, &announced).await?;
         }
     }
 
