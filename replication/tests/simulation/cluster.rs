@@ -9,6 +9,7 @@ use std::time::Duration;
 use rand::seq::IteratorRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use replication::storage::Storage;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::{
     AnyStore, Backend, Checkpoint, CheckpointId, Epoch, Guarantees, Metadata, NodeId, Observer, Outcome,
@@ -17,6 +18,7 @@ use replication::{
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::disk::Disk;
 use super::history::{Ended, History, Learned, Life, Read, Recorder, Sighting, Write, content};
 use super::schedule::{Bounds, Fault, Kinds, schedule};
 
@@ -29,28 +31,37 @@ const JOB_UNTIL: Duration = Duration::from_secs(26);
 /// How long operations under way may take to end, and nodes to agree, after the job has stopped.
 const SETTLING: Duration = Duration::from_secs(20);
 
-/// A link on which nothing goes wrong.
+/// A link on which nothing goes wrong. Without a limit on bandwidth, since chitchat orders what it says with a generator that
+/// cannot be seeded: how well that compresses must not decide when it arrives.
 const WELL: LinkSpec = LinkSpec {
     delay: Duration::from_millis(2),
     jitter: Duration::from_millis(1),
     loss: 0.0,
     duplication: 0.0,
-    bandwidth_bytes_per_s: Some(12_500_000),
+    bandwidth_bytes_per_s: None,
 };
 
 pub(crate) fn nodes() -> Vec<NodeId> {
     (1..=5).map(NodeId).collect()
 }
 
-/// Runs `backend` under the schedule of `seed`; returns what happened, and what the backend promises.
-pub(crate) async fn run(seed: u64, backend: &Backend, kinds: Kinds) -> (History, Guarantees) {
-    let mut cluster = Cluster::start(seed, backend.clone()).await;
+/// What is under test.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
+    pub(crate) backend: Backend,
+    /// Whether nodes keep their state on disk, so that they come back.
+    pub(crate) on_disk: bool,
+}
+
+/// Runs `subject` under the schedule of `seed`; returns what happened, and what the backend promises.
+pub(crate) async fn run(seed: u64, subject: &Subject, kinds: Kinds) -> (History, Guarantees) {
+    let mut cluster = Cluster::start(seed, subject.clone()).await;
     let guarantees = cluster.members[&NodeId(1)].store.guarantees();
     let bounds = Bounds {
         nodes: nodes(),
         losses: guarantees.tolerated_losses,
         // A node whose memory is gone must not come back under its id.
-        restarts: false,
+        restarts: subject.on_disk,
         kinds,
         until: FAULTS_UNTIL,
     };
@@ -74,7 +85,8 @@ struct Member {
 
 struct Cluster {
     seed: u64,
-    backend: Backend,
+    subject: Subject,
+    disks: BTreeMap<NodeId, Disk>,
     network: ChannelNetwork,
     begun: Instant,
     recorder: Recorder,
@@ -98,10 +110,11 @@ impl Observer for Witness {
 }
 
 impl Cluster {
-    async fn start(seed: u64, backend: Backend) -> Self {
+    async fn start(seed: u64, subject: Subject) -> Self {
         let mut cluster = Self {
             seed,
-            backend,
+            subject,
+            disks: nodes().into_iter().map(|node| (node, Disk::default())).collect(),
             network: ChannelNetwork::new(seed, WELL, nodes()),
             begun: Instant::now(),
             recorder: Recorder::new(),
@@ -117,8 +130,12 @@ impl Cluster {
     /// Begins a life. What outlives a node is given to the site here.
     async fn open(&mut self, life: Life) {
         let witness = Witness { life, recorder: self.recorder.clone() };
-        let site = Site::new(self.network.join(life.node), Arc::new(witness));
-        let store = open(self.backend.clone(), site).await.unwrap();
+        let mut site = Site::new(self.network.join(life.node), Arc::new(witness));
+        site.resources.cpu_mb_per_s = 1000 * life.node.0;
+        if self.subject.on_disk {
+            site.storage = Some(Storage::inline_on(self.disks[&life.node].clone()).unwrap());
+        }
+        let store = open(self.subject.backend.clone(), site).await.unwrap();
         let client = |purpose: u64| Client {
             life,
             store: store.clone(),

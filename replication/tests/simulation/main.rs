@@ -7,18 +7,20 @@
 
 mod check;
 mod cluster;
+mod disk;
 mod history;
 mod schedule;
 
 use std::ops::Range;
 
 use replication::backup::BackupConfig;
+use replication::gossip::GossipConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::{Backend, DEFAULT_RETAINED, Guarantees, Payload, Window};
 use tokio::runtime::{Builder, RngSeed, UnhandledPanic};
 
 use self::check::Score;
-use self::cluster::nodes;
+use self::cluster::{Subject, nodes};
 use self::history::History;
 use self::schedule::Kinds;
 
@@ -26,10 +28,34 @@ const WINDOW: Window = Window { from_ms: 400, to_ms: 800 };
 const HEARTBEAT_MS: u64 = 100;
 const PUT_TIMEOUT_MS: u64 = 3000;
 
-fn raft(payload: Payload, seed: u64) -> Backend {
+/// A voter that is away is replaced within the schedule.
+const THREE_VOTERS: Electorate = Electorate::MostSuitable { voters: 3, grace_ms: 3000 };
+
+fn in_memory(backend: Backend) -> Subject {
+    Subject { backend, on_disk: false }
+}
+
+fn on_disk(backend: Backend) -> Subject {
+    Subject { backend, on_disk: true }
+}
+
+fn gossip(holders: u32, seed: u64) -> Backend {
+    Backend::Gossip(GossipConfig {
+        nodes: nodes().into_iter().collect(),
+        holders,
+        interval_ms: HEARTBEAT_MS,
+        fan_out: 2,
+        phi_milli: 6000,
+        put_timeout_ms: PUT_TIMEOUT_MS,
+        retained: DEFAULT_RETAINED,
+        seed,
+    })
+}
+
+fn raft(electorate: Electorate, payload: Payload, seed: u64) -> Backend {
     Backend::Raft(RaftConfig {
         nodes: nodes().into_iter().collect(),
-        electorate: Electorate::Everyone,
+        electorate,
         payload,
         window: WINDOW,
         heartbeat_ms: HEARTBEAT_MS,
@@ -69,7 +95,7 @@ impl Drop for Replay {
 }
 
 /// One run, of which everything is a function of `seed`.
-fn simulate(seed: u64, backend: &Backend, kinds: Kinds) -> (History, Guarantees) {
+fn simulate(seed: u64, subject: &Subject, kinds: Kinds) -> (History, Guarantees) {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -78,7 +104,7 @@ fn simulate(seed: u64, backend: &Backend, kinds: Kinds) -> (History, Guarantees)
         .unhandled_panic(UnhandledPanic::ShutdownRuntime)
         .build()
         .unwrap();
-    runtime.block_on(cluster::run(seed, backend, kinds))
+    runtime.block_on(cluster::run(seed, subject, kinds))
 }
 
 /// The seeds to run: all of `seeds`, or the one that the environment names.
@@ -105,12 +131,12 @@ fn check(history: &History, guarantees: Guarantees, kinds: Kinds) {
     }
 }
 
-fn schedules(test: &'static str, kinds: Kinds, range: Range<u64>, backend: impl Fn(u64) -> Backend) {
+fn schedules(test: &'static str, kinds: Kinds, range: Range<u64>, subject: impl Fn(u64) -> Subject) {
     let mut total = Score::default();
     let range = seeds(range);
     for seed in range.clone() {
         let _replay = Replay { test, seed };
-        let (history, guarantees) = simulate(seed, &backend(seed), kinds);
+        let (history, guarantees) = simulate(seed, &subject(seed), kinds);
         check(&history, guarantees, kinds);
         let score = check::score(&history, DEFAULT_RETAINED as u64);
         assert!(score.acknowledged > 0, "nothing was ever acknowledged");
@@ -119,11 +145,11 @@ fn schedules(test: &'static str, kinds: Kinds, range: Range<u64>, backend: impl 
     println!("{test}, seeds {range:?}: {total}");
 }
 
-fn repeats(test: &'static str, backend: impl Fn(u64) -> Backend) {
+fn repeats(test: &'static str, subject: impl Fn(u64) -> Subject) {
     for seed in seeds(0..5) {
         let _replay = Replay { test, seed };
         let (first, second) =
-            (simulate(seed, &backend(seed), Kinds::Any).0, simulate(seed, &backend(seed), Kinds::Any).0);
+            (simulate(seed, &subject(seed), Kinds::Any).0, simulate(seed, &subject(seed), Kinds::Any).0);
         for (one, other) in first.writes.iter().zip(&second.writes) {
             assert_eq!(one, other, "the first writes that differ");
         }
@@ -160,8 +186,14 @@ macro_rules! simulated {
     };
 }
 
-simulated!(raft_inline, |seed| raft(Payload::Inline, seed));
-simulated!(raft_digest, |seed| raft(Payload::Digest, seed));
+simulated!(raft_inline, |seed| in_memory(raft(Electorate::Everyone, Payload::Inline, seed)));
+simulated!(raft_digest, |seed| in_memory(raft(Electorate::Everyone, Payload::Digest, seed)));
+simulated!(raft_inline_on_disk, |seed| on_disk(raft(Electorate::Everyone, Payload::Inline, seed)));
+simulated!(raft_digest_on_disk, |seed| on_disk(raft(Electorate::Everyone, Payload::Digest, seed)));
+simulated!(raft_subset, |seed| in_memory(raft(THREE_VOTERS, Payload::Inline, seed)));
+simulated!(raft_subset_on_disk, |seed| on_disk(raft(THREE_VOTERS, Payload::Digest, seed)));
+simulated!(gossip_3, |seed| in_memory(gossip(3, seed)));
+simulated!(gossip_1, |seed| in_memory(gossip(1, seed)));
 // With two backups of five nodes two sides of a partition cannot both acknowledge; with one they can.
-simulated!(backup_1, |seed| backup(1, seed));
-simulated!(backup_2, |seed| backup(2, seed));
+simulated!(backup_1, |seed| in_memory(backup(1, seed)));
+simulated!(backup_2, |seed| in_memory(backup(2, seed)));
