@@ -8,7 +8,7 @@
 //!     plan, preflight   validated before anything starts     cmd/node   stdin and stdout <-> channels
 //!     run               the loop: events in, orders out      node       what a node does with its plan
 //!     fault             pure: events in, actions out         meter      memory and processor time of this process
-//!     place             where nodes run: child processes
+//!     place, link       where nodes run: child processes, in network namespaces on request; links between them
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
@@ -18,6 +18,7 @@
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
 //! or what a round computes: it sees events.
 
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod cmd;
@@ -26,6 +27,7 @@ pub mod data;
 pub mod exit;
 pub mod fault;
 pub mod identity;
+pub mod link;
 pub mod meter;
 pub mod node;
 pub mod place;

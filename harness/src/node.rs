@@ -11,15 +11,17 @@ use anyhow::Context as _;
 use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
-use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::transport::quic::{QuicConfig, QuicTransport, impair};
 use replication::{AnyStore, NodeId, Site};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
+use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Lifecycle, NodeEvent, Start, Status};
+use crate::control::{Captured, Lifecycle, NodeEvent, Start, Status};
 use crate::meter;
-use crate::plan::Plan;
+use crate::place::netns::network::NODE_INTERFACE;
+use crate::plan::{PlacementKind, Plan};
 
 /// A connection on which nothing is heard for this long is lost: a stopped node's work is given up then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +33,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// # Errors
 /// What keeps it from running, in words for the controller's user; nothing secret.
 pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
+    let capture = capture(&start, &outbox)?;
     let node = Node::open(&start, &outbox).await?;
     let participant = node.participant(&start.plan, &outbox).await?;
     let mut job = std::pin::pin!(federated::run(participant));
@@ -43,8 +46,40 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
             },
         }
     };
-    node.close().await;
+    // Counts of the end, when nothing is sent any more: transport, capture and interface are compared by them.
+    outbox.status(node.close().await);
+    if let Some(capture) = capture {
+        tokio::task::spawn_blocking(move || capture.finish()).await?;
+    }
     outcome
+}
+
+/// Begins to capture this node's packets, as the plan says.
+fn capture(start: &Start, outbox: &Outbox) -> anyhow::Result<Option<Capture>> {
+    let plan = &start.plan;
+    let ports = [plan.learning_port, plan.replication_port];
+    let settings = match (plan.capture, plan.placement) {
+        (CaptureMode::Off, _) | (CaptureMode::Auto, PlacementKind::Process) => return Ok(None),
+        (_, PlacementKind::Netns) => Settings::everything(NODE_INTERFACE, &ports),
+        (CaptureMode::Required, PlacementKind::Process) => {
+            let member = plan.members.iter().find(|member| member.node == start.node);
+            let own = member.with_context(|| format!("the plan has no node {}", start.node))?.ip;
+            Settings { others: false, only_from: Some(own), ..Settings::everything("lo", &ports) }
+        }
+    };
+    let (outbox, interface) = (outbox.clone(), settings.interface.clone());
+    let loopback = settings.only_from.is_some();
+    let started = Capture::start(&settings, move |interval| {
+        outbox.captured(Captured { interface: interface.clone(), loopback, interval });
+    });
+    match started {
+        Ok(capture) => Ok(Some(capture)),
+        Err(error) if plan.capture == CaptureMode::Auto => {
+            tracing::warn!("no capture: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error).context("no capture, which --capture required asks for"),
+    }
 }
 
 /// A node's ends of the two planes, and its store.
@@ -68,6 +103,10 @@ fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::R
     config.idle_timeout = IDLE_TIMEOUT;
     config.keep_alive = KEEP_ALIVE;
     config.seed = start.plan.job.seed ^ start.node.0;
+    if let Some(impairment) = start.plan.link.impairment() {
+        // One schedule for each node and plane.
+        config.wrap_socket = Some(impair::wrapper(impairment, config.seed ^ (u64::from(port) << 32)));
+    }
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = model::ENCODED_BYTES as u64;
@@ -123,8 +162,11 @@ impl Node {
         }
     }
 
-    async fn close(self) {
+    /// Closes everything; the status is that of before, with everything counted that was sent since.
+    async fn close(self) -> Status {
+        let before = self.status(0);
         self.store.close().await;
         tokio::join!(self.learning.close(), self.replication.close());
+        Status { learning: self.learning.traffic(), replication: self.replication.traffic(), ..before }
     }
 }

@@ -10,8 +10,10 @@ use replication::{DEFAULT_RETAINED, NodeId, Payload, Window};
 use serde::{Deserialize, Serialize};
 use workloads::federated::{Config, Partition};
 
+use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::fault::{Fault, Who};
+use crate::link::Link;
 use crate::units::exact_ms;
 
 /// Training examples of CIFAR-10, and of the synthetic set.
@@ -79,6 +81,8 @@ impl BackendPlan {
 pub enum PlacementKind {
     /// Child processes on this host, at loopback addresses.
     Process,
+    /// Child processes on this host, each in a network namespace of its own.
+    Netns,
 }
 
 /// One node and its address.
@@ -105,6 +109,10 @@ pub struct Plan {
     pub learning_port: u16,
     /// UDP port of the replication plane on every node.
     pub replication_port: u16,
+    /// The links between nodes.
+    pub link: Link,
+    /// Whether nodes capture their packets.
+    pub capture: CaptureMode,
 }
 
 /// A run, as the controller is told.
@@ -322,13 +330,30 @@ impl Plan {
                 remedy,
             ));
         }
-        match self.members.iter().find(|member| !member.ip.is_loopback()) {
-            None => Ok(()),
-            Some(member) => {
-                let wrong = "not a loopback network, which --placement process needs";
-                Err(Usage::option("--network", member.ip, wrong, "use 127.X.Y.0"))
-            }
+        let (fits, wrong, remedy): (fn(&Ipv4Addr) -> bool, _, _) = match self.placement {
+            PlacementKind::Process => (
+                Ipv4Addr::is_loopback,
+                "not a loopback network, which --placement process needs",
+                "use 127.X.Y.0",
+            ),
+            PlacementKind::Netns => (
+                Ipv4Addr::is_private,
+                "not a private network, which --placement netns needs",
+                "use for example 10.X.Y.0",
+            ),
+        };
+        match self.members.iter().find(|member| !fits(&member.ip)) {
+            None => self.validate_link(),
+            Some(member) => Err(Usage::option("--network", member.ip, wrong, remedy)),
         }
+    }
+
+    fn validate_link(&self) -> Result<(), Usage> {
+        if let (PlacementKind::Process, Some(rate)) = (self.placement, self.link.rate_mbit_per_s) {
+            let wrong = format!("its rate of {rate} Mbit/s needs an interface for each node");
+            return Err(Usage::option("--link", "with a rate", wrong, "use --placement netns"));
+        }
+        Ok(())
     }
 }
 
@@ -425,6 +450,8 @@ pub(crate) mod tests {
             members,
             learning_port: 8080,
             replication_port: 5000,
+            link: Link::default(),
+            capture: CaptureMode::Auto,
         }
     }
 

@@ -8,6 +8,7 @@ mod machine;
 mod manifest;
 mod rows;
 mod summary;
+mod traffic;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -23,9 +24,10 @@ pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
 pub use rows::{CheckpointRow, NodeRow, RoundRow};
 pub use summary::{FinalCheckpoint, Summary};
+pub use traffic::{CaptureRow, Source, TrafficBook, TrafficRow, TrafficSummary};
 
 use crate::clock;
-use crate::control::NodeEvent;
+use crate::control::{Captured, NodeEvent};
 use crate::exit::Usage;
 
 /// Most folders of one second and host before something is wrong.
@@ -103,6 +105,8 @@ pub struct Recorder {
     dir: PathBuf,
     rounds: csv::Writer<File>,
     checkpoints: csv::Writer<File>,
+    /// Made when the first node captures.
+    captures: Option<csv::Writer<File>>,
     events: File,
 }
 
@@ -119,6 +123,7 @@ impl Recorder {
         let mut recorder = Self {
             rounds: csv::WriterBuilder::new().has_headers(false).from_writer(open("rounds.csv")?),
             checkpoints: csv::WriterBuilder::new().has_headers(false).from_writer(open("checkpoints.csv")?),
+            captures: None,
             events: open("events.jsonl")?,
             dir,
         };
@@ -163,6 +168,41 @@ impl Recorder {
             write_row(&mut self.checkpoints, row)?;
         }
         Ok(())
+    }
+
+    /// Adds what `node` captured in a second.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn captured(&mut self, node: NodeId, captured: &Captured) -> anyhow::Result<()> {
+        let table = match &mut self.captures {
+            Some(table) => table,
+            none => {
+                let file =
+                    File::create_new(self.dir.join("capture.csv")).context("cannot write capture.csv")?;
+                let table = none.insert(csv::WriterBuilder::new().has_headers(false).from_writer(file));
+                write_row(table, CaptureRow::COLUMNS)?;
+                table
+            }
+        };
+        for row in CaptureRow::of(node, captured) {
+            table.serialize(row).context("cannot write a row")?;
+        }
+        table.flush().context("cannot write a row")
+    }
+
+    /// Writes capture_totals.csv.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn capture_totals(&self, rows: &[TrafficRow]) -> anyhow::Result<()> {
+        let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        table.serialize(TrafficRow::COLUMNS)?;
+        for row in rows {
+            table.serialize(row)?;
+        }
+        let bytes = table.into_inner().context("cannot write capture_totals.csv")?;
+        self.write_whole("capture_totals.csv", &bytes)
     }
 
     /// Adds an event of the controller to the timeline, stamped with the time now.

@@ -8,7 +8,9 @@ use super::{Controller, Ending, Stop};
 use crate::control::{FromNode, ToNode};
 use crate::exit::Exit;
 use crate::place::Placement;
-use crate::record::{ControllerEvent, FinalCheckpoint, NodeRow, Outcome, Summary};
+use crate::record::{
+    ControllerEvent, FinalCheckpoint, NodeRow, Outcome, Summary, TrafficRow, TrafficSummary,
+};
 use crate::units::nanoseconds;
 
 impl<P: Placement> Controller<P> {
@@ -30,12 +32,18 @@ impl<P: Placement> Controller<P> {
             self.progress.warn(&format!("fault {fault} did not strike: its moment did not come"));
         }
         summary.rss_peak_bytes = self.rss_peak();
+        let totals = self.traffic_totals();
+        summary.traffic = TrafficSummary::of(&totals);
+        if let Some(reason) = summary.traffic.doubt() {
+            self.progress.warn(&format!("the byte counts of this trial are not valid: {reason}"));
+        }
         self.manifest.ended(outcome, message, exit.code());
         let rows: Vec<NodeRow> = self
             .cluster
             .nodes()
             .map(|(node, view)| NodeRow::of(node, &view.state(), view.status.as_ref()))
             .collect();
+        self.recorder.capture_totals(&totals)?;
         self.recorder.finish(&self.manifest, &summary, &rows)?;
         surveyed.and(noted).and(finished)?;
         Ok(summary)
@@ -150,6 +158,17 @@ impl<P: Placement> Controller<P> {
         format!("among the survivors {}", words.collect::<Vec<_>>().join(", "))
     }
 
+    /// Three counts of each node's traffic, side by side.
+    fn traffic_totals(&self) -> Vec<TrafficRow> {
+        let plan = &self.trial.plan;
+        let ports = (plan.learning_port, plan.replication_port);
+        let rows = self
+            .cluster
+            .nodes()
+            .flat_map(|(node, view)| self.traffic.rows(node, ports, view.status.as_ref()));
+        rows.collect()
+    }
+
     fn rss_peak(&self) -> u64 {
         let statuses = self.cluster.nodes().filter_map(|(_, view)| view.status.as_ref());
         statuses.map(|status| status.usage.rss_peak_bytes.max(status.usage.rss_bytes)).max().unwrap_or(0)
@@ -182,6 +201,7 @@ impl<P: Placement> Controller<P> {
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
             rss_peak_bytes: 0,
             start_ns: self.start_ns,
+            traffic: TrafficSummary::default(),
             elapsed_ns: nanoseconds(self.started.elapsed()),
             synthetic_data: plan.job.data.is_none(),
             repeat: self.manifest.repeat.clone(),

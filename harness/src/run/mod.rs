@@ -20,13 +20,15 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
 use crate::clock;
-use crate::control::{FromNode, NodeEvent, Start, ToNode, VERSION};
+use crate::control::{Captured, FromNode, NodeEvent, Start, ToNode, VERSION};
 use crate::fault::{Action, Timeline};
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
 use crate::plan::{Plan, Trial};
 use crate::progress::Progress;
-use crate::record::{ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress};
+use crate::record::{
+    ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, TrafficBook, is_progress,
+};
 use crate::units::{nanoseconds, show_ns};
 
 /// How often the controller looks at its timeouts.
@@ -137,6 +139,7 @@ pub async fn run<P: Placement>(
         faults_struck: 0,
         probes: BTreeMap::new(),
         requests: 0,
+        traffic: TrafficBook::default(),
         started: now,
         heard: now,
         asked: now,
@@ -175,6 +178,8 @@ struct Controller<P> {
     /// When each node's clock probe was sent, on the controller's clock.
     probes: BTreeMap<NodeId, u64>,
     requests: u64,
+    /// What nodes captured.
+    traffic: TrafficBook,
     started: Instant,
     /// When something was last heard of the job.
     heard: Instant,
@@ -227,6 +232,7 @@ impl<P: Placement> Controller<P> {
             News::Message(FromNode::Event { at_ns, event }) => self.event(node, at_ns, &event)?,
             News::Message(FromNode::Status(status)) => self.cluster.status(node, *status),
             News::Message(FromNode::Clock { at_ns, .. }) => self.clock(node, at_ns),
+            News::Message(FromNode::Capture(captured)) => self.captured(node, &captured)?,
             News::Unreadable(reason) => {
                 self.progress.warn(&format!("node {node} said something that was not understood: {reason}"));
                 self.recorder.controller_event(&ControllerEvent::UnreadableLine { target: node, reason })?;
@@ -260,6 +266,15 @@ impl<P: Placement> Controller<P> {
         let offset = i128::from(at_ns) - i128::from(sent) - i128::from(span / 2);
         let offset_ns = i64::try_from(offset).unwrap_or(i64::MAX);
         self.manifest.clocks.push(ClockOffset { node, offset_ns, uncertainty_ns: span.div_ceil(2) });
+    }
+
+    fn captured(&mut self, node: NodeId, captured: &Captured) -> anyhow::Result<()> {
+        self.recorder.captured(node, captured)?;
+        if let Some(failure) = &captured.interval.failure {
+            self.progress.warn(&format!("the capture of node {node} ended: {failure}"));
+        }
+        self.traffic.captured(node, captured);
+        Ok(())
     }
 
     fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
