@@ -4,6 +4,7 @@
 
 mod cli;
 mod federated;
+mod netns;
 mod signals;
 
 use std::sync::atomic::{AtomicU8, Ordering};

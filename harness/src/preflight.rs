@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 use workloads::federated::EngineKind;
 
+use crate::capture::{CaptureMode, sniff};
 use crate::data;
 use crate::exit::Usage;
 use crate::place::netns::{Namespace, network};
@@ -23,6 +24,10 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
         data::check(path)?;
     }
     check_out(&trial.out)?;
+    if trial.plan.capture == CaptureMode::Required && !sniff::is_permitted() {
+        let wrong = "a raw socket needs root or CAP_NET_RAW";
+        return Err(Usage::option("--capture", "required", wrong, "run it as root, or use --capture auto"));
+    }
     match trial.plan.placement {
         PlacementKind::Process => check_ports(&trial.plan),
         PlacementKind::Netns => check_namespaces(),

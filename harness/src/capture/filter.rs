@@ -1,8 +1,6 @@
 //! The kernel's filter of a capture, in classic BPF: only heads of packets are handed over, and with ports given only
 //! theirs. Pure.
 
-use std::net::Ipv4Addr;
-
 use super::Settings;
 
 /// Most ports of a filter: its jumps reach 255 instructions.
@@ -68,14 +66,19 @@ enum Draft {
     Jump(u16, u32, To, To),
 }
 
-/// The filter for `settings`.
+/// The filter for `settings`; on a loopback interface, which shows every packet twice, only of what leaves.
 #[must_use]
-pub fn program(settings: &Settings) -> Vec<Instruction> {
+pub fn program(settings: &Settings, loopback: bool) -> Vec<Instruction> {
     let mut draft = Vec::new();
-    if let Some(sender) = settings.only_from {
-        only_from(&mut draft, sender);
+    if loopback {
+        draft.push(Draft::Plain(LOAD_WORD, PACKET_TYPE_AT));
+        draft.push(Draft::Jump(JUMP_IF_EQUAL, PACKET_OUTGOING, To::Next, To::Reject));
     }
-    if settings.others && settings.only_from.is_none() {
+    if let Some(sender) = settings.only_from {
+        draft.push(Draft::Plain(LOAD_WORD, SOURCE_AT));
+        draft.push(Draft::Jump(JUMP_IF_EQUAL, u32::from(sender), To::Next, To::Reject));
+    }
+    if settings.others && draft.is_empty() {
         draft.push(Draft::Plain(LOAD_HALF, ETHERTYPE_AT));
         draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Accept, To::Reject));
         return resolve(&draft, WHOLE_BYTES);
@@ -105,13 +108,6 @@ pub fn program(settings: &Settings) -> Vec<Instruction> {
     program
 }
 
-fn only_from(draft: &mut Vec<Draft>, sender: Ipv4Addr) {
-    draft.push(Draft::Plain(LOAD_WORD, PACKET_TYPE_AT));
-    draft.push(Draft::Jump(JUMP_IF_EQUAL, PACKET_OUTGOING, To::Next, To::Reject));
-    draft.push(Draft::Plain(LOAD_WORD, SOURCE_AT));
-    draft.push(Draft::Jump(JUMP_IF_EQUAL, u32::from(sender), To::Next, To::Reject));
-}
-
 /// Counts the jumps out. Behind the draft come: return `rejected` bytes, return the head.
 fn resolve(draft: &[Draft], rejected: u32) -> Vec<Instruction> {
     let length = draft.len();
@@ -136,6 +132,8 @@ fn resolve(draft: &[Draft], rejected: u32) -> Vec<Instruction> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     /// Runs a program as the kernel would; returns the bytes that are handed over.
@@ -194,7 +192,7 @@ mod tests {
     #[test]
     fn only_the_ports_and_later_fragments_pass() {
         let most: Vec<u16> = (1..=MAX_PORTS as u16).collect();
-        let (few, many) = (program(&settings(&[8080, 5000])), program(&settings(&most)));
+        let (few, many) = (program(&settings(&[8080, 5000]), false), program(&settings(&most), false));
         for (program, packet, expected) in [
             (&few, packet(17, 0, 8080, 1), HEAD_BYTES),
             (&few, packet(6, 0, 1, 5000), HEAD_BYTES),
@@ -216,7 +214,7 @@ mod tests {
 
     #[test]
     fn with_others_everything_passes() {
-        let program = program(&Settings::everything("eth0", &[8080]));
+        let program = program(&Settings::everything("eth0", &[8080]), false);
         assert_eq!(run(&program, &packet(17, 0, 1, 2), 0), HEAD_BYTES);
         let mut arp = packet(17, 0, 1, 2);
         arp[13] = 6;
@@ -228,8 +226,8 @@ mod tests {
         let own = Settings { only_from: Some(Ipv4Addr::new(127, 0, 0, 1)), ..settings(&[8080]) };
         let other = Settings { only_from: Some(Ipv4Addr::new(127, 0, 0, 9)), ..settings(&[8080]) };
         let packet = packet(17, 0, 8080, 8080);
-        assert_eq!(run(&program(&own), &packet, PACKET_OUTGOING), HEAD_BYTES);
-        assert_eq!(run(&program(&own), &packet, 0), 0);
-        assert_eq!(run(&program(&other), &packet, PACKET_OUTGOING), 0);
+        assert_eq!(run(&program(&own, true), &packet, PACKET_OUTGOING), HEAD_BYTES);
+        assert_eq!(run(&program(&own, true), &packet, 0), 0);
+        assert_eq!(run(&program(&other, true), &packet, PACKET_OUTGOING), 0);
     }
 }

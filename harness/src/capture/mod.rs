@@ -44,10 +44,9 @@ pub struct Settings {
     pub interface: String,
     /// Ports that are counted apart, at most [`filter::MAX_PORTS`].
     pub ports: Vec<u16>,
-    /// Whether everything else is counted, too, as port [`OTHER_PORT`]; not with `only_from`.
+    /// Whether everything else is counted, too, as port [`OTHER_PORT`]; not on loopback.
     pub others: bool,
-    /// On a loopback interface, the sender whose packets are counted: there is one interface for all, and it shows
-    /// every packet twice.
+    /// The only sender whose packets are counted, for a loopback interface, which many share.
     pub only_from: Option<Ipv4Addr>,
     /// Receive buffer asked of the kernel, in bytes.
     pub buffer_bytes: usize,

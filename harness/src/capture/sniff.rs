@@ -86,7 +86,7 @@ impl Sniffer {
         let name = settings.interface.clone();
         let failed = |source| CaptureError::System { name: name.clone(), source };
         let interface = find(&name)?;
-        let socket = open_socket(settings).map_err(|error| match error.kind() {
+        let socket = open_socket(settings, interface.is_loopback()).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => CaptureError::NotPermitted,
             _ => failed(error),
         })?;
@@ -170,6 +170,12 @@ impl Sniffer {
     }
 }
 
+/// Whether this process may open raw sockets.
+#[must_use]
+pub fn is_permitted() -> bool {
+    Socket::new(Domain::PACKET, Type::RAW, None).is_ok()
+}
+
 fn find(name: &str) -> Result<NetworkInterface, CaptureError> {
     let all = pnet_datalink::interfaces();
     let others = all.iter().map(|interface| interface.name.clone()).collect::<Vec<_>>().join(", ");
@@ -178,9 +184,9 @@ fn find(name: &str) -> Result<NetworkInterface, CaptureError> {
         .ok_or_else(|| CaptureError::NoInterface { name: name.into(), others })
 }
 
-fn open_socket(settings: &Settings) -> io::Result<Socket> {
+fn open_socket(settings: &Settings, loopback: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-    let program = filter::program(settings);
+    let program = filter::program(settings, loopback);
     let program: Vec<SockFilter> =
         program.iter().map(|step| SockFilter::new(step.code, step.jt, step.jf, step.k)).collect();
     socket.attach_filter(&program)?;

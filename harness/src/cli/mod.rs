@@ -38,6 +38,11 @@ pub enum Command {
     /// Be a node: controlled over stdin and stdout, started by `run`.
     #[command(hide = true)]
     Node,
+    /// Count the packets of an interface by port, direction and second, until Ctrl-C; needs root or CAP_NET_RAW.
+    ///
+    /// IPv4 over UDP and TCP; bytes at IP level, headers included. On a loopback interface every packet is counted once,
+    /// as it leaves.
+    Capture(CaptureArgs),
     /// See, make or download the training data.
     Data {
         /// What to do with the data.
@@ -142,6 +147,27 @@ pub enum CaptureArg {
     Auto,
     /// Yes, or nothing is run.
     Required,
+}
+
+/// `harness capture`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct CaptureArgs {
+    /// The interface.
+    #[arg(long, value_name = "NAME")]
+    pub interface: String,
+    /// A port to count, 1 to 65535: packets that go to it or come from it. Repeatable, at most 64.
+    #[arg(long = "port", value_name = "PORT", required = true)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+    /// End after this time (seconds unless a unit is given) [default: at Ctrl-C].
+    #[arg(long, value_name = "DURATION", value_parser = values::seconds)]
+    pub duration: Option<Span>,
+    /// File that receives a row per second, port and direction; must not exist yet.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Print no table while it counts, only the totals at the end.
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// `harness run`.
