@@ -144,7 +144,7 @@ pub fn load(name: &str) -> Result<Link, Usage> {
     }
     let names = BUILT_IN.map(|(name, _)| name).join(", ");
     let remedy = format!("use {names} or a .toml file");
-    if !Path::new(name).extension().is_some_and(|extension| extension == "toml") {
+    if Path::new(name).extension().is_none_or(|extension| extension != "toml") {
         return Err(Usage::option("--link", name, "no link profile has this name", remedy));
     }
     match std::fs::read_to_string(name) {
