@@ -20,11 +20,12 @@ use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
 use crate::control::{Captured, Lifecycle, NodeEvent, Start, Status};
 use crate::meter;
-use crate::place::netns::network::NODE_INTERFACE;
 use crate::plan::{PlacementKind, Plan};
 
 /// A connection on which nothing is heard for this long is lost: a stopped node's work is given up then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where all processes of a host meet.
+const LOOPBACK_INTERFACE: &str = "lo";
 /// A quiet connection is probed this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
@@ -58,28 +59,19 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
 fn capture(start: &Start, outbox: &Outbox) -> anyhow::Result<Option<Capture>> {
     let plan = &start.plan;
     let ports = [plan.learning_port, plan.replication_port];
-    let settings = match (plan.capture, plan.placement) {
-        (CaptureMode::Off, _) | (CaptureMode::Auto, PlacementKind::Process) => return Ok(None),
-        (_, PlacementKind::Netns) => Settings::everything(NODE_INTERFACE, &ports),
-        (CaptureMode::Required, PlacementKind::Process) => {
-            let member = plan.members.iter().find(|member| member.node == start.node);
-            let own = member.with_context(|| format!("the plan has no node {}", start.node))?.ip;
-            Settings { others: false, only_from: Some(own), ..Settings::everything("lo", &ports) }
-        }
-    };
-    let (outbox, interface) = (outbox.clone(), settings.interface.clone());
-    let loopback = settings.only_from.is_some();
-    let started = Capture::start(&settings, move |interval| {
-        outbox.captured(Captured { interface: interface.clone(), loopback, interval });
-    });
-    match started {
-        Ok(capture) => Ok(Some(capture)),
-        Err(error) if plan.capture == CaptureMode::Auto => {
-            tracing::warn!("no capture: {error}");
-            Ok(None)
-        }
-        Err(error) => Err(error).context("no capture, which --capture required asks for"),
+    // In a namespace it is the placement that captures.
+    if (plan.capture, plan.placement) != (CaptureMode::Required, PlacementKind::Process) {
+        return Ok(None);
     }
+    let member = plan.members.iter().find(|member| member.node == start.node);
+    let own = member.with_context(|| format!("the plan has no node {}", start.node))?.ip;
+    let settings =
+        Settings { others: false, only_from: Some(own), ..Settings::everything(LOOPBACK_INTERFACE, &ports) };
+    let outbox = outbox.clone();
+    let started = Capture::start(&settings, move |interval| {
+        outbox.captured(Captured { interface: LOOPBACK_INTERFACE.into(), loopback: true, interval });
+    });
+    started.map(Some).context("no capture, which --capture required asks for")
 }
 
 /// A node's ends of the two planes, and its store.

@@ -266,13 +266,18 @@ impl Capture {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
+    /// Asks it to read what is left and to end; does not wait.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
     /// Reads what is left and ends.
     pub fn finish(mut self) {
         self.join();
     }
 
     fn join(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

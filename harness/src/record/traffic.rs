@@ -274,7 +274,7 @@ impl TrafficSummary {
         let sum = |of: fn(&TrafficRow) -> u64| sent().map(of).sum::<u64>();
         let source = sent().map(|row| row.source).max().unwrap_or_default();
         let captured = source == Source::Capture;
-        // A node that was killed told last at most a second before its end: its own counts are of different moments.
+        // A capture that ended early and its interface were counted at different moments.
         let differences = rows.iter().filter(|row| row.complete).filter_map(TrafficRow::difference);
         let mut summary = Self {
             source,

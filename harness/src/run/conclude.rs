@@ -26,6 +26,8 @@ impl<P: Placement> Controller<P> {
         let noted = self.recorder.controller_event(&ControllerEvent::Ending { outcome });
         let finished = self.finish().await;
         self.placement.kill_all();
+        self.placement.end_captures();
+        let captured = self.take_captures();
         self.progress.clear();
 
         for fault in self.timeline.remaining() {
@@ -45,7 +47,7 @@ impl<P: Placement> Controller<P> {
             .collect();
         self.recorder.capture_totals(&totals)?;
         self.recorder.finish(&self.manifest, &summary, &rows)?;
-        surveyed.and(noted).and(finished)?;
+        surveyed.and(noted).and(finished).and(captured)?;
         Ok(summary)
     }
 

@@ -203,7 +203,7 @@ impl<P: Placement> Controller<P> {
             tokio::select! {
                 biased;
                 Some(stop) = self.stops.recv() => return Ok(Ending::Stopped(stop)),
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => self.tick()?,
                 Some((node, news)) = self.links.next() => self.take(node, news).await?,
             }
             if let Some(ending) = self.judge() {
@@ -355,12 +355,20 @@ impl<P: Placement> Controller<P> {
         Ok(())
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self) -> anyhow::Result<()> {
+        self.take_captures()?;
         self.progress.update(&self.cluster, &self.trial.plan);
         let settling = self.completed.is_some();
         if settling || self.asked.elapsed() >= STATUS_INTERVAL {
             self.ask_all();
         }
+        Ok(())
+    }
+
+    /// Takes what captures of the placement have counted.
+    fn take_captures(&mut self) -> anyhow::Result<()> {
+        let captured = self.placement.captured();
+        captured.iter().try_for_each(|(node, captured)| self.captured(*node, captured))
     }
 
     fn ask_all(&mut self) {
