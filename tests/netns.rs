@@ -20,6 +20,9 @@ use replication::NodeId;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The transport counts established connections. Whoever starts first repeats the first packet of a handshake, 1200 B
+/// and headers, until the other listens: at most eight for each plane were seen among four nodes, so twice that.
+const UNCOUNTED_HANDSHAKE_BYTES: u64 = 16 * 1228;
 const SMALL: [&str; 4] = ["--examples-per-node", "64", "--test-examples-per-node", "32"];
 
 /// These tests cannot say anything without root, and must not pass then.
@@ -71,9 +74,12 @@ impl Finished {
             assert!(close(interface, 0.001), "{row:?}");
             // What a killed node's transport counted last, nobody knows; and attempts to reach it belong to no connection.
             if row["direction"] == "egress" && all_lived {
-                // The transport does not count what belongs to no connection, nor what it sends while closing.
-                let transport = number("transport_learning_bytes") + number("transport_replication_bytes");
-                assert!(close(transport, 0.02), "{row:?}");
+                for plane in ["learning", "replication"] {
+                    let captured = number(&format!("{plane}_bytes"));
+                    let transport = number(&format!("transport_{plane}_bytes"));
+                    let explained = captured / 200 + UNCOUNTED_HANDSHAKE_BYTES;
+                    assert!(captured.abs_diff(transport) <= explained, "{plane}: {row:?}");
+                }
             }
         }
         let sum: u64 = self
@@ -89,10 +95,10 @@ impl Finished {
 #[test]
 fn two_runs_side_by_side_complete_and_their_counts_agree() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let runs = dirs.each_ref().map(|dir| harness(dir.path(), &["--rounds", "2"]).spawn().unwrap());
+    let runs = dirs.each_ref().map(|dir| harness(dir.path(), &["--rounds", "6"]).spawn().unwrap());
     for (dir, run) in dirs.iter().zip(runs) {
         let run = finished(dir.path(), run.wait_with_output().unwrap());
-        assert_eq!(run.summary["rounds_finished"], 2);
+        assert_eq!(run.summary["rounds_finished"], 6);
         run.assert_counts_agree(true);
     }
 }
