@@ -98,6 +98,34 @@ fn contradictions_name_option_value_and_remedy() {
             "error: --fault kill@node:11,round:1: there is no node 11; nodes are 1 to 10",
         ),
         ("--fault kill@worker,round:6", "error: --fault kill@worker,round:6: the run has 5 rounds"),
+        (
+            "--fault kill@worker,voters-changed",
+            "voters-changed: raft replaces no voters; use --backend raft-subset",
+        ),
+        (
+            "--voters 3",
+            "error: --voters 3: not for --backend raft: it does not choose who votes; leave it out, or use",
+        ),
+        ("--backend raft-subset --voters 0", "error: --voters 0: nobody would vote; use 1 to 10"),
+        ("--backend raft-subset --voters 11", "error: --voters 11: there are only 10 nodes; use 1 to 10"),
+        (
+            "--backend raft-subset --voter-grace 0",
+            "error: --voter-grace 0ms: a voter would be replaced for one late",
+        ),
+        (
+            "--backend raft-subset --suitability 11:cpu=1",
+            "error: --suitability 11:cpu=1: there is no node 11",
+        ),
+        (
+            "--backend gossip --payload inline",
+            "error: --payload inline: gossip does not carry checkpoints in its own",
+        ),
+        ("--backend gossip --holders 11", "error: --holders 11: there are only 10 nodes; use 1 to 10"),
+        (
+            "--backend gossip --heartbeat 50",
+            "error: --heartbeat 50ms: not for --backend gossip: its signs of life",
+        ),
+        ("--backend backup --backups 10", "error: --backups 10: there are only 10 nodes; use 1 to 9"),
     ] {
         if cfg!(feature = "torch") && options == "--engine torch" {
             continue;
@@ -120,13 +148,15 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--round-deadline soon", "not a duration; write for example 90s"),
         ("--partition zipf:1", "use iid or dirichlet:ALPHA"),
         ("--partition dirichlet:x", "'x' is not a number"),
-        ("--backend gossip", "[possible values: raft]"),
+        ("--backend paxos", "[possible values: raft, raft-subset, gossip, backup]"),
+        ("--phi soon", "for '--phi <INTERVALS>': not a number of intervals; use for example 6"),
+        ("--suitability 3:disk=1", "unknown resource 'disk'; write NODE:cpu=MB/s,memory=BYTES,"),
         ("--payload wrapped", "[possible values: inline, digest]"),
         ("--profile all", "[possible values: once, paper, prototype, workers]"),
         ("--network localhost", "for '--network <A.B.C.0>'"),
         ("--fault stop@worker,round:1", "unknown kind 'stop'"),
         ("--fault kill@boss,round:1", "use aggregator, worker or node:ID"),
-        ("--fault kill@worker,round:0", "use round:N, N from 1"),
+        ("--fault kill@worker,round:0", "use round:N, N from 1, or voters-changed"),
         ("--frobnicate", "unexpected argument '--frobnicate'"),
     ] {
         let words: Vec<&str> = ["run"].into_iter().chain(options.split(' ')).collect();
@@ -192,6 +222,11 @@ fn help_names_every_option_with_its_default() {
         "half of the workers, rounded up",
         "--partition <iid|dirichlet:ALPHA>",
         "--aggregator-trains",
+        "inline for raft and raft-subset",
+        "majority]",
+        "Backend raft-subset:",
+        "Backend gossip:",
+        "Backend backup:",
         "Replication:",
         "Training:",
         "Output:",

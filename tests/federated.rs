@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::network;
 
 /// A finished run.
-struct Run {
+pub(crate) struct Run {
     output: Output,
     dir: tempfile::TempDir,
 }
@@ -17,7 +17,7 @@ struct Run {
 /// Small shards: these tests are about rounds and failures, not about learning.
 const SMALL: [&str; 4] = ["--examples-per-node", "64", "--test-examples-per-node", "32"];
 
-fn run(options: &[&str]) -> Run {
+pub(crate) fn run(options: &[&str]) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
     command
@@ -39,7 +39,7 @@ impl Run {
         self.output.status.code().unwrap_or_else(|| panic!("no exit code: {}", self.text()))
     }
 
-    fn summary(&self) -> Value {
+    pub(crate) fn summary(&self) -> Value {
         serde_json::from_slice(&self.output.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
@@ -48,7 +48,7 @@ impl Run {
         self.dir.path().join(results)
     }
 
-    fn rows(&self, file: &str) -> Vec<BTreeMap<String, String>> {
+    pub(crate) fn rows(&self, file: &str) -> Vec<BTreeMap<String, String>> {
         let mut reader = csv::Reader::from_path(self.results().join(file)).unwrap();
         reader.deserialize().map(|row| row.unwrap()).collect()
     }
@@ -60,7 +60,7 @@ impl Run {
         events.filter(|event| event["event"] == name).collect()
     }
 
-    fn assert_completed(&self, rounds: u64) {
+    pub(crate) fn assert_completed(&self, rounds: u64) {
         assert_eq!(self.code(), 0, "{}", self.text());
         let summary = self.summary();
         assert_eq!((&summary["outcome"], &summary["rounds_finished"]), (&"completed".into(), &rounds.into()));
@@ -72,7 +72,7 @@ impl Run {
     }
 
     /// No worker began to train a round after its average had been acknowledged, by the nodes' common clock.
-    fn assert_nothing_trained_twice(&self) {
+    pub(crate) fn assert_nothing_trained_twice(&self) {
         let at = |event: &Value| event["at_ns"].as_u64().unwrap();
         let mut acknowledged = BTreeMap::new();
         for put in self.events("checkpoint_put") {
@@ -89,7 +89,7 @@ impl Run {
     }
 
     /// Whenever an aggregator took over it continued from the newest checkpoint acknowledged before.
-    fn assert_restored_the_newest(&self) {
+    pub(crate) fn assert_restored_the_newest(&self) {
         let at = |event: &Value| event["at_ns"].as_u64().unwrap();
         let puts = self.events("checkpoint_put");
         for restored in self.events("restored") {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
 
+mod backends;
 mod cli;
 mod federated;
 mod netns;

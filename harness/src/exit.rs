@@ -12,7 +12,7 @@ pub enum Exit {
     Failed,
     /// 2: bad input; nothing was started or written.
     BadInput,
-    /// 3: the run ended, because fewer nodes are alive than a majority.
+    /// 3: the run ended, because too few nodes are alive for anything to be acknowledged.
     NoMajority,
     /// 130: ended by SIGINT.
     Interrupted,

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use replication::{Epoch, NodeId};
+use replication::{Epoch, NodeId, StoreEvent};
 use serde::{Deserialize, Serialize};
 use workloads::federated::Event;
 
@@ -41,6 +41,17 @@ pub enum Who {
 pub enum When {
     /// In the middle of the first round from this one on.
     Round(u64),
+    /// In the middle of a round, once a voter was replaced since the fault before.
+    VotersChanged,
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Round(round) => write!(f, "round:{round}"),
+            Self::VotersChanged => f.write_str("voters-changed"),
+        }
+    }
 }
 
 /// One fault of a trial.
@@ -74,11 +85,11 @@ pub enum Action {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Kind::Kill = self.kind;
-        let When::Round(round) = self.when;
+        let when = self.when;
         match self.who {
-            Who::Aggregator => write!(f, "kill@aggregator,round:{round}"),
-            Who::Worker => write!(f, "kill@worker,round:{round}"),
-            Who::Node(node) => write!(f, "kill@node:{node},round:{round}"),
+            Who::Aggregator => write!(f, "kill@aggregator,{when}"),
+            Who::Worker => write!(f, "kill@worker,{when}"),
+            Who::Node(node) => write!(f, "kill@node:{node},{when}"),
         }
     }
 }
@@ -100,9 +111,10 @@ impl FromStr for Fault {
             (_, Some(Ok(node))) => Who::Node(NodeId(node)),
             _ => return Err(format!("unknown node '{who}'; use aggregator, worker or node:ID")),
         };
-        let when = match when.strip_prefix("round:").map(str::parse) {
-            Some(Ok(round)) if round > 0 => When::Round(round),
-            _ => return Err(format!("unknown moment '{when}'; use round:N, N from 1")),
+        let when = match (when, when.strip_prefix("round:").map(str::parse)) {
+            ("voters-changed", _) => When::VotersChanged,
+            (_, Some(Ok(round))) if round > 0 => When::Round(round),
+            _ => return Err(format!("unknown moment '{when}'; use round:N, N from 1, or voters-changed")),
         };
         Ok(Self { kind, who, when })
     }
@@ -125,6 +137,8 @@ pub struct Timeline {
     waiting: Vec<Fault>,
     motion: Option<Motion>,
     dead: BTreeSet<NodeId>,
+    /// Whether a voter was replaced since the last fault.
+    voters_changed: bool,
 }
 
 impl Timeline {
@@ -136,6 +150,10 @@ impl Timeline {
 
     /// Takes note of an event of `node`; returns what is to be done now, in order.
     pub fn observe(&mut self, node: NodeId, event: &NodeEvent) -> Vec<Action> {
+        if let NodeEvent::Store(StoreEvent::VotersChanged { joined: Some(_), .. }) = event {
+            self.voters_changed = true;
+            return self.due();
+        }
         let NodeEvent::Federated(event) = event else { return Vec::new() };
         match *event {
             Event::RoundStarted { epoch, round, .. } => {
@@ -186,9 +204,12 @@ impl Timeline {
     fn due(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         while let Some(&fault) = self.waiting.last() {
-            let When::Round(from) = fault.when;
             let Some(motion) = &self.motion else { break };
-            if !motion.started || motion.training.is_empty() || motion.round < from {
+            let come = match fault.when {
+                When::Round(from) => motion.round >= from,
+                When::VotersChanged => self.voters_changed,
+            };
+            if !come || !motion.started || motion.training.is_empty() {
                 break;
             }
             let node = match fault.who {
@@ -197,6 +218,7 @@ impl Timeline {
                 Who::Node(node) => node,
             };
             self.waiting.pop();
+            self.voters_changed = false;
             if self.dead.contains(&node) {
                 actions.push(Action::Missed { fault });
             } else {
@@ -239,7 +261,7 @@ mod tests {
 
     #[test]
     fn faults_are_read_and_written_alike() {
-        for text in ["kill@aggregator,round:2", "kill@worker,round:1", "kill@node:7,round:3"] {
+        for text in ["kill@aggregator,round:2", "kill@worker,round:1", "kill@node:7,voters-changed"] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
         for text in [
@@ -286,6 +308,22 @@ mod tests {
         faults.observe(NodeId(1), &started(e, 1));
         assert_eq!(struck(&faults.observe(NodeId(2), &fit(e, 1))), [2], "only the fault that has its worker");
         assert_eq!(struck(&faults.observe(NodeId(4), &fit(e, 1))), [0, 3]);
+    }
+
+    #[test]
+    fn a_fault_can_wait_for_a_voter_to_be_replaced_since_the_one_before() {
+        let voters = |joined: Option<u64>| {
+            let voters = vec![NodeId(2)];
+            NodeEvent::Store(StoreEvent::VotersChanged { lost: None, joined: joined.map(NodeId), voters })
+        };
+        let mut faults = timeline(&["kill@aggregator,round:1", "kill@aggregator,voters-changed"]);
+        assert!(faults.observe(NodeId(1), &voters(Some(5))).is_empty(), "before the first fault");
+        faults.observe(NodeId(1), &started(epoch(1, 1), 1));
+        assert_eq!(struck(&faults.observe(NodeId(2), &fit(epoch(1, 1), 1))), [1]);
+        faults.observe(NodeId(3), &started(epoch(2, 3), 1));
+        assert!(faults.observe(NodeId(2), &fit(epoch(2, 3), 1)).is_empty());
+        assert!(faults.observe(NodeId(3), &voters(None)).is_empty(), "founding is no replacement");
+        assert_eq!(struck(&faults.observe(NodeId(3), &voters(Some(4)))), [3]);
     }
 
     #[test]

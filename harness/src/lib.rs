@@ -8,6 +8,7 @@
 //!     plan, preflight   validated before anything starts     cmd/node   stdin and stdout <-> channels
 //!     run               the loop: events in, orders out      node       what a node does with its plan
 //!     fault             pure: events in, actions out         meter      memory and processor time of this process
+//!                                                            resources  what the node has to offer
 //!     place, link       where nodes run: child processes, in network namespaces on request; links between them
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
@@ -35,5 +36,6 @@ pub mod plan;
 pub mod preflight;
 pub mod progress;
 pub mod record;
+pub mod resources;
 pub mod run;
 pub mod units;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,9 +18,10 @@ use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Captured, Lifecycle, NodeEvent, Start, Status};
+use crate::control::{Captured, Counted, Lifecycle, NodeEvent, Start, Status};
 use crate::meter;
 use crate::plan::{PlacementKind, Plan};
+use crate::resources;
 
 /// A connection on which nothing is heard for this long is lost: a stopped node's work is given up then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +29,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOPBACK_INTERFACE: &str = "lo";
 /// A quiet connection is probed this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// The request that a status answers which nobody asked for.
+const UNASKED: u64 = 0;
 
 /// Runs a node until it is told to finish, or its command channel closes.
 ///
@@ -75,11 +79,14 @@ fn capture(start: &Start, outbox: &Outbox) -> anyhow::Result<Option<Capture>> {
 }
 
 /// A node's ends of the two planes, and its store.
+#[derive(Clone)]
 struct Node {
     id: NodeId,
     learning: Arc<QuicTransport>,
     replication: Arc<QuicTransport>,
     store: AnyStore,
+    /// This node's suitability.
+    score: u32,
 }
 
 fn addresses(plan: &Plan, port: u16) -> BTreeMap<NodeId, SocketAddr> {
@@ -106,6 +113,14 @@ fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::R
     Ok(QuicTransport::bind(config)?)
 }
 
+/// What this node has to offer: measured, except for what the plan says.
+async fn resources_of(start: &Start) -> anyhow::Result<Resources> {
+    let own = start.plan.replication_address(start.node).context("the plan has no address of this node")?;
+    let measured = tokio::task::spawn_blocking(move || resources::measure(*own.ip())).await?;
+    let given = start.plan.override_of(start.node);
+    Ok(given.map_or(measured, |given| given.apply(measured)))
+}
+
 impl Node {
     async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
@@ -116,15 +131,15 @@ impl Node {
             learning: learning.local_addr().to_string(),
             replication: replication.local_addr().to_string(),
         }));
+        let resources = resources_of(start).await?;
+        let score = resources.score();
+        outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
-        let site = Site {
-            transport: replication.clone(),
-            observer: Arc::new(outbox.clone()),
-            resources: Resources::default(),
-        };
+        let observer = Arc::new(outbox.clone());
+        let site = Site { transport: replication.clone(), observer, resources, storage: None };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
-        Ok(Self { id: start.node, learning, replication, store })
+        Ok(Self { id: start.node, learning, replication, store, score })
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
@@ -132,14 +147,34 @@ impl Node {
         let (train_examples, test_examples) = learner.examples();
         let (synthetic, engine) = (learner.is_synthetic(), learner.engine().to_owned());
         outbox.federated(Event::Ready { train_examples, test_examples, synthetic, engine });
-        let events = outbox.clone();
+        let events = self.events(outbox.clone());
         Ok(Participant {
             config: plan.job.clone(),
             store: self.store.clone(),
             learning: self.learning.clone(),
             learner: Arc::new(learner),
+            score: self.score,
             initial: model::encode(model::initial(plan.job.seed))?,
-            events: Arc::new(move |event| events.federated(event)),
+            events,
+        })
+    }
+
+    /// Passes events of the job on. Before the first that belongs to a round it tells what was counted until then; before
+    /// a round's end its status, so that what an aggregator sent is known even if it is killed at once.
+    fn events(&self, outbox: Outbox) -> federated::Events {
+        let node = self.clone();
+        let begun = Once::new();
+        Arc::new(move |event| {
+            match event {
+                Event::RoundStarted { .. } | Event::FitStarted { .. } => begun.call_once(|| {
+                    let (learning, replication) = (node.learning.traffic(), node.replication.traffic());
+                    let counted = Box::new(Counted { learning, replication });
+                    outbox.event(NodeEvent::Node(Lifecycle::JobBegun { counted }));
+                }),
+                Event::RoundFinished { .. } => outbox.status(node.status(UNASKED)),
+                _ => {}
+            }
+            outbox.federated(event);
         })
     }
 
@@ -156,7 +191,7 @@ impl Node {
 
     /// Closes everything; the status is that of before, with everything counted that was sent since.
     async fn close(self) -> Status {
-        let before = self.status(0);
+        let before = self.status(UNASKED);
         self.store.close().await;
         tokio::join!(self.learning.close(), self.replication.close());
         Status { learning: self.learning.traffic(), replication: self.replication.traffic(), ..before }

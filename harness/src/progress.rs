@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use replication::{Epoch, NodeId};
+use replication::{Epoch, NodeId, StoreEvent};
 use workloads::federated::Event;
 
 use crate::control::NodeEvent;
 use crate::plan::Plan;
 use crate::record::{Outcome, Summary};
-use crate::run::cluster::Cluster;
+use crate::run::cluster::{Cluster, list};
 use crate::units::{show_bytes, show_ns};
 
 /// Shows a run as it goes.
@@ -91,6 +91,11 @@ impl Progress {
             NodeEvent::Federated(Event::Restored { from: Some(id), .. }) => {
                 self.note(&format!("node {node} continues from {id}"));
             }
+            NodeEvent::Store(event) => {
+                if let Some(line) = store_line(node, event) {
+                    self.note(&line);
+                }
+            }
             _ => {}
         }
     }
@@ -126,6 +131,32 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// A line for what a store told of besides its work.
+fn store_line(node: NodeId, event: &StoreEvent) -> Option<String> {
+    match event {
+        StoreEvent::VotersChanged { lost, joined, voters } => {
+            let voters = list(voters);
+            Some(match (lost, joined) {
+                (Some(lost), Some(joined)) => {
+                    format!("voter {lost} was replaced by node {joined}; now {voters} vote")
+                }
+                _ => format!("{voters} vote"),
+            })
+        }
+        StoreEvent::RivalAggregators { stays, yields } => Some(format!(
+            "two aggregators at the same time: node {} (epoch {stays}) stays, node {} (epoch {yields}) yields",
+            stays.node, yields.node
+        )),
+        StoreEvent::CorruptBlob { from, .. } => {
+            Some(format!("node {from} served node {node} bytes that do not match their digest"))
+        }
+        StoreEvent::FalseClaim { from, .. } => {
+            Some(format!("node {from} did not serve node {node} the bytes that it claims to hold"))
+        }
+        _ => None,
     }
 }
 
@@ -177,20 +208,36 @@ pub fn summary_text(summary: &Summary) -> String {
     );
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
+    let backend = summary.backend.zip(summary.payload);
+    let backend = backend.map_or_else(|| "-".into(), |(backend, payload)| format!("{backend}, {payload}"));
+    let units = |units: Option<f64>| units.map_or_else(|| "-".into(), |units| format!("{units:.2}"));
     for (name, value) in [
         ("outcome", outcome.to_owned()),
+        ("backend", backend),
         ("rounds", format!("{} of {}", summary.rounds_finished, summary.rounds)),
         ("loss, accuracy", format!("{}, {}", show_loss(summary.loss), show_share(summary.accuracy))),
         ("nodes alive", format!("{} of {}", summary.nodes_alive, summary.nodes)),
         ("checkpoint", checkpoint),
         ("put (median)", format!("{} of {}", time(summary.put_ns_median), size(summary.checkpoint_bytes))),
         ("round (median)", time(summary.round_ns_median)),
+        ("sent per checkpoint", format!("{} S (replication)", units(summary.replication_s_per_checkpoint))),
+        ("sent per round", format!("{} W S (learning)", units(summary.learning_ws_per_round))),
         ("aggregators", summary.epochs.to_string()),
         ("memory (largest node)", size(Some(summary.rss_peak_bytes))),
         ("start, total", format!("{}, {}", time(summary.start_ns), show_ns(summary.elapsed_ns))),
         ("seed", summary.seed.to_string()),
     ] {
         table.add_row([name, &value]);
+    }
+    for (name, count) in [
+        ("voters replaced", summary.voters_replaced),
+        ("rival aggregators", summary.rival_aggregators),
+        ("corrupt answers", summary.corrupt_blobs),
+        ("false holders", summary.false_claims),
+    ] {
+        if count > 0 {
+            table.add_row([name, &count.to_string()]);
+        }
     }
     format!("{table}\nresults: {}\n", summary.results.display())
 }
@@ -204,6 +251,7 @@ mod tests {
     fn the_summary_reads_well_with_and_without_facts() {
         let empty = summary_text(&Summary::default());
         assert!(empty.contains("rounds") && empty.contains("0 of 0"), "{empty}");
+        assert!(!empty.contains("voters replaced") && !empty.contains("rival"), "{empty}");
         let checkpoint = FinalCheckpoint {
             round: 5,
             phase: "aggregate_fit".into(),
@@ -216,13 +264,21 @@ mod tests {
             accuracy: Some(0.314),
             put_ns_median: Some(31_000_000),
             checkpoint_bytes: Some(248_024),
+            replication_s_per_checkpoint: Some(9.25),
+            voters_replaced: 1,
             results: "results/run/x".into(),
             ..Summary::default()
         };
         let text = summary_text(&summary);
-        for part in
-            ["completed", "round 5 aggregate_fit", "31.4 %", "31 ms of 248.0 kB", "results: results/run/x\n"]
-        {
+        for part in [
+            "completed",
+            "round 5 aggregate_fit",
+            "31.4 %",
+            "31 ms of 248.0 kB",
+            "9.25 S (replication)",
+            "voters replaced",
+            "results: results/run/x\n",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

@@ -1,10 +1,13 @@
 //! Checkpoint bytes by digest on one node, and how they move between nodes.
 //!
-//! [`Blobs`] is the content-addressed memory: what it holds has matched its digest here. [`Exchange`] carries bytes
+//! [`Blobs`] is the content-addressed memory: what it holds has matched its digest here. What it holds is also on the
+//! node's shelf, if it has one. [`Exchange`] carries bytes
 //! over a transport: pushed by who has them, or pulled from any holder. Neither knows what is acknowledged; the backend
 //! above says which digests it refers to.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +17,8 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use crate::error::StoreError;
-use crate::store::{Digest, NodeId, Observer, StoreEvent};
+use crate::storage::{Shelf, StorageError};
+use crate::store::{Blob, Digest, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Refusal, Transport, TransportError};
 use crate::wire;
 
@@ -33,6 +37,15 @@ const FAIR_BYTES_PER_MS: u64 = 2000;
 /// The slowest link on which a transfer is not given up, in bytes per second.
 const SLOWEST_BYTES_PER_SECOND: u64 = 50_000;
 
+/// A peer is not waited for longer than this to be given bytes.
+const MAX_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long one sender may take to give `nodes` nodes `bytes` each, before the store sends them.
+pub(crate) fn provision_patience(bytes: u64, nodes: usize) -> Duration {
+    let fair_ms = bytes.saturating_mul(nodes as u64) / FAIR_BYTES_PER_MS;
+    (HEDGE_AFTER + Duration::from_millis(fair_ms)).min(MAX_PATIENCE)
+}
+
 /// How long a transfer of `bytes` may take.
 pub(crate) fn transfer_timeout(bytes: u64) -> Duration {
     TRANSFER_GRACE + Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST_BYTES_PER_SECOND)
@@ -47,13 +60,20 @@ struct Held {
     /// Digests of writes that may still be acknowledged, oldest first.
     staged: VecDeque<Digest>,
     staged_bytes: usize,
+    /// The same bytes on disk.
+    shelf: Option<Shelf>,
 }
 
 impl Held {
     fn stage(&mut self, digest: Digest, bytes: Bytes) {
         let awaited = self.referred.contains(&digest) && !self.blobs.contains_key(&digest);
         let length = bytes.len();
-        self.blobs.entry(digest).or_insert(bytes);
+        if let Entry::Vacant(place) = self.blobs.entry(digest) {
+            if let Some(shelf) = &self.shelf {
+                shelf.keep(digest, &bytes);
+            }
+            place.insert(bytes);
+        }
         if awaited || self.staged.contains(&digest) {
             return;
         }
@@ -75,8 +95,12 @@ impl Held {
     }
 
     fn drop_unless_kept(&mut self, digest: Digest) {
-        if !self.referred.contains(&digest) && !self.staged.contains(&digest) {
-            self.blobs.remove(&digest);
+        let kept = self.referred.contains(&digest) || self.staged.contains(&digest);
+        if !kept
+            && self.blobs.remove(&digest).is_some()
+            && let Some(shelf) = &self.shelf
+        {
+            shelf.release(digest);
         }
     }
 }
@@ -95,6 +119,32 @@ impl Default for Blobs {
 }
 
 impl Blobs {
+    /// Content that is on disk too.
+    pub(crate) fn on_shelf(shelf: Shelf) -> Self {
+        let blobs = Self::default();
+        blobs.held().shelf = Some(shelf);
+        blobs
+    }
+
+    /// Waits until everything staged before this call is on disk, if there is one. The flush begins with the call.
+    pub(crate) fn flush(&self) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
+        let flushed = self.held().shelf.as_ref().map(|shelf| shelf.storage().flush());
+        async move {
+            match flushed {
+                Some(flushed) => flushed.await,
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// Waits while too many bytes wait for the disk.
+    pub(crate) async fn room(&self) {
+        let shelf = self.held().shelf.clone();
+        if let Some(shelf) = shelf {
+            shelf.storage().room().await;
+        }
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,6 +170,13 @@ impl Blobs {
         }
         self.stage(digest, bytes);
         Ok(())
+    }
+
+    /// Keeps bytes that came on another way, unless they are here.
+    pub(crate) fn provide(&self, blob: &Blob) {
+        if self.get(blob.digest()).is_none() {
+            self.stage(blob.digest(), blob.bytes().clone());
+        }
     }
 
     /// Says that acknowledged state refers to `digest`: it stays until [`Blobs::release`].
@@ -201,10 +258,33 @@ impl Exchange {
         tokio::time::timeout(transfer_timeout(bytes.len() as u64), pushing).await.unwrap_or(false)
     }
 
-    /// Answers a push.
-    pub(crate) fn on_push(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
+    /// Whether `peer` says within `patience` that it has the bytes.
+    pub(crate) async fn is_given(&self, peer: NodeId, digest: Digest, patience: Duration) -> bool {
+        let patience_ms = patience.as_millis() as u64;
+        let request = Frame::new(wire::BLOB_AWAIT, wire::encode(&(digest, patience_ms)));
+        let answer = self.transport.request(peer, Class::Digest, request);
+        let answer = tokio::time::timeout(patience + TRANSFER_GRACE, answer).await;
+        matches!(answer, Ok(Ok(_)))
+    }
+
+    /// Answers [`Exchange::is_given`]; keeps the bytes for the write that asks.
+    pub(crate) async fn on_await(&self, request: &Frame) -> Result<Frame, Refusal> {
+        let (digest, patience_ms): (Digest, u64) = wire::decode(&request.head)?;
+        let patience = Duration::from_millis(patience_ms).min(MAX_PATIENCE);
+        let arrived = tokio::time::timeout(patience, self.blobs.arrival(digest)).await;
+        let bytes = arrived.map_err(|_| Refusal(format!("{digest} is not here")))?;
+        self.blobs.room().await;
+        self.blobs.stage(digest, bytes);
+        self.blobs.flush().await.map_err(|error| Refusal(error.to_string()))?;
+        Ok(Frame::default())
+    }
+
+    /// Answers a push, once the bytes are where a restart does not lose them.
+    pub(crate) async fn on_push(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
         let digest: Digest = wire::decode(&request.head)?;
+        self.blobs.room().await;
         self.accept(from, digest, request.into_body())?;
+        self.blobs.flush().await.map_err(|error| Refusal(error.to_string()))?;
         Ok(Frame::default())
     }
 

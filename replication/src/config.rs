@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::BackupConfig;
-use crate::gossip::GossipConfig;
+use crate::backup::{BackupConfig, BackupStore};
+use crate::gossip::{GossipConfig, GossipStore};
 use crate::raft::{RaftConfig, RaftStore};
+use crate::storage::{Storage, StorageError};
 use crate::store::{AnyStore, NodeId, Observer};
 use crate::suitability::Resources;
 use crate::transport::Transport;
@@ -32,13 +33,15 @@ pub struct Site {
     pub observer: Arc<dyn Observer>,
     /// What this node has to offer.
     pub resources: Resources,
+    /// Where state survives a restart; without it, it is lost with the process.
+    pub storage: Option<Storage>,
 }
 
 impl Site {
-    /// A site with the reference's resources.
+    /// A site with the reference's resources that keeps everything in memory.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, observer: Arc<dyn Observer>) -> Self {
-        Self { transport, observer, resources: Resources::default() }
+        Self { transport, observer, resources: Resources::default(), storage: None }
     }
 }
 
@@ -51,11 +54,15 @@ impl std::fmt::Debug for Site {
 /// Opens this node's store of `backend`.
 ///
 /// # Errors
-/// A configuration that contradicts itself.
+/// A configuration that contradicts itself, or a storage that cannot be used.
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
+    if site.storage.is_some() && !matches!(backend, Backend::Raft(_)) {
+        return Err(ConfigError::MemoryOnly);
+    }
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
-        Backend::Gossip(_) | Backend::Backup(_) => Err(ConfigError::Openraft("not there yet".into())),
+        Backend::Gossip(config) => Ok(GossipStore::open(config, site).await?),
+        Backend::Backup(config) => Ok(BackupStore::open(config, site)?),
     }
 }
 
@@ -125,7 +132,26 @@ pub enum ConfigError {
         /// How many nodes there are.
         nodes: u32,
     },
-    /// openraft refused its configuration.
+    /// A setting outside of its bounds.
+    #[error("{what} must be from {least} to {most}")]
+    OutOfBounds {
+        /// The setting.
+        what: &'static str,
+        /// Its least value.
+        least: u64,
+        /// Its greatest value.
+        most: u64,
+    },
+    /// chitchat did not start.
+    #[error("chitchat: {0}")]
+    Chitchat(String),
+    /// openraft refused its configuration, or what it found on disk.
     #[error("openraft: {0}")]
     Openraft(String),
+    /// A storage for a backend that keeps its state in memory.
+    #[error("this backend keeps its state in memory only")]
+    MemoryOnly,
+    /// What is on disk cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }

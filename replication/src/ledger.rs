@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
-use crate::store::{Checkpoint, CheckpointId, Digest, Metadata, Slot};
+use crate::store::{Checkpoint, CheckpointId, Digest, Epoch, Metadata, Slot};
 
 /// A checkpoint without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,21 @@ impl Ledger {
         Self { retained: retained.max(1), slots: BTreeMap::new() }
     }
 
+    /// A ledger of rows that [`row`](Self::row) gave.
+    pub(crate) fn of_rows(retained: usize, rows: impl IntoIterator<Item = (Slot, VecDeque<Record>)>) -> Self {
+        Self { slots: rows.into_iter().collect(), ..Self::new(retained) }
+    }
+
+    /// The retained checkpoints of a slot, oldest first: what changes when one is acknowledged.
+    pub(crate) fn row(&self, slot: Slot) -> Option<&VecDeque<Record>> {
+        self.slots.get(&slot)
+    }
+
+    /// Slots with checkpoints, in order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.slots.keys().copied()
+    }
+
     /// Applies the order rules, changes nothing.
     pub(crate) fn admit(&self, record: &Record) -> Admission {
         let Some(slot) = self.slots.get(&record.id.slot) else { return Admission::New };
@@ -116,6 +131,25 @@ impl Ledger {
         (Admission::New, unreferenced.into_iter().collect())
     }
 
+    /// Acknowledges `record` on the word of `epoch`, which decides alone: what earlier epochs wrote and `record` does not
+    /// follow is dropped. Returns as [`Ledger::insert`].
+    pub(crate) fn overrule(&mut self, record: Record, epoch: Epoch) -> (Admission, Vec<Digest>) {
+        let mut dropped = Vec::new();
+        if let Some(slot) = self.slots.get_mut(&record.id.slot) {
+            slot.retain(|known| {
+                let kept = known.id.epoch >= epoch || *known == record || Self::follows(record.id, known.id);
+                if !kept {
+                    dropped.push(known.digest);
+                }
+                kept
+            });
+        }
+        let (admission, mut released) = self.insert(record);
+        dropped.retain(|digest| !self.refers_to(*digest));
+        released.extend(dropped);
+        (admission, released)
+    }
+
     /// Whether a retained checkpoint has these bytes.
     pub(crate) fn refers_to(&self, digest: Digest) -> bool {
         self.records().any(|record| record.digest == digest)
@@ -140,7 +174,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Epoch, NodeId, Phase};
+    use crate::store::{NodeId, Phase};
 
     fn record(counter: u64, round: u64, phase: Phase, content: u8) -> Record {
         let id = CheckpointId { epoch: Epoch { counter, node: NodeId(1) }, round, phase, slot: Slot::Global };
@@ -177,6 +211,22 @@ mod tests {
         assert_eq!(ledger.insert(part(1)).0, Admission::New);
         assert_eq!(ledger.insert(part(2)).0, Admission::New);
         assert_eq!(ledger.insert(part(1)).0, Admission::Repeat);
+    }
+
+    #[test]
+    fn a_later_epoch_drops_what_its_word_does_not_follow() {
+        let mut ledger = Ledger::new(4);
+        for round in 4..=6 {
+            ledger.insert(record(1, round, Phase::AggregateFit, round as u8));
+        }
+        let (stays, later) = (record(1, 4, Phase::AggregateFit, 4), record(2, 5, Phase::AggregateFit, 50));
+        let (admission, dropped) = ledger.overrule(later.clone(), later.id.epoch);
+        assert_eq!((admission, dropped), (Admission::New, vec![Digest::of(&[5]), Digest::of(&[6])]));
+        assert_eq!(ledger.records().cloned().collect::<Vec<_>>(), [stays.clone(), later.clone()]);
+        let late = ledger.overrule(stays, later.id.epoch);
+        assert_eq!(late, (Admission::Repeat, vec![]), "a late message of the same epoch takes nothing back");
+        let stale = record(1, 5, Phase::AggregateFit, 5);
+        assert_eq!(ledger.overrule(stale, later.id.epoch).0, Admission::Superseded(later.id));
     }
 
     #[test]

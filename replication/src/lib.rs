@@ -9,6 +9,7 @@
 //!   backup     primary and backups          memory     in-process reference the others are held to
 //!   suitability  which nodes are fit to aggregate and to hold
 //!   blob       checkpoint bytes by digest, pushed once, pulled from any holder
+//!   storage    what a node keeps across restarts: tables on disk
 //!   ------------------------------------------------------------------------------------------------
 //!   transport  requests between nodes, bytes counted by class; quic (quinn) and channel (seeded, in-process)
 //! ```
@@ -26,6 +27,7 @@ pub mod gossip;
 mod ledger;
 pub mod memory;
 pub mod raft;
+pub mod storage;
 pub mod store;
 pub mod suitability;
 pub mod transport;
@@ -33,6 +35,7 @@ mod wire;
 
 pub use config::{Backend, ConfigError, Site, Window, open};
 pub use error::{Outcome, StoreError};
+pub use storage::{Storage, StorageError};
 pub use store::{
     AnyStore, Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED,
     Digest, Epoch, Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Payload, Phase, Receipt, Silent,

@@ -158,6 +158,10 @@ impl CheckpointStore for MemoryStore {
         self.cluster.shared().aggregator.subscribe()
     }
 
+    fn candidates(&self) -> Vec<NodeId> {
+        self.cluster.shared().alive.iter().copied().filter(|node| *node != self.node).collect()
+    }
+
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {
         let mut shared = self.living()?;
         let current = *shared.aggregator.borrow();
@@ -182,6 +186,7 @@ impl CheckpointStore for MemoryStore {
             minority_refuses: false,
             fails_over: true,
             survives_full_restart: false,
+            takes_provided: false,
         }
     }
 

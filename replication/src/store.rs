@@ -282,6 +282,12 @@ impl Checkpoint {
         &self.parameters
     }
 
+    /// Its parameters with their digest.
+    #[must_use]
+    pub fn into_blob(self) -> Blob {
+        Blob { digest: self.digest, bytes: self.parameters }
+    }
+
     /// Small facts beside the parameters.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
@@ -390,6 +396,8 @@ pub struct Guarantees {
     pub fails_over: bool,
     /// A restart of all nodes loses nothing that was acknowledged.
     pub survives_full_restart: bool,
+    /// Bytes given by [`CheckpointStore::provide`] need not be sent again.
+    pub takes_provided: bool,
 }
 
 /// Something that happened inside a store; who observes it stamps it with the time.
@@ -527,6 +535,9 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
 
     /// Follows who aggregates, as far as this node knows.
     fn aggregator(&self) -> watch::Receiver<Option<Epoch>>;
+
+    /// Nodes that could take over from this one, in ascending order.
+    fn candidates(&self) -> Vec<NodeId>;
 
     /// Hands over on purpose, to `to` or to whoever is fit. Returns once another epoch is in force.
     ///

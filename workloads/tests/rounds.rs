@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use workloads::federated::{
     self, Config, EngineKind, Evaluation, Event, JobError, Learner, LearnerError, Participant, Partition,
-    Profile, Training, Update, model,
+    Policy, Profile, Training, Update, model,
 };
 
 /// What a stand-in worker adds to every parameter in a round.
@@ -70,6 +70,8 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         round_deadline_ms: 20_000,
         aggregator_trains: false,
         resend: false,
+        reuse: true,
+        policy: Policy::First,
         engine: EngineKind::Candle,
     }
 }
@@ -77,6 +79,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
 struct Node {
     store: Arc<RaftStore>,
     learning: Arc<dyn Transport>,
+    replication: Arc<dyn Transport>,
     job: JoinHandle<Result<(), JobError>>,
 }
 
@@ -96,6 +99,7 @@ impl Job {
             jitter: Duration::from_millis(1),
             loss: 0.005,
             bandwidth_bytes_per_s: Some(12_500_000),
+            ..LinkSpec::default()
         };
         let replication = ChannelNetwork::new(1, link, ids.iter().copied());
         let learning = ChannelNetwork::new(2, link, ids.iter().copied());
@@ -112,9 +116,9 @@ impl Job {
                 retained: DEFAULT_RETAINED,
                 seed: 3,
             };
-            let store = RaftStore::open(raft, Site::new(job.replication.join(*node), Arc::new(Silent)))
-                .await
-                .unwrap();
+            let replication = job.replication.join(*node);
+            let site = Site::new(replication.clone(), Arc::new(Silent));
+            let store = RaftStore::open(raft, site).await.unwrap();
             let (told, id) = (job.told.clone(), *node);
             let learning = job.learning.join(*node);
             let participant = Participant {
@@ -122,11 +126,12 @@ impl Job {
                 store: store.clone() as AnyStore,
                 learning: learning.clone(),
                 learner: Arc::new(worker(*node)),
+                score: 500,
                 initial: model::encode(model::initial(config.seed)).unwrap(),
                 events: Arc::new(move |event| told.send_modify(|told| told.push((id, event)))),
             };
             let running = tokio::spawn(federated::run(participant));
-            job.nodes.insert(*node, Node { store, learning, job: running });
+            job.nodes.insert(*node, Node { store, learning, replication, job: running });
         }
         job
     }
@@ -196,7 +201,15 @@ fn expected(seed: u64, rounds: u64) -> Vec<f32> {
 
 async fn assert_final_parameters(job: &Job, rounds: u64) {
     let node = job.nodes.values().next().unwrap();
-    let latest = node.store.latest().await.unwrap().unwrap();
+    let last = job.completed().await;
+    // A follower learns of what was acknowledged with the next message of its leader.
+    let latest = loop {
+        let latest = node.store.latest().await.unwrap().unwrap();
+        if latest.digest() == last {
+            break latest;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     assert_eq!(latest.id().round, rounds);
     let parameters = model::decode(latest.parameters()).unwrap().into_owned();
     let worst = parameters.iter().zip(expected(5, rounds)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -287,8 +300,11 @@ async fn a_dead_worker_does_not_stop_the_job() {
     let mut job = Job::start(config(5, 3, Profile::Once), 5, Payload::Inline, |_| trains_for(1)).await;
     let aggregator = job.fit_started(2).await;
     let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
+    let begun = tokio::time::Instant::now();
     job.crash(worker).await;
     job.completed().await;
+    // The idle timeout shows that it is gone; then two rounds of a second.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
     assert!(
         job.count(|event| matches!(event, Event::WorkerFailed { worker: failed, .. } if *failed == worker))
             >= 1
@@ -433,4 +449,75 @@ async fn parameters_are_sent_to_a_worker_once() {
     // As in Flower: with the fit instruction, with its result, with the evaluate instruction.
     let resent = sent_per_round(true).await;
     assert!((3.0..3.01).contains(&resent), "{resent} W S a round");
+}
+
+/// Bytes on the replication plane, in units of voters beside the leader times size, over the rounds of a job.
+async fn replicated_per_round(profile: Profile, reuse: bool) -> f64 {
+    let (workers, rounds) = (4, 5);
+    let config = Config { reuse, ..config(workers + 1, rounds, profile) };
+    let job = Job::start(config, workers + 1, Payload::Digest, |_| trains_for(1)).await;
+    job.completed().await;
+    assert_final_parameters(&job, rounds).await;
+    let sent = |node: &Node| {
+        let traffic = node.replication.traffic();
+        traffic.frames.iter().map(|(_, count)| count.sent_bytes).sum::<u64>()
+    };
+    let bytes: u64 = job.nodes.values().map(sent).sum();
+    bytes as f64 / (workers * rounds * model::ENCODED_BYTES as u64) as f64
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_does_not_send_what_the_learning_plane_carries() {
+    for profile in [Profile::Once, Profile::Paper] {
+        let reused = replicated_per_round(profile, true).await;
+        assert!(reused < 0.05, "{profile:?}: {reused} W S a round");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_reuse_the_same_bytes_cross_the_replication_plane_once() {
+    // With profile paper the first round writes the initial model too.
+    for (profile, checkpoints) in [(Profile::Once, 5.0), (Profile::Paper, 6.0)] {
+        let sent = replicated_per_round(profile, false).await * 5.0;
+        assert!((checkpoints..checkpoints * 1.05).contains(&sent), "{profile:?}: {sent} W S in all");
+    }
+}
+
+/// Who finished each round, in order.
+fn finishers(job: &Job) -> Vec<(u64, NodeId)> {
+    let told = job.told.borrow();
+    let finished = told.iter().filter_map(|(_, event)| match event {
+        Event::RoundFinished { round, epoch, .. } => Some((*round, epoch.node)),
+        _ => None,
+    });
+    finished.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_rotation_every_node_gets_its_turn() {
+    let config = Config { policy: Policy::Rotate { every_ms: 2000 }, ..config(5, 15, Profile::Once) };
+    let job = Job::start(config, 5, Payload::Digest, |_| trains_for(1)).await;
+    assert_final_parameters(&job, 15).await;
+    assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
+    let finishers = finishers(&job);
+    let rounds: Vec<u64> = finishers.iter().map(|(round, _)| *round).collect();
+    assert_eq!(rounds, (1..=15).collect::<Vec<_>>(), "each round is finished once");
+    let nodes: BTreeSet<NodeId> = finishers.iter().map(|(_, node)| *node).collect();
+    assert_eq!(nodes.len(), 5, "{finishers:?}");
+    // Whoever hands over works on: no round is short of a worker.
+    let all = |event: &Event| matches!(event, Event::RoundFinished { fit_workers: 4, .. });
+    assert_eq!(job.count(all), 15);
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_latency_the_aggregator_leaves_a_node_that_is_far_away_and_stays() {
+    let config = Config { policy: Policy::Latency, ..config(5, 12, Profile::Once) };
+    let job = Job::start(config, 5, Payload::Digest, |_| trains_for(1)).await;
+    let first = job.fit_started(1).await;
+    job.learning.set_distance(first, Duration::from_millis(40));
+    assert_final_parameters(&job, 12).await;
+    let finishers = finishers(&job);
+    let moves = finishers.windows(2).filter(|pair| pair[0].1 != pair[1].1).count();
+    assert_eq!(moves, 1, "{finishers:?}");
+    assert!(finishers.iter().all(|(round, node)| (*node == first) == (*round <= 2)), "{finishers:?}");
 }

@@ -5,13 +5,11 @@ use std::net::Ipv4Addr;
 use clap::ValueEnum;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
-use super::{BackendArg, CaptureArg, EngineArg, PayloadArg, PlacementArg, ProfileArg, RunArgs};
+use super::{CaptureArg, EngineArg, PlacementArg, ProfileArg, RunArgs};
 use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::link::{self, Link};
-use crate::plan::{self, Backend, BackendPlan, PlacementKind, Plan, Trial};
-use crate::units::nanoseconds;
-use replication::Payload;
+use crate::plan::{self, PlacementKind, Plan, Trial};
 
 impl RunArgs {
     /// The trial these options describe. `random_seed` is used where no seed was given.
@@ -33,7 +31,8 @@ impl RunArgs {
         let trial = Trial {
             plan: Plan {
                 job: self.job(random_seed),
-                backend: self.backend_plan(),
+                backend: self.store.to_plan(self.nodes)?,
+                suitability: self.store.suitability.clone(),
                 placement: match self.placement {
                     PlacementArg::Process => PlacementKind::Process,
                     PlacementArg::Netns => PlacementKind::Netns,
@@ -81,25 +80,12 @@ impl RunArgs {
             round_deadline_ms: u64::try_from(self.round_deadline.0.as_millis()).unwrap_or(u64::MAX),
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
+            reuse: !self.no_reuse,
+            policy: workloads::federated::Policy::First,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
                 EngineArg::Torch => EngineKind::Torch,
             },
-        }
-    }
-
-    fn backend_plan(&self) -> BackendPlan {
-        BackendPlan {
-            backend: match self.backend {
-                BackendArg::Raft => Backend::Raft,
-            },
-            payload: match self.payload {
-                PayloadArg::Inline => Payload::Inline,
-                PayloadArg::Digest => Payload::Digest,
-            },
-            window_lo_ns: nanoseconds(self.window.low),
-            window_hi_ns: nanoseconds(self.window.high),
-            heartbeat_ns: nanoseconds(self.heartbeat.0),
         }
     }
 
@@ -125,11 +111,10 @@ impl RunArgs {
         let mut option = |name: &str, value: &dyn std::fmt::Display| {
             words.extend([format!("--{name}"), value.to_string()])
         };
-        option("backend", &word(self.backend));
-        option("payload", &word(self.payload));
+        for (name, value) in self.store.repeat(self.nodes) {
+            option(name, &value);
+        }
         option("profile", &word(self.profile));
-        option("window", &self.window);
-        option("heartbeat", &self.heartbeat);
         option("nodes", &self.nodes);
         option("rounds", &self.rounds);
         option("min-fit-clients", &self.effective_min_fit_clients());
@@ -158,7 +143,11 @@ impl RunArgs {
             option("fault", fault);
         }
         option("out", &self.out.display());
-        for (flag, given) in [("--aggregator-trains", self.aggregator_trains), ("--resend", self.resend)] {
+        for (flag, given) in [
+            ("--aggregator-trains", self.aggregator_trains),
+            ("--resend", self.resend),
+            ("--no-reuse", self.no_reuse),
+        ] {
             if given {
                 words.push(flag.into());
             }
@@ -167,7 +156,7 @@ impl RunArgs {
     }
 }
 
-fn word(value: impl ValueEnum) -> String {
+pub(super) fn word(value: impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
@@ -186,13 +175,13 @@ pub fn shell_line(words: &[String]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use clap::Parser as _;
 
     use super::super::{Cli, Command};
     use super::*;
 
-    fn parse(words: &[&str]) -> RunArgs {
+    pub(in crate::cli) fn parse(words: &[&str]) -> RunArgs {
         let words = ["harness", "run"].iter().chain(words);
         match Cli::try_parse_from(words).unwrap().command {
             Command::Run(args) => *args,
@@ -207,7 +196,7 @@ mod tests {
         assert_eq!((trial.plan.members.len(), job.rounds, job.seed), (10, 5, 42));
         assert_eq!((job.training.lr, job.training.momentum, job.training.batch_size), (0.001, 0.9, 32));
         assert_eq!((job.min_fit_clients, job.round_deadline_ms), (5, 120_000), "half of nine, rounded up");
-        assert_eq!(trial.plan.backend.window_hi_ns, 2_000_000_000);
+        assert!(job.reuse && !job.resend);
         assert_eq!(trial.plan.members[0].ip.to_string(), "127.0.0.11");
     }
 
@@ -247,8 +236,8 @@ mod tests {
         ]);
         let words = args.repeat_command(99);
         let again = parse(&words[2..].iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(again, RunArgs { seed: Some(99), ..args.clone() });
         assert_eq!(again.to_trial(1).unwrap(), args.to_trial(99).unwrap());
+        assert_eq!(again.repeat_command(99), words);
     }
 
     #[test]

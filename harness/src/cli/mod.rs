@@ -1,5 +1,6 @@
 //! The command line: its types, and (in `convert`) their conversion to a validated plan. Nothing is started here.
 
+mod backend;
 mod convert;
 mod values;
 
@@ -11,8 +12,9 @@ use clap_complete::Shell;
 
 use crate::fault::Fault;
 
+pub use backend::{BackendArg, BackendArgs, PayloadArg};
 pub use convert::shell_line;
-pub use values::{PartitionArg, Span, Window};
+pub use values::{PartitionArg, Span, Thousandths, Window};
 
 /// Runs, breaks and measures replicated federated-learning jobs.
 ///
@@ -91,22 +93,6 @@ pub enum DataCommand {
     },
 }
 
-/// Which replication backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackendArg {
-    /// Full Raft: every node votes and stores (others come later).
-    Raft,
-}
-
-/// How checkpoint bytes travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PayloadArg {
-    /// Inside the replicated log.
-    Inline,
-    /// Apart from the log, addressed by their digest.
-    Digest,
-}
-
 /// What is written to the store in each round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProfileArg {
@@ -173,24 +159,16 @@ pub struct CaptureArgs {
 /// `harness run`.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct RunArgs {
-    /// Replication backend.
-    #[arg(long, value_enum, default_value_t = BackendArg::Raft, help_heading = "Replication")]
-    pub backend: BackendArg,
-    /// How checkpoint bytes travel.
-    #[arg(long, value_enum, default_value_t = PayloadArg::Inline, help_heading = "Replication")]
-    pub payload: PayloadArg,
+    /// The store.
+    #[command(flatten)]
+    pub store: BackendArgs,
     /// What is written to the store in each round.
     #[arg(long, value_enum, default_value_t = ProfileArg::Once, help_heading = "Replication")]
     pub profile: ProfileArg,
-    /// Election window: a node that hears nothing from the aggregator starts an election within this span after the
-    /// last contact (milliseconds unless a unit is given).
-    #[arg(long, value_name = "LO-HI", default_value = "1000-2000ms", help_heading = "Replication")]
-    pub window: Window,
-    /// Interval of the aggregator's heartbeats (milliseconds unless a unit is given), below half of the window's low
-    /// end.
-    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = values::milliseconds)]
-    #[arg(help_heading = "Replication")]
-    pub heartbeat: Span,
+    /// Let the store send bytes that the learning plane carries anyway; without it they are sent once. No effect with
+    /// --payload inline.
+    #[arg(long, help_heading = "Replication")]
+    pub no_reuse: bool,
 
     /// Number of nodes, 2 to 244: one aggregates, the others train.
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Job")]
@@ -268,7 +246,8 @@ pub struct RunArgs {
     pub replication_port: u16,
 
     /// Break something: KIND@WHO,WHEN, where KIND is kill (SIGKILL), WHO is aggregator, worker or node:ID, and WHEN is
-    /// round:N, when a worker begins to train in the first round from N on. Repeatable; faults strike in the order given.
+    /// round:N, when a worker begins to train in the first round from N on, or voters-changed, the same in the first round
+    /// in which a voter was replaced since the fault before. Repeatable; faults strike in the order given.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,
 

@@ -12,6 +12,12 @@ use crate::units::{Bare, exact_ms, nanoseconds, parse_duration, parse_window};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
+impl Span {
+    pub(super) fn of_ns(ns: u64) -> Self {
+        Self(Duration::from_nanos(ns))
+    }
+}
+
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&exact_ms(nanoseconds(self.0)))
@@ -46,6 +52,29 @@ impl FromStr for Window {
 impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", exact_ms(nanoseconds(self.low)), exact_ms(nanoseconds(self.high)))
+    }
+}
+
+/// A number with three decimal places, in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thousandths(pub u32);
+
+impl FromStr for Thousandths {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "not a number of intervals; use for example 6 or 6.5".to_owned();
+        let milli = (text.parse::<f64>().map_err(|_| wrong())? * 1000.0).round();
+        if !(0.0..=f64::from(u32::MAX)).contains(&milli) {
+            return Err(wrong());
+        }
+        Ok(Self(milli as u32))
+    }
+}
+
+impl fmt::Display for Thousandths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", f64::from(self.0) / 1000.0)
     }
 }
 

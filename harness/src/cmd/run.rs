@@ -60,6 +60,9 @@ fn announce(trial: &Trial, progress: &Progress) {
     if cfg!(debug_assertions) {
         progress.warn("this is a debug build: its times mean little; use cargo run --release");
     }
+    for warning in trial.plan.backend.warnings() {
+        progress.warn(&warning);
+    }
     if trial.plan.job.data.is_none() {
         progress.note(
             "using the built-in synthetic examples; for CIFAR-10: `harness data fetch DIR`, then run with --data DIR",

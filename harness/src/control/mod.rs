@@ -8,7 +8,9 @@ pub mod codec;
 pub mod node_end;
 
 pub use replication::Held;
-use replication::{Epoch, NodeId, StoreEvent, transport::Traffic};
+use replication::suitability::Resources;
+use replication::transport::Traffic;
+use replication::{Epoch, NodeId, StoreEvent};
 use serde::{Deserialize, Serialize};
 use workloads::federated;
 
@@ -71,7 +73,7 @@ pub enum FromNode {
         /// What.
         event: NodeEvent,
     },
-    /// The answer to [`ToNode::Status`].
+    /// The answer to [`ToNode::Status`]; an aggregator also says so by itself, as request 0, before a round's end.
     Status(Box<Status>),
     /// The answer to [`ToNode::ClockProbe`].
     Clock {
@@ -98,7 +100,7 @@ pub struct Captured {
 /// How a node is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// That of the request.
+    /// That of the request, from 1; 0: nobody asked.
     pub request_id: u64,
     /// The newest acknowledged global checkpoint whose bytes this node can serve.
     pub latest: Option<Held>,
@@ -109,6 +111,15 @@ pub struct Status {
     /// Counted on the learning plane.
     pub learning: Traffic,
     /// Counted on the replication plane.
+    pub replication: Traffic,
+}
+
+/// What a node's transports counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// On the learning plane.
+    pub learning: Traffic,
+    /// On the replication plane.
     pub replication: Traffic,
 }
 
@@ -134,6 +145,19 @@ pub enum Lifecycle {
         learning: String,
         /// Address of the replication plane.
         replication: String,
+    },
+    /// What the node has to offer, as its store was told.
+    Resources {
+        /// Measured, except for what the plan says.
+        resources: Resources,
+        /// What the store makes of it, 0 to 1000.
+        score: u32,
+    },
+    /// The node's part of the job began: as aggregator it is about to send its first instruction, as worker it has been
+    /// given its first one.
+    JobBegun {
+        /// What was counted until then.
+        counted: Box<Counted>,
     },
     /// The node cannot go on, and ends.
     Failed {

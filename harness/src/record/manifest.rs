@@ -20,7 +20,7 @@ pub enum Outcome {
     Completed,
     /// It could not go on.
     Failed,
-    /// Fewer nodes are alive than a majority.
+    /// Too few nodes are alive for anything to be acknowledged.
     NoMajority,
     /// SIGINT.
     Interrupted,
@@ -31,11 +31,11 @@ pub enum Outcome {
 /// Timers in force, all as nanoseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timers {
-    /// Earliest start of an election after the last contact with the aggregator.
-    pub election_window_lo_ns: u64,
-    /// Latest start of an election after the last contact.
-    pub election_window_hi_ns: u64,
-    /// Interval of heartbeats.
+    /// Earliest suspicion after the last contact with the aggregator, as the backend really sets it.
+    pub detection_lo_ns: u64,
+    /// Latest suspicion after the last contact.
+    pub detection_hi_ns: u64,
+    /// Interval of signs of life: heartbeats, or gossip.
     pub heartbeat_ns: u64,
     /// A round goes on without missing results after this.
     pub round_deadline_ns: u64,

@@ -4,6 +4,7 @@
 //! docs/RESULTS.md explains every file and column. This module decides what is written where; it does not know how a
 //! run is steered.
 
+mod capture;
 mod machine;
 mod manifest;
 mod rows;
@@ -20,11 +21,12 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use workloads::federated::Event;
 
+pub use capture::{CaptureBook, CaptureRow, CaptureTotal, Source, TrafficSummary};
 pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
-pub use rows::{CheckpointRow, NodeRow, RoundRow};
+pub use rows::{CheckpointRow, NodeRow, RoundRow, StoreEventRow};
 pub use summary::{FinalCheckpoint, Summary};
-pub use traffic::{CaptureRow, Source, TrafficBook, TrafficRow, TrafficSummary};
+pub use traffic::{Sent, TrafficRow};
 
 use crate::clock;
 use crate::control::{Captured, NodeEvent};
@@ -105,9 +107,25 @@ pub struct Recorder {
     dir: PathBuf,
     rounds: csv::Writer<File>,
     checkpoints: csv::Writer<File>,
+    store_events: csv::Writer<File>,
     /// Made when the first node captures.
     captures: Option<csv::Writer<File>>,
     events: File,
+    /// When the run began, on the controller's clock.
+    started_ns: u64,
+}
+
+/// What is written when a run is over.
+#[derive(Debug)]
+pub struct Last<'a> {
+    /// The manifest, as it stays.
+    pub manifest: &'a Manifest,
+    /// The run in a few numbers.
+    pub summary: &'a Summary,
+    /// nodes.csv.
+    pub nodes: &'a [NodeRow],
+    /// traffic.csv.
+    pub traffic: &'a [TrafficRow],
 }
 
 impl Recorder {
@@ -120,16 +138,22 @@ impl Recorder {
         let open =
             |name: &str| File::create_new(dir.join(name)).with_context(|| format!("cannot write {name}"));
         fs::create_dir(dir.join("nodes")).context("cannot make the folder of the nodes' logs")?;
+        let table = |name: &str| -> anyhow::Result<csv::Writer<File>> {
+            Ok(csv::WriterBuilder::new().has_headers(false).from_writer(open(name)?))
+        };
         let mut recorder = Self {
-            rounds: csv::WriterBuilder::new().has_headers(false).from_writer(open("rounds.csv")?),
-            checkpoints: csv::WriterBuilder::new().has_headers(false).from_writer(open("checkpoints.csv")?),
+            rounds: table("rounds.csv")?,
+            checkpoints: table("checkpoints.csv")?,
+            store_events: table("events.csv")?,
             captures: None,
             events: open("events.jsonl")?,
+            started_ns: manifest.started_ns,
             dir,
         };
         // Written by hand, so that a run without a round has a file with a header, too.
         write_row(&mut recorder.rounds, RoundRow::COLUMNS)?;
         write_row(&mut recorder.checkpoints, CheckpointRow::COLUMNS)?;
+        write_row(&mut recorder.store_events, StoreEventRow::COLUMNS)?;
         recorder.manifest(manifest)?;
         Ok(recorder)
     }
@@ -160,6 +184,11 @@ impl Recorder {
     /// If it cannot be written.
     pub fn node_event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
         self.line(&Line { at_ns, node: Some(node), event })?;
+        if let NodeEvent::Store(event) = event
+            && let Some(row) = StoreEventRow::of(node, at_ns, self.started_ns, event)
+        {
+            write_row(&mut self.store_events, row)?;
+        }
         let NodeEvent::Federated(event) = event else { return Ok(()) };
         if let Some(row) = RoundRow::of(node, at_ns, event) {
             write_row(&mut self.rounds, row)?;
@@ -195,9 +224,9 @@ impl Recorder {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn capture_totals(&self, rows: &[TrafficRow]) -> anyhow::Result<()> {
+    pub fn capture_totals(&self, rows: &[CaptureTotal]) -> anyhow::Result<()> {
         let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-        table.serialize(TrafficRow::COLUMNS)?;
+        table.serialize(CaptureTotal::COLUMNS)?;
         for row in rows {
             table.serialize(row)?;
         }
@@ -214,24 +243,29 @@ impl Recorder {
         self.line(&Line { at_ns: clock::monotonic_ns(), node: None, event: &event })
     }
 
-    /// Writes what is known at the end: nodes.csv, summary.json and the final manifest.
+    /// Writes what is known at the end: nodes.csv, traffic.csv, summary.json and the final manifest.
     ///
     /// # Errors
     /// If something cannot be written.
-    pub fn finish(
-        &mut self,
-        manifest: &Manifest,
-        summary: &Summary,
-        nodes: &[NodeRow],
+    pub fn finish(&mut self, last: &Last<'_>) -> anyhow::Result<()> {
+        self.write_table("nodes.csv", NodeRow::COLUMNS, last.nodes)?;
+        self.write_table("traffic.csv", TrafficRow::COLUMNS, last.traffic)?;
+        self.write_whole("summary.json", &pretty(last.summary)?)?;
+        self.manifest(last.manifest)
+    }
+
+    fn write_table(
+        &self,
+        name: &str,
+        columns: impl Serialize,
+        rows: &[impl Serialize],
     ) -> anyhow::Result<()> {
         let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-        table.serialize(NodeRow::COLUMNS)?;
-        for row in nodes {
+        table.serialize(columns)?;
+        for row in rows {
             table.serialize(row)?;
         }
-        self.write_whole("nodes.csv", &table.into_inner().context("cannot write nodes.csv")?)?;
-        self.write_whole("summary.json", &pretty(summary)?)?;
-        self.manifest(manifest)
+        self.write_whole(name, &table.into_inner().with_context(|| format!("cannot write {name}"))?)
     }
 
     fn line(&mut self, line: &impl Serialize) -> anyhow::Result<()> {
@@ -303,7 +337,7 @@ pub(crate) fn is_progress(event: &NodeEvent) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use replication::{CheckpointId, Digest, Epoch, Guarantee, Phase, Slot};
+    use replication::{CheckpointId, Digest, Epoch, Guarantee, Phase, Slot, StoreEvent};
 
     use super::*;
 
@@ -383,6 +417,40 @@ mod tests {
     }
 
     #[test]
+    fn what_stores_tell_besides_their_work_has_a_table() {
+        let out = tempfile::tempdir().unwrap();
+        let manifest = manifest::tests::manifest();
+        let mut recorder = Recorder::create(out.path(), clock::utc_now(), &manifest).unwrap();
+        let at_ns = manifest.started_ns + 9;
+        let digest = Digest::of(b"x");
+        let epoch = |counter, node| Epoch { counter, node: NodeId(node) };
+        let replaced = StoreEvent::VotersChanged {
+            lost: Some(NodeId(1)),
+            joined: Some(NodeId(4)),
+            voters: vec![NodeId(2), NodeId(3), NodeId(4)],
+        };
+        for event in [
+            replaced,
+            StoreEvent::RivalAggregators { stays: epoch(3, 2), yields: epoch(3, 1) },
+            StoreEvent::CorruptBlob { from: NodeId(5), digest },
+            StoreEvent::FalseClaim { from: NodeId(6), digest },
+            StoreEvent::Suspected { epoch: None },
+        ] {
+            recorder.node_event(NodeId(2), at_ns, &NodeEvent::Store(event)).unwrap();
+        }
+        let text = fs::read_to_string(recorder.dir().join("events.csv")).unwrap();
+        let hex = digest.to_hex();
+        let expected = format!(
+            "at_ns,since_start_ns,node,event,detail\n\
+             {at_ns},9,2,voters_changed,lost=1 joined=4 voters=2+3+4\n\
+             {at_ns},9,2,rival_aggregators,stays=3@2 yields=3@1\n\
+             {at_ns},9,2,corrupt_blob,from=5 digest={hex}\n\
+             {at_ns},9,2,false_claim,from=6 digest={hex}\n"
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[test]
     fn a_folder_that_exists_gets_a_suffix() {
         let out = tempfile::tempdir().unwrap();
         let manifest = manifest::tests::manifest();
@@ -408,14 +476,20 @@ mod tests {
         let mut manifest = manifest::tests::manifest();
         let mut recorder = Recorder::create(out.path(), clock::utc_now(), &manifest).unwrap();
         manifest.outcome = Outcome::Completed;
-        recorder.finish(&manifest, &Summary::default(), &[NodeRow::default()]).unwrap();
+        let traffic = TrafficRow::of(NodeId(1), None, None);
+        let (summary, nodes) = (Summary::default(), [NodeRow::default()]);
+        let last = Last { manifest: &manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
+        recorder.finish(&last).unwrap();
         let read = |name: &str| fs::read_to_string(recorder.dir().join(name)).unwrap();
         assert!(read("manifest.json").contains("\"outcome\": \"completed\""));
         assert!(read("summary.json").ends_with("}\n"));
         let nodes = read("nodes.csv");
         let counts: Vec<usize> = nodes.lines().map(|line| line.split(',').count()).collect();
         assert_eq!((counts.len(), counts[0]), (2, counts[1]), "{nodes}");
+        let traffic = read("traffic.csv");
+        let counts: Vec<usize> = traffic.lines().map(|line| line.split(',').count()).collect();
+        assert!(counts.len() > 1 && counts.iter().all(|count| *count == counts[0]), "{traffic}");
         let names = fs::read_dir(recorder.dir()).unwrap().count();
-        assert_eq!(names, 7, "no temporary file is left");
+        assert_eq!(names, 9, "no temporary file is left");
     }
 }

@@ -1,6 +1,7 @@
 //! Rows of the CSV files. Integers are raw, units are in the names of the columns.
 
-use replication::{Guarantee, NodeId, Slot};
+use replication::suitability::Resources;
+use replication::{Guarantee, NodeId, Slot, StoreEvent};
 use serde::Serialize;
 use workloads::federated::Event;
 
@@ -191,6 +192,46 @@ fn guarantee_word(guarantee: Guarantee) -> String {
     }
 }
 
+/// A row of events.csv: something that a store told of besides its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreEventRow {
+    at_ns: u64,
+    since_start_ns: u64,
+    node: u64,
+    event: &'static str,
+    detail: String,
+}
+
+impl StoreEventRow {
+    /// Names of the columns, in order.
+    pub const COLUMNS: [&str; 5] = ["at_ns", "since_start_ns", "node", "event", "detail"];
+
+    /// The row that follows from an event of `node`'s store, if one does, in a run that began at `started_ns`.
+    #[must_use]
+    pub fn of(node: NodeId, at_ns: u64, started_ns: u64, event: &StoreEvent) -> Option<Self> {
+        let of_node =
+            |name: &str, node: Option<NodeId>| node.map(|node| format!("{name}={node} ")).unwrap_or_default();
+        let (event, detail) = match event {
+            StoreEvent::VotersChanged { lost, joined, voters } => {
+                let voters = voters.iter().map(NodeId::to_string).collect::<Vec<_>>().join("+");
+                let changed = of_node("lost", *lost) + &of_node("joined", *joined);
+                ("voters_changed", format!("{changed}voters={voters}"))
+            }
+            StoreEvent::RivalAggregators { stays, yields } => {
+                ("rival_aggregators", format!("stays={stays} yields={yields}"))
+            }
+            StoreEvent::CorruptBlob { from, digest } => {
+                ("corrupt_blob", format!("from={from} digest={}", digest.to_hex()))
+            }
+            StoreEvent::FalseClaim { from, digest } => {
+                ("false_claim", format!("from={from} digest={}", digest.to_hex()))
+            }
+            _ => return None,
+        };
+        Some(Self { at_ns, since_start_ns: at_ns.saturating_sub(started_ns), node: node.0, event, detail })
+    }
+}
+
 /// A row of nodes.csv: how a node ended, and what it used, as far as it last told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NodeRow {
@@ -208,11 +249,16 @@ pub struct NodeRow {
     replication_sent_bytes: u64,
     replication_received_bytes: u64,
     replication_lost_packets: u64,
+    cpu_mb_per_s: Option<u64>,
+    memory_bytes: Option<u64>,
+    bandwidth_bits_per_s: Option<u64>,
+    mains_power: Option<bool>,
+    score: Option<u32>,
 }
 
 impl NodeRow {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&str; 14] = [
+    pub const COLUMNS: [&str; 19] = [
         "node",
         "state",
         "latest_round",
@@ -227,12 +273,32 @@ impl NodeRow {
         "replication_sent_bytes",
         "replication_received_bytes",
         "replication_lost_packets",
+        "cpu_mb_per_s",
+        "memory_bytes",
+        "bandwidth_bits_per_s",
+        "mains_power",
+        "score",
     ];
 
-    /// The row of `node`, which is in `state`, by its last status.
+    /// The row of `node`, which is in `state`, by its last status and by what it has to offer.
     #[must_use]
-    pub fn of(node: NodeId, state: &str, status: Option<&Status>) -> Self {
-        let row = Self { node: node.0, state: state.into(), ..Self::default() };
+    pub fn of(
+        node: NodeId,
+        state: &str,
+        status: Option<&Status>,
+        resources: Option<(Resources, u32)>,
+    ) -> Self {
+        let (offer, score) = resources.unzip();
+        let row = Self {
+            node: node.0,
+            state: state.into(),
+            cpu_mb_per_s: offer.map(|offer| offer.cpu_mb_per_s),
+            memory_bytes: offer.map(|offer| offer.memory_bytes),
+            bandwidth_bits_per_s: offer.map(|offer| offer.bandwidth_bits_per_s),
+            mains_power: offer.map(|offer| offer.mains_power),
+            score,
+            ..Self::default()
+        };
         let Some(status) = status else { return row };
         let (learning, replication) = (&status.learning, &status.replication);
         Self {

@@ -68,6 +68,22 @@ pub struct Summary {
     pub faults_struck: u64,
     /// Nodes that died without a fault.
     pub unexpected_deaths: u64,
+    /// Voters that were replaced.
+    pub voters_replaced: u64,
+    /// Pairs of nodes that acted as aggregator at the same time, each counted once.
+    pub rival_aggregators: u64,
+    /// Answers with bytes that did not match their digest.
+    pub corrupt_blobs: u64,
+    /// Claims to hold bytes that proved false.
+    pub false_claims: u64,
+    /// UDP payload that all nodes sent on the learning plane during the job, by their transports.
+    pub learning_sent_bytes: u64,
+    /// The same on the replication plane.
+    pub replication_sent_bytes: u64,
+    /// The former per finished round, in units of W S: workers times the size of a checkpoint's parameters.
+    pub learning_ws_per_round: Option<f64>,
+    /// The latter per acknowledged global checkpoint, in units of S.
+    pub replication_s_per_checkpoint: Option<f64>,
     /// Largest resident memory of a node that was reported.
     pub rss_peak_bytes: u64,
     /// From the first start of a node until every node was ready.

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use replication::suitability::Resources;
 use replication::{CheckpointId, Epoch, NodeId, Slot, StoreEvent};
 use workloads::federated::Event;
 
-use crate::control::{Held, Lifecycle, NodeEvent, Status};
+use crate::control::{Counted, Held, Lifecycle, NodeEvent, Status};
+use crate::plan::Expected;
 
 /// Where a node is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,10 @@ pub struct NodeView {
     pub status: Option<Status>,
     /// Why it failed, if it said so.
     pub failure: Option<String>,
+    /// What it has to offer, and its score.
+    pub resources: Option<(Resources, u32)>,
+    /// What its transports had counted when its part of the job began.
+    pub begin: Option<Counted>,
 }
 
 impl NodeView {
@@ -71,6 +77,19 @@ pub struct PutFacts {
     pub put_ns: u64,
 }
 
+/// What stores told of besides their work.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Incidents {
+    /// Voters that were replaced.
+    pub voters_replaced: u64,
+    /// Pairs that acted as aggregator at the same time: who stays, who yields.
+    pub rivals: BTreeSet<(Epoch, Epoch)>,
+    /// Answers with bytes that do not match their digest.
+    pub corrupt_blobs: u64,
+    /// Claims to hold bytes that proved false.
+    pub false_claims: u64,
+}
+
 /// What is known of the run.
 #[derive(Debug, Clone)]
 pub struct Cluster {
@@ -91,13 +110,24 @@ pub struct Cluster {
     pub completed: Option<Held>,
     /// Whether a node uses the synthetic set.
     pub synthetic: bool,
+    /// Who votes, in ascending order, as was told last; empty: nobody told.
+    pub voters: Vec<NodeId>,
+    /// What stores told of besides their work.
+    pub incidents: Incidents,
 }
 
 impl Cluster {
     /// These nodes, all starting.
     #[must_use]
     pub fn new(nodes: &[NodeId]) -> Self {
-        let starting = NodeView { life: Life::Starting, last: "started".into(), status: None, failure: None };
+        let starting = NodeView {
+            life: Life::Starting,
+            last: "started".into(),
+            status: None,
+            failure: None,
+            resources: None,
+            begin: None,
+        };
         Self {
             nodes: nodes.iter().map(|node| (*node, starting.clone())).collect(),
             aggregator: None,
@@ -108,6 +138,8 @@ impl Cluster {
             parts: Vec::new(),
             completed: None,
             synthetic: false,
+            voters: Vec::new(),
+            incidents: Incidents::default(),
         }
     }
 
@@ -129,12 +161,6 @@ impl Cluster {
         alive.map(|(node, _)| *node).collect()
     }
 
-    /// Whether more than half of the nodes are alive.
-    #[must_use]
-    pub fn has_majority(&self) -> bool {
-        self.alive().len() * 2 > self.nodes.len()
-    }
-
     /// Living nodes that are not ready.
     #[must_use]
     pub fn starting(&self) -> Vec<NodeId> {
@@ -154,11 +180,23 @@ impl Cluster {
         self.puts.iter().max_by_key(|put| (put.held.id.round, put.held.id.phase, put.held.id.epoch)).copied()
     }
 
-    /// Living nodes that have not told of holding the final checkpoint.
+    /// Living nodes that still have to tell of holding the final checkpoint, if so many are expected to; and any that tell
+    /// of another one by the same name.
     #[must_use]
-    pub fn lagging(&self) -> Vec<NodeId> {
-        let holds = |node: &NodeId| self.completed.is_some() && self.latest_of(*node) == self.completed;
-        self.alive().into_iter().filter(|node| !holds(node)).collect()
+    pub fn lagging(&self, expected: &Expected) -> Vec<NodeId> {
+        let alive = self.alive();
+        let Some(completed) = self.completed else { return alive };
+        let holds = |node: &NodeId| self.latest_of(*node) == Some(completed);
+        let differs = |node: &NodeId| {
+            self.latest_of(*node)
+                .is_some_and(|held| held.id == completed.id && held.digest != completed.digest)
+        };
+        let missing: Vec<NodeId> = alive.into_iter().filter(|node| !holds(node)).collect();
+        let awaited = |node: &NodeId| match expected {
+            Expected::Nodes(nodes) => nodes.contains(node),
+            Expected::AnyOf(count) => self.alive().len() - missing.len() < *count,
+        };
+        missing.iter().copied().filter(|node| awaited(node) || differs(node)).collect()
     }
 
     /// What living nodes hold, by checkpoint; the newest first. Nodes that did not tell are left out.
@@ -204,12 +242,35 @@ impl Cluster {
                     self.synthetic |= synthetic;
                 }
                 NodeEvent::Node(Lifecycle::Failed { reason }) => view.failure = Some(reason.clone()),
+                NodeEvent::Node(Lifecycle::Resources { resources, score }) => {
+                    view.resources = Some((*resources, *score));
+                }
+                NodeEvent::Node(Lifecycle::JobBegun { counted }) => {
+                    view.begin = Some(Counted::clone(counted))
+                }
                 _ => {}
             }
         }
         match event {
             NodeEvent::Federated(event) => self.observe_job(event),
-            NodeEvent::Store(StoreEvent::AggregatorChanged { epoch: Some(epoch) }) => self.saw(*epoch),
+            NodeEvent::Store(event) => self.observe_store(event),
+            NodeEvent::Node(_) => {}
+        }
+    }
+
+    fn observe_store(&mut self, event: &StoreEvent) {
+        match event {
+            StoreEvent::AggregatorChanged { epoch: Some(epoch) } => self.saw(*epoch),
+            StoreEvent::VotersChanged { joined, voters, .. } => {
+                self.voters.clone_from(voters);
+                self.incidents.voters_replaced += u64::from(joined.is_some());
+            }
+            StoreEvent::RivalAggregators { stays, yields } => {
+                // Several nodes may learn of the same two.
+                self.incidents.rivals.insert((*stays, *yields));
+            }
+            StoreEvent::CorruptBlob { .. } => self.incidents.corrupt_blobs += 1,
+            StoreEvent::FalseClaim { .. } => self.incidents.false_claims += 1,
             _ => {}
         }
     }
@@ -301,13 +362,12 @@ mod tests {
     }
 
     #[test]
-    fn majority_counts_the_nodes_of_the_start() {
+    fn the_living_are_those_that_are_not_gone() {
         let nodes: Vec<NodeId> = (1..=4).map(NodeId).collect();
         let mut cluster = Cluster::new(&nodes);
         cluster.gone(NodeId(1), "killed".into(), true);
-        assert!(cluster.has_majority());
+        assert_eq!((cluster.alive().len(), cluster.size()), (3, 4));
         cluster.gone(NodeId(2), "exit code 1".into(), false);
-        assert!(!cluster.has_majority(), "half is no majority");
         assert_eq!(cluster.unexpectedly_gone()[0].0, NodeId(2));
         assert_eq!(list(&cluster.alive()), "nodes 3, 4");
     }
@@ -316,16 +376,49 @@ mod tests {
     fn the_run_has_converged_when_every_living_node_has_the_final_checkpoint() {
         let mut cluster = Cluster::new(&[NodeId(1), NodeId(2), NodeId(3)]);
         cluster.status(NodeId(1), status(held(5, 1)));
-        assert_eq!(cluster.lagging().len(), 3, "not completed");
+        let all = Expected::Nodes(cluster.alive());
+        assert_eq!(cluster.lagging(&all).len(), 3, "not completed");
         let Held { id, digest } = held(5, 1);
         let completed = Event::Completed { epoch: id.epoch, rounds: 5, id, digest };
         cluster.observe(NodeId(1), &NodeEvent::Federated(completed));
         cluster.status(NodeId(2), status(held(4, 1)));
-        assert_eq!(cluster.lagging(), [NodeId(2), NodeId(3)]);
+        assert_eq!(cluster.lagging(&all), [NodeId(2), NodeId(3)]);
+        assert_eq!(
+            cluster.lagging(&Expected::Nodes(vec![NodeId(1), NodeId(2)])),
+            [NodeId(2)],
+            "node 3 holds nothing"
+        );
+        assert!(cluster.lagging(&Expected::AnyOf(1)).is_empty());
+        assert_eq!(cluster.lagging(&Expected::AnyOf(2)), [NodeId(2), NodeId(3)]);
+        cluster.status(NodeId(2), status(Held { digest: Digest::of(b"other"), ..held(5, 1) }));
+        assert_eq!(cluster.lagging(&Expected::AnyOf(1)), [NodeId(2)], "another value by the same name");
+        cluster.status(NodeId(2), status(held(4, 1)));
         assert_eq!(cluster.holdings(), [(held(5, 1), vec![NodeId(1)]), (held(4, 1), vec![NodeId(2)])]);
         cluster.gone(NodeId(3), "killed".into(), true);
         cluster.status(NodeId(2), status(held(5, 1)));
-        assert!(cluster.lagging().is_empty());
+        assert!(cluster.lagging(&all).is_empty());
         assert!(cluster.describe().contains("node 3: killed"), "{}", cluster.describe());
+    }
+
+    #[test]
+    fn what_stores_tell_is_counted_once() {
+        let mut cluster = Cluster::new(&[NodeId(1), NodeId(2), NodeId(3)]);
+        let mut tell = |node, event| cluster.observe(NodeId(node), &NodeEvent::Store(event));
+        let epoch = |counter, node| Epoch { counter, node: NodeId(node) };
+        let voters = |joined: Option<u64>, voters: [u64; 2]| StoreEvent::VotersChanged {
+            lost: None,
+            joined: joined.map(NodeId),
+            voters: voters.map(NodeId).to_vec(),
+        };
+        tell(1, voters(None, [1, 2]));
+        tell(2, voters(Some(3), [2, 3]));
+        for node in [1, 2] {
+            tell(node, StoreEvent::RivalAggregators { stays: epoch(3, 2), yields: epoch(3, 1) });
+        }
+        tell(3, StoreEvent::FalseClaim { from: NodeId(1), digest: Digest::of(b"x") });
+        tell(3, StoreEvent::CorruptBlob { from: NodeId(1), digest: Digest::of(b"x") });
+        assert_eq!(cluster.voters, [NodeId(2), NodeId(3)]);
+        let Incidents { voters_replaced, rivals, corrupt_blobs, false_claims } = cluster.incidents;
+        assert_eq!((voters_replaced, rivals.len(), corrupt_blobs, false_claims), (1, 1, 1, 1));
     }
 }

@@ -8,8 +8,10 @@ use super::{Controller, Ending, Stop};
 use crate::control::{FromNode, ToNode};
 use crate::exit::Exit;
 use crate::place::Placement;
+use crate::plan::Expected;
 use crate::record::{
-    ControllerEvent, FinalCheckpoint, NodeRow, Outcome, Summary, TrafficRow, TrafficSummary,
+    CaptureTotal, ControllerEvent, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary, TrafficRow,
+    TrafficSummary,
 };
 use crate::units::nanoseconds;
 
@@ -18,8 +20,9 @@ impl<P: Placement> Controller<P> {
     pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
         // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
         let surveyed = match ending {
-            Ending::NoMajority | Ending::Failed(_) => self.survey().await,
-            Ending::Completed | Ending::Stopped(_) => Ok(()),
+            // A completed run's as well: a node that does not end in order has its last word here.
+            Ending::Completed | Ending::NoMajority(_) | Ending::Failed(_) => self.survey().await,
+            Ending::Stopped(_) => Ok(()),
         };
         let (outcome, exit, message) = self.in_words(&ending);
         let mut summary = self.summary(outcome, exit, message.clone());
@@ -35,18 +38,24 @@ impl<P: Placement> Controller<P> {
         }
         summary.rss_peak_bytes = self.rss_peak();
         let totals = self.traffic_totals();
-        summary.traffic = TrafficSummary::of(&totals);
+        self.count_traffic(&mut summary, &totals);
         if let Some(reason) = summary.traffic.doubt() {
             self.progress.warn(&format!("the byte counts of this trial are not valid: {reason}"));
         }
         self.manifest.ended(outcome, message, exit.code());
-        let rows: Vec<NodeRow> = self
+        let nodes: Vec<NodeRow> = self
             .cluster
             .nodes()
-            .map(|(node, view)| NodeRow::of(node, &view.state(), view.status.as_ref()))
+            .map(|(node, view)| NodeRow::of(node, &view.state(), view.status.as_ref(), view.resources))
             .collect();
+        let traffic: Vec<TrafficRow> = self
+            .cluster
+            .nodes()
+            .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
+            .collect();
+        let last = Last { manifest: &self.manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
         self.recorder.capture_totals(&totals)?;
-        self.recorder.finish(&self.manifest, &summary, &rows)?;
+        self.recorder.finish(&last)?;
         surveyed.and(noted).and(finished).and(captured)?;
         Ok(summary)
     }
@@ -100,21 +109,21 @@ impl<P: Placement> Controller<P> {
         let alive = self.cluster.alive();
         match ending {
             Ending::Completed => {
-                let words = format!(
-                    "{} rounds are acknowledged; all {} living nodes have the final checkpoint",
-                    self.trial.plan.job.rounds,
-                    alive.len()
-                );
+                let rounds = self.trial.plan.job.rounds;
+                let plan = &self.trial.plan.backend;
+                let held_by = match plan.expected(&alive, &self.cluster.voters) {
+                    Expected::Nodes(nodes) if nodes == alive => {
+                        format!("all {} living nodes have", alive.len())
+                    }
+                    Expected::Nodes(nodes) => format!("all {} living voters have", nodes.len()),
+                    Expected::AnyOf(count) => format!("at least {count} living nodes have"),
+                };
+                let words = format!("{rounds} rounds are acknowledged; {held_by} the final checkpoint");
                 (Outcome::Completed, Exit::Success, words)
             }
-            Ending::NoMajority => {
-                let (size, needed) = (self.cluster.size(), self.trial.plan.majority());
-                let words = format!(
-                    "no majority is left: {} of {size} nodes alive, {needed} needed; {}; {}",
-                    alive.len(),
-                    self.acknowledged_in_words(),
-                    self.holdings_in_words()
-                );
+            Ending::NoMajority(shortfall) => {
+                let words =
+                    format!("{shortfall}; {}; {}", self.acknowledged_in_words(), self.holdings_in_words());
                 let failure = self.cluster.unexpectedly_gone().into_iter().find_map(|(node, view)| {
                     view.failure
                         .as_ref()
@@ -161,14 +170,30 @@ impl<P: Placement> Controller<P> {
     }
 
     /// Three counts of each node's traffic, side by side.
-    fn traffic_totals(&self) -> Vec<TrafficRow> {
+    fn traffic_totals(&self) -> Vec<CaptureTotal> {
         let plan = &self.trial.plan;
         let ports = (plan.learning_port, plan.replication_port);
         let rows = self
             .cluster
             .nodes()
-            .flat_map(|(node, view)| self.traffic.rows(node, ports, view.status.as_ref()));
+            .flat_map(|(node, view)| self.captures.rows(node, ports, view.status.as_ref()));
         rows.collect()
+    }
+
+    /// Adds what was sent: by the nodes' last words, which come after their transports have closed.
+    fn count_traffic(&self, summary: &mut Summary, totals: &[CaptureTotal]) {
+        let cluster = &self.cluster;
+        let sent: Sent = cluster
+            .nodes()
+            .map(|(_, view)| Sent::during_job(view.begin.as_ref(), view.status.as_ref()))
+            .sum();
+        let size = summary.checkpoint_bytes.unwrap_or(0);
+        let rounds = cluster.finished.len() as u64;
+        summary.learning_sent_bytes = sent.learning_bytes;
+        summary.replication_sent_bytes = sent.replication_bytes;
+        summary.learning_ws_per_round = per(sent.learning_bytes, rounds * self.trial.plan.workers() * size);
+        summary.replication_s_per_checkpoint = per(sent.replication_bytes, cluster.puts.len() as u64 * size);
+        summary.traffic = TrafficSummary::of(totals);
     }
 
     fn rss_peak(&self) -> u64 {
@@ -179,13 +204,12 @@ impl<P: Placement> Controller<P> {
     fn summary(&self, outcome: Outcome, exit: Exit, message: String) -> Summary {
         let (plan, cluster) = (&self.trial.plan, &self.cluster);
         let last = cluster.finished.values().next_back();
-
         Summary {
             outcome,
             message,
             exit_code: exit.code(),
             results: self.recorder.dir().to_path_buf(),
-            backend: Some(plan.backend.backend),
+            backend: Some(plan.backend.backend()),
             payload: Some(plan.backend.payload),
             seed: plan.job.seed,
             nodes: cluster.size() as u64,
@@ -201,6 +225,14 @@ impl<P: Placement> Controller<P> {
             epochs: cluster.epochs.len() as u64,
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
+            voters_replaced: cluster.incidents.voters_replaced,
+            rival_aggregators: cluster.incidents.rivals.len() as u64,
+            corrupt_blobs: cluster.incidents.corrupt_blobs,
+            false_claims: cluster.incidents.false_claims,
+            learning_sent_bytes: 0,
+            replication_sent_bytes: 0,
+            learning_ws_per_round: None,
+            replication_s_per_checkpoint: None,
             rss_peak_bytes: 0,
             start_ns: self.start_ns,
             traffic: TrafficSummary::default(),
@@ -228,6 +260,11 @@ impl<P: Placement> Controller<P> {
             holders: holders.unwrap_or_default().iter().map(|node| node.0).collect(),
         })
     }
+}
+
+/// How often `unit` is in `bytes`; none where there is no unit.
+fn per(bytes: u64, unit: u64) -> Option<f64> {
+    (unit > 0).then(|| bytes as f64 / unit as f64)
 }
 
 /// The lower median.

@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use replication::NodeId;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
+use workloads::federated::Event;
 
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
@@ -24,10 +25,10 @@ use crate::control::{Captured, FromNode, NodeEvent, Start, ToNode, VERSION};
 use crate::fault::{Action, Timeline};
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
-use crate::plan::{Plan, Trial};
+use crate::plan::{Plan, Shortfall, Trial};
 use crate::progress::Progress;
 use crate::record::{
-    ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, TrafficBook, is_progress,
+    CaptureBook, ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress,
 };
 use crate::units::{nanoseconds, show_ns};
 
@@ -67,7 +68,7 @@ impl Timeouts {
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
         let deadline = Duration::from_millis(plan.job.round_deadline_ms);
-        let window = Duration::from_nanos(plan.backend.window_hi_ns);
+        let window = Duration::from_nanos(plan.backend.detection_ns().1);
         Self {
             start: Duration::from_secs(120),
             stall: deadline * 2 + window * 10 + Duration::from_secs(30),
@@ -78,9 +79,10 @@ impl Timeouts {
     }
 
     fn timers(&self, plan: &Plan) -> Timers {
+        let (detection_lo_ns, detection_hi_ns) = plan.backend.detection_ns();
         Timers {
-            election_window_lo_ns: plan.backend.window_lo_ns,
-            election_window_hi_ns: plan.backend.window_hi_ns,
+            detection_lo_ns,
+            detection_hi_ns,
             heartbeat_ns: plan.backend.heartbeat_ns,
             round_deadline_ns: plan.job.round_deadline_ms.saturating_mul(1_000_000),
             start_timeout_ns: nanoseconds(self.start),
@@ -109,7 +111,7 @@ pub struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ending {
     Completed,
-    NoMajority,
+    NoMajority(Shortfall),
     Failed(String),
     Stopped(Stop),
 }
@@ -139,7 +141,7 @@ pub async fn run<P: Placement>(
         faults_struck: 0,
         probes: BTreeMap::new(),
         requests: 0,
-        traffic: TrafficBook::default(),
+        captures: CaptureBook::default(),
         started: now,
         heard: now,
         asked: now,
@@ -179,7 +181,7 @@ struct Controller<P> {
     probes: BTreeMap<NodeId, u64>,
     requests: u64,
     /// What nodes captured.
-    traffic: TrafficBook,
+    captures: CaptureBook,
     started: Instant,
     /// When something was last heard of the job.
     heard: Instant,
@@ -214,6 +216,7 @@ impl<P: Placement> Controller<P> {
 
     fn start_nodes(&mut self) -> anyhow::Result<()> {
         let nodes = self.trial.plan.nodes();
+        self.progress.note(&self.trial.plan.backend.describe());
         self.progress.note(&format!("starting {} nodes, seed {}", nodes.len(), self.manifest.seed));
         for node in nodes {
             let pipes = self.placement.start(node, &self.recorder.node_log(node))?;
@@ -273,7 +276,7 @@ impl<P: Placement> Controller<P> {
         if let Some(failure) = &captured.interval.failure {
             self.progress.warn(&format!("the capture of node {node} ended: {failure}"));
         }
-        self.traffic.captured(node, captured);
+        self.captures.captured(node, captured);
         Ok(())
     }
 
@@ -288,6 +291,9 @@ impl<P: Placement> Controller<P> {
         self.progress.event(node, event, &self.cluster, was.0);
         if was.1.is_none() && self.cluster.completed.is_some() {
             self.completed = Some(Instant::now());
+            self.ask_all();
+        } else if matches!(event, NodeEvent::Federated(Event::RoundFinished { .. })) {
+            // The aggregator has told by itself; a worker that is killed later has been asked here.
             self.ask_all();
         }
         for action in self.timeline.observe(node, event) {
@@ -392,8 +398,8 @@ impl<P: Placement> Controller<P> {
         {
             return Some(ending);
         }
-        if !self.cluster.has_majority() {
-            return Some(Ending::NoMajority);
+        if let Some(shortfall) = self.shortfall() {
+            return Some(Ending::NoMajority(shortfall));
         }
         if self.start_ns.is_some() && self.heard.elapsed() > self.timeouts.stall {
             let stall = show_ns(nanoseconds(self.timeouts.stall));
@@ -425,10 +431,24 @@ impl<P: Placement> Controller<P> {
         None
     }
 
+    /// What keeps anything more from being acknowledged, if something does.
+    fn shortfall(&self) -> Option<Shortfall> {
+        let cluster = &self.cluster;
+        self.trial.plan.backend.shortfall(cluster.size(), &cluster.alive(), &cluster.voters)
+    }
+
+    /// Living nodes that still have to show the final checkpoint.
+    fn lagging(&self) -> Vec<NodeId> {
+        let cluster = &self.cluster;
+        cluster.lagging(&self.trial.plan.backend.expected(&cluster.alive(), &cluster.voters))
+    }
+
     fn judge_settling(&self, completed: Instant) -> Option<Ending> {
-        let lagging = self.cluster.lagging();
-        if self.cluster.alive().is_empty() {
-            return Some(Ending::NoMajority);
+        let lagging = self.lagging();
+        if self.cluster.alive().is_empty()
+            && let Some(shortfall) = self.shortfall()
+        {
+            return Some(Ending::NoMajority(shortfall));
         }
         if lagging.is_empty() {
             return Some(Ending::Completed);

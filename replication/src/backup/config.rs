@@ -1,10 +1,10 @@
-//! Parameters of the primary-backup backend.
+//! Parameters of the primary-backup backend, and which of them can work together.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Window;
+use crate::config::{ConfigError, Window};
 use crate::store::NodeId;
 
 /// Parameters of the primary-backup backend.
@@ -24,4 +24,41 @@ pub struct BackupConfig {
     pub retained: usize,
     /// Seed of this node's timers.
     pub seed: u64,
+}
+
+impl BackupConfig {
+    /// Checks that there can be so many backups, and that the timers can work together.
+    ///
+    /// # Errors
+    /// What contradicts what.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let nodes = self.nodes.len() as u32;
+        if self.backups == 0 || self.backups >= nodes {
+            return Err(ConfigError::OutOfRange { what: "backups", count: self.backups, nodes });
+        }
+        self.window.validate(self.heartbeat_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_aggregator_is_no_backup_of_its_own() {
+        let with = |backups| BackupConfig {
+            nodes: (1..=3).map(NodeId).collect(),
+            backups,
+            window: Window { from_ms: 300, to_ms: 600 },
+            heartbeat_ms: 60,
+            put_timeout_ms: 3000,
+            retained: 8,
+            seed: 1,
+        };
+        assert!(with(1).validate().is_ok() && with(2).validate().is_ok());
+        for count in [0, 3] {
+            let refused = with(count).validate();
+            assert!(matches!(refused, Err(ConfigError::OutOfRange { nodes: 3, .. })), "{count}: {refused:?}");
+        }
+    }
 }

@@ -1,10 +1,16 @@
 //! Parameters of the gossip backend.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigError;
 use crate::store::NodeId;
+
+/// Largest interval between two rounds of gossip: an hour.
+const MAX_INTERVAL_MS: u64 = 3_600_000;
 
 /// Parameters of the gossip backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,4 +31,68 @@ pub struct GossipConfig {
     pub retained: usize,
     /// Seed of every random choice of this node.
     pub seed: u64,
+}
+
+impl GossipConfig {
+    /// Checks that the settings can work together on node `local`.
+    ///
+    /// # Errors
+    /// What is out of range.
+    pub fn validate(&self, local: NodeId) -> Result<(), ConfigError> {
+        let nodes = self.nodes.len() as u32;
+        if !self.nodes.contains(&local) {
+            return Err(ConfigError::NotANode(local));
+        }
+        if self.holders == 0 || self.holders > nodes {
+            return Err(ConfigError::OutOfRange { what: "holders", count: self.holders, nodes });
+        }
+        if self.interval_ms == 0 || self.interval_ms > MAX_INTERVAL_MS {
+            return Err(ConfigError::OutOfBounds {
+                what: "the gossip interval in ms",
+                least: 1,
+                most: MAX_INTERVAL_MS,
+            });
+        }
+        if self.fan_out == 0 {
+            let most = u64::from(nodes);
+            return Err(ConfigError::OutOfBounds { what: "the gossip fan-out", least: 1, most });
+        }
+        if self.phi_milli <= 1000 {
+            let most = u64::from(u32::MAX);
+            return Err(ConfigError::OutOfBounds { what: "phi in thousandths", least: 1001, most });
+        }
+        Ok(())
+    }
+
+    /// How long a node is silent before it is suspected, in milliseconds: phi times the interval. The mean interval
+    /// between signs of life is held near the gossip interval; liveness is looked at once per interval.
+    #[must_use]
+    pub fn effective_timeout_ms(&self) -> u64 {
+        u64::from(self.phi_milli).saturating_mul(self.interval_ms) / 1000
+    }
+
+    /// Whether every two groups of holders, and of promises, have a node in common.
+    #[must_use]
+    pub fn linear(&self) -> bool {
+        self.holders as usize > self.nodes.len() / 2
+    }
+
+    pub(super) fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms)
+    }
+
+    pub(super) fn effective_timeout(&self) -> Duration {
+        Duration::from_millis(self.effective_timeout_ms())
+    }
+}
+
+impl fmt::Display for GossipConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { holders, interval_ms, .. } = self;
+        let (of, after_ms) = (self.nodes.len(), self.effective_timeout_ms());
+        write!(
+            f,
+            "gossip ({holders} of {of} holders, every {interval_ms} ms, suspected after about {after_ms} ms)"
+        )
+    }
 }

@@ -1,5 +1,250 @@
-//! Gossip.
+//! [`GossipStore`]: the contract on gossip.
+//!
+//! chitchat carries small facts: who lives, how fit it is, which epoch it follows, which checkpoints it holds. Bytes are
+//! pulled from whoever holds them. A write is acknowledged when enough nodes hold it that have promised no later epoch.
+//!
+//! This module deliberately does not know what rounds do, nor how a transport reaches its peers.
 
+mod announce;
+mod candidacy;
+mod catalogue;
 mod config;
+mod core;
+mod driver;
+mod fetch;
+mod inbox;
+mod messages;
+mod network;
+mod office;
+mod pull;
+mod writer;
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::announce::Announcement;
 pub use self::config::GossipConfig;
+use self::core::{Core, MESSAGE_TIMEOUT};
+use crate::config::{ConfigError, Site};
+use crate::error::StoreError;
+use crate::store::{
+    Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
+    Receipt, Slot,
+};
+use crate::transport::{Class, Frame};
+use crate::wire;
+
+/// Checkpoints that a node announces in gossip state.
+const MAX_ANNOUNCED: usize = 64;
+
+/// How long a successor may take beyond two detection timeouts.
+const HAND_OVER_GRACE: Duration = Duration::from_secs(2);
+
+/// One node's store on gossip.
+pub struct GossipStore {
+    core: Arc<Core>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl fmt::Debug for GossipStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GossipStore").field("config", &self.core.config).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for GossipStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.core.config.fmt(f)
+    }
+}
+
+impl GossipStore {
+    /// Opens this node's store.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself.
+    pub async fn open(config: GossipConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
+        let Site { transport, observer, resources, .. } = site;
+        let local = transport.local();
+        config.validate(local)?;
+        let addresses = network::Addresses::new(&config.nodes);
+        let id = addresses.id(local).ok_or(ConfigError::NotANode(local))?;
+        let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let chitchat = driver::chitchat_config(&config, id);
+        let score = resources.score();
+        let core = Arc::new(Core::new(config, (transport.clone(), observer), score, rng));
+        let (bridge, ends) = network::Bridge::new(addresses.clone());
+        transport.serve(Arc::new(inbox::Inbox { core: core.clone(), bridge: bridge.clone() }));
+        let mut tasks = JoinSet::new();
+        let values = driver::first_values(score);
+        let handle = network::start(chitchat, values, (bridge.clone(), ends), transport, &mut tasks)
+            .await
+            .map_err(ConfigError::Chitchat)?;
+        let driver =
+            driver::Driver { core: core.clone(), handle, bridge, addresses, places: BTreeMap::new() };
+        tasks.spawn(driver.run());
+        tasks.spawn(candidacy::run(core.clone()));
+        Ok(Arc::new(Self { core, tasks: Mutex::new(tasks) }))
+    }
+
+    /// Bytes of checkpoints in this node's memory.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.core.blobs.total_bytes()
+    }
+
+    async fn read(&self, announced: &Announcement) -> Option<Checkpoint> {
+        let parameters = self.core.bytes(announced).await?;
+        let metadata = self.core.state().catalogue.find(announced.id)?.metadata.clone()?;
+        Some(Checkpoint::already_verified(announced.id, announced.digest, parameters, metadata))
+    }
+
+    fn read_deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.core.config.put_timeout_ms)
+    }
+
+    /// Waits before the next attempt to read: connections may be coming back, and word of other holders.
+    async fn pause_until(&self, deadline: Instant, wanted: &Announcement) -> Result<(), StoreError> {
+        if Instant::now() >= deadline || self.core.state().closed {
+            return Err(StoreError::Missing { digest: wanted.digest });
+        }
+        tokio::time::sleep(self.core.config.interval()).await;
+        Ok(())
+    }
+
+    /// This node's epoch, if it aggregates.
+    fn office(&self) -> Result<Epoch, StoreError> {
+        let current = self.core.state().office.in_force();
+        let mine = current.filter(|epoch| epoch.node == self.core.local);
+        mine.ok_or(StoreError::NotAggregator { current })
+    }
+
+    /// Who takes over: the one named, or the fittest that lives.
+    fn successor(&self, to: Option<NodeId>) -> Option<NodeId> {
+        let state = self.core.state();
+        let mut live = state.live(self.core.local);
+        live.remove(&self.core.local);
+        match to {
+            Some(to) => Some(to).filter(|to| *to != self.core.local && self.core.config.nodes.contains(to)),
+            None => office::ranked(&live, &state.fitness).first().copied(),
+        }
+    }
+
+    async fn hand_over(&self, epoch: Epoch, to: NodeId) -> Result<Epoch, StoreError> {
+        let unavailable = |reason: String| StoreError::Unavailable { reason };
+        let order = Frame::new(wire::GOSSIP_HAND_OVER, wire::encode(&epoch));
+        let order = self.core.transport.request(to, Class::Election, order);
+        tokio::time::timeout(MESSAGE_TIMEOUT, order)
+            .await
+            .map_err(|_| unavailable(format!("node {to} did not answer")))?
+            .map_err(|error| unavailable(error.to_string()))?;
+        let mut aggregator = self.aggregator();
+        let timeout = self.core.config.effective_timeout() * 2 + HAND_OVER_GRACE;
+        match tokio::time::timeout(timeout, aggregator.wait_for(|now| *now > Some(epoch))).await {
+            Ok(Ok(next)) => next.ok_or_else(|| unavailable("nobody took over".into())),
+            Ok(Err(_)) => Err(StoreError::Closed { reason: "during a hand-over".into() }),
+            Err(_) => Err(unavailable(format!("node {to} did not take over in {timeout:?}"))),
+        }
+    }
+}
+
+#[async_trait]
+impl CheckpointStore for GossipStore {
+    async fn put_carried(&self, checkpoint: Checkpoint, carrier: Carrier) -> Result<Receipt, StoreError> {
+        self.core.put(checkpoint, carrier).await
+    }
+
+    fn provide(&self, blob: Blob) {
+        self.core.blobs.provide(&blob);
+        self.core.settle(blob.digest());
+    }
+
+    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
+        let deadline = self.read_deadline();
+        loop {
+            let known: Vec<Announcement> = {
+                let state = self.core.state();
+                state.catalogue.newest_first(Slot::Global).map(|entry| entry.announced).collect()
+            };
+            for announced in &known {
+                if let Some(checkpoint) = self.read(announced).await {
+                    let mut state = self.core.state();
+                    if state.office.is_mine() {
+                        state.base = state.base.max(Some(announced.id));
+                    }
+                    return Ok(Some(checkpoint));
+                }
+            }
+            let Some(newest) = known.first() else { return Ok(None) };
+            self.pause_until(deadline, newest).await?;
+        }
+    }
+
+    async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
+        let deadline = self.read_deadline();
+        loop {
+            let known = self.core.state().catalogue.find(id).map(|entry| entry.announced);
+            let Some(announced) = known else { return Ok(None) };
+            if let Some(checkpoint) = self.read(&announced).await {
+                return Ok(Some(checkpoint));
+            }
+            self.pause_until(deadline, &announced).await?;
+        }
+    }
+
+    fn held(&self) -> Option<Held> {
+        let state = self.core.state();
+        let newest = &state.catalogue.held_global()?.announced;
+        Some(Held { id: newest.id, digest: newest.digest })
+    }
+
+    fn aggregator(&self) -> watch::Receiver<Option<Epoch>> {
+        self.core.aggregator.subscribe()
+    }
+
+    fn candidates(&self) -> Vec<NodeId> {
+        let mut live = self.core.state().live(self.core.local);
+        live.remove(&self.core.local);
+        live.into_iter().collect()
+    }
+
+    async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {
+        let epoch = self.office()?;
+        let nobody = || StoreError::Unavailable { reason: "there is nobody to hand over to".into() };
+        let to = self.successor(to).ok_or_else(nobody)?;
+        self.core.state().handing_over = Some(epoch);
+        let outcome = self.hand_over(epoch, to).await;
+        if outcome.is_err() {
+            self.core.state().handing_over = None;
+        }
+        outcome
+    }
+
+    fn guarantees(&self) -> Guarantees {
+        let (holders, of) = (self.core.config.holders, self.core.config.nodes.len() as u32);
+        let linear = self.core.config.linear();
+        Guarantees {
+            acknowledged: Guarantee::Holders { holders },
+            tolerated_losses: (holders - 1).min(of - holders),
+            linear,
+            minority_refuses: linear,
+            fails_over: of > 2,
+            survives_full_restart: false,
+            takes_provided: true,
+        }
+    }
+
+    async fn close(&self) {
+        self.core.close();
+        self.tasks.lock().await.shutdown().await;
+    }
+}

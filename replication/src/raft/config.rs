@@ -55,7 +55,22 @@ impl RaftConfig {
     /// # Errors
     /// What contradicts what.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        self.window.validate(self.heartbeat_ms)
+        self.window.validate(self.heartbeat_ms)?;
+        let nodes = self.nodes.len() as u32;
+        match self.electorate {
+            Electorate::MostSuitable { voters, .. } if !(1..=nodes).contains(&voters) => {
+                Err(ConfigError::OutOfRange { what: "voters", count: voters, nodes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many nodes vote.
+    pub(super) fn voters(&self) -> u32 {
+        match self.electorate {
+            Electorate::Everyone => self.nodes.len() as u32,
+            Electorate::MostSuitable { voters, .. } => voters,
+        }
     }
 
     pub(super) fn openraft(&self) -> Result<Arc<openraft::Config>, ConfigError> {
@@ -69,6 +84,8 @@ impl RaftConfig {
             election_timeout_min: lease_ms - 1,
             election_timeout_max: lease_ms,
             enable_elect: false,
+            // An aggregator that was restarted begins a new epoch.
+            enable_leader_restore: Some(false),
             enable_pre_vote: Some(true),
             // A node that comes back is tried again at every heartbeat.
             backoff: format!("{0}ms {0}ms {0}ms", self.heartbeat_ms),

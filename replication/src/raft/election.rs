@@ -10,10 +10,11 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::machine::RaftCore;
+use super::notice::{Standing, in_force};
 use crate::config::Window;
 use crate::store::{Epoch, NodeId, Observer, StoreEvent};
 
@@ -40,27 +41,37 @@ impl Deadline {
     }
 }
 
-/// Publishes who leads and asks for elections, until `raft` stops.
+/// Publishes who leads and asks for elections, until `raft` stops. `changed` hears of every change of the server's state.
+/// Who led in `restored_term`, the term found on disk, or before it counts only once it was heard of again.
+#[allow(clippy::too_many_arguments, reason = "each is another end of a channel")]
 pub(crate) async fn run(
     raft: RaftCore,
+    standing: Standing,
+    restored_term: u64,
+    changed: Arc<Notify>,
     mut deadline: Deadline,
     mut contact: watch::Receiver<Instant>,
     aggregator: watch::Sender<Option<Epoch>>,
     observer: Arc<dyn Observer>,
 ) {
     let mut metrics = raft.server_metrics();
+    let mut told = standing.follow();
     let mut was_eligible = false;
+    let mut heard_of_any = false;
     loop {
-        let (eligible, epoch) = {
+        let told_epoch = told.borrow_and_update().as_ref().map(|notice| notice.epoch);
+        let (leads, term, own) = {
             let metrics = metrics.borrow_and_update();
-            let voter = metrics.membership_config.voter_ids().any(|voter| voter == metrics.id);
             let leads = metrics.current_leader == Some(metrics.id);
-            let epoch = metrics
-                .current_leader
-                .map(|node| Epoch { counter: metrics.vote.leader_id.term, node: NodeId(node) });
-            (voter && !leads, epoch)
+            let term = metrics.vote.leader_id.term;
+            let own = metrics.current_leader.map(|node| Epoch { counter: term, node: NodeId(node) });
+            (leads, term, own.filter(|epoch| heard_of_any || epoch.counter > restored_term))
         };
+        let votes = standing.votes();
+        let eligible = votes && !leads;
+        let epoch = in_force(own, term, votes, told_epoch);
         publish(&aggregator, epoch, observer.as_ref());
+        changed.notify_one();
         // While a node leads, or knows no cluster, nobody is due to be heard of.
         if eligible && !was_eligible {
             deadline.reset(Instant::now());
@@ -70,9 +81,12 @@ pub(crate) async fn run(
             biased;
             heard = contact.changed() => {
                 if heard.is_err() { return }
+                heard_of_any = true;
                 deadline.reset(*contact.borrow_and_update());
             }
             changed = metrics.changed() => if changed.is_err() { return },
+            // Its sender is in `standing`.
+            _ = told.changed() => {}
             () = tokio::time::sleep_until(deadline.at), if eligible => {
                 observer.observe(StoreEvent::Suspected { epoch });
                 if raft.trigger().elect(true).await.is_err() { return }

@@ -1,6 +1,8 @@
-//! Raft's log and vote in memory.
+//! Raft's log and vote, in memory and, with a storage, on disk.
 //!
-//! Entries share their bytes with the state machine, so that a checkpoint is in memory once. The log knows how many bytes
+//! Reads are answered from memory. With a storage, every change is written behind the one before it, and what openraft
+//! relies upon is flushed: an appended entry before its callback, a vote before it is answered. Bytes of `inline` entries are
+//! on the shelf, where the state machine's are, so that they are on disk once. Entries share their bytes with the state machine, so that a checkpoint is in memory once. The log knows how many bytes
 //! it holds back from being freed; [`super::RaftStore`] asks for a snapshot, after which openraft purges, when it is too many.
 
 use std::collections::BTreeMap;
@@ -9,11 +11,14 @@ use std::io;
 use std::ops::RangeBounds;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 
 use super::types::{Entry, LogId, TypeConfig, Vote};
+use crate::storage::{Batch, Shelf, Storage, StorageError};
+use crate::store::Digest;
 
 /// Entries read for one replication message stop at this many bytes of checkpoints (but at least one is read) ...
 const READ_LIMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -48,24 +53,75 @@ fn head_bytes(entry: &Entry) -> usize {
     }
 }
 
-impl Content {
-    fn remove(&mut self, indexes: impl RangeBounds<u64>) {
-        let removed: Vec<u64> = self.entries.range(indexes).map(|(index, _)| *index).collect();
-        for index in removed {
-            if let Some(entry) = self.entries.remove(&index) {
-                self.inline_bytes -= inline_bytes(&entry);
-            }
-        }
+/// Entries by index, as 8 bytes in network order.
+const ENTRIES: &str = "raft_log";
+/// The vote, and up to where the log was purged.
+const STATE: &str = "raft_state";
+const VOTE: &[u8] = b"vote";
+const PURGED: &[u8] = b"purged";
+
+/// The inline bytes of an entry, with their digest.
+fn inline(entry: &Entry) -> Option<(Digest, &Bytes)> {
+    match &entry.payload {
+        EntryPayload::Normal(command) => Some((command.record.digest, command.parameters.as_ref()?)),
+        _ => None,
     }
 }
 
 /// The log of one node. Clones share the content.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct MemoryLog(Arc<Mutex<Content>>);
+pub(crate) struct RaftLog {
+    content: Arc<Mutex<Content>>,
+    shelf: Option<Shelf>,
+}
 
-impl MemoryLog {
+impl RaftLog {
+    /// The log that is on disk; `found` are the bytes on the shelf.
+    ///
+    /// # Errors
+    /// A log with a hole, or without the bytes of an entry.
+    pub(crate) fn open(shelf: Shelf, found: &BTreeMap<Digest, Bytes>) -> Result<Self, StorageError> {
+        let storage = shelf.storage();
+        let mut content = Content::default();
+        for (key, value) in storage.load(STATE)? {
+            match &key[..] {
+                VOTE => content.vote = Some(storage.decode(&value)?),
+                PURGED => content.purged = Some(storage.decode(&value)?),
+                _ => {}
+            }
+        }
+        let first = content.purged.map_or(0, |purged| purged.index.saturating_add(1));
+        for (next, (key, value)) in (first..).zip(storage.load(ENTRIES)?) {
+            let mut entry: Entry = storage.decode(&value)?;
+            if key[..] != next.to_be_bytes() || entry.index() != next {
+                return Err(storage.damaged(format!("the log has no entry {next}")));
+            }
+            if let EntryPayload::Normal(command) = &mut entry.payload
+                && command.inline
+            {
+                let digest = command.record.digest;
+                let bytes = found.get(&digest);
+                let bytes = bytes.ok_or_else(|| storage.damaged(format!("the log lacks bytes {digest}")))?;
+                shelf.keep(digest, bytes);
+                command.parameters = Some(bytes.clone());
+            }
+            content.inline_bytes += inline_bytes(&entry);
+            content.entries.insert(entry.index(), entry);
+        }
+        Ok(Self { content: Arc::new(Mutex::new(content)), shelf: Some(shelf) })
+    }
+
     fn content(&self) -> MutexGuard<'_, Content> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn storage(&self) -> Option<&Storage> {
+        self.shelf.as_ref().map(Shelf::storage)
+    }
+
+    /// The term of the vote; 0 without one.
+    pub(crate) fn term(&self) -> u64 {
+        self.content().vote.map_or(0, |vote| vote.leader_id.term)
     }
 
     /// Entries in the log, and the checkpoint bytes they hold.
@@ -73,9 +129,44 @@ impl MemoryLog {
         let content = self.content();
         (content.entries.len(), content.inline_bytes)
     }
+
+    fn write(&self, batch: Batch) {
+        if let Some(storage) = self.storage() {
+            storage.write(batch);
+        }
+    }
+
+    fn insert(&self, content: &mut Content, entry: Entry, batch: &mut Batch) {
+        if let Some(shelf) = &self.shelf {
+            if let Some((digest, bytes)) = inline(&entry) {
+                shelf.keep(digest, bytes);
+            }
+            batch.put(ENTRIES, entry.index().to_be_bytes().to_vec(), Storage::encode(&entry));
+        }
+        content.inline_bytes += inline_bytes(&entry);
+        let replaced = content.entries.insert(entry.index(), entry);
+        self.let_go(content, replaced);
+    }
+
+    fn remove(&self, content: &mut Content, indexes: impl RangeBounds<u64>, batch: &mut Batch) {
+        let removed: Vec<u64> = content.entries.range(indexes).map(|(index, _)| *index).collect();
+        for index in removed {
+            let removed = content.entries.remove(&index);
+            batch.remove(ENTRIES, index.to_be_bytes().to_vec());
+            self.let_go(content, removed);
+        }
+    }
+
+    fn let_go(&self, content: &mut Content, entry: Option<Entry>) {
+        let Some(entry) = entry else { return };
+        content.inline_bytes -= inline_bytes(&entry);
+        if let (Some(shelf), Some((digest, _))) = (&self.shelf, inline(&entry)) {
+            shelf.release(digest);
+        }
+    }
 }
 
-impl RaftLogReader<TypeConfig> for MemoryLog {
+impl RaftLogReader<TypeConfig> for RaftLog {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
@@ -100,7 +191,7 @@ impl RaftLogReader<TypeConfig> for MemoryLog {
     }
 }
 
-impl RaftLogStorage<TypeConfig> for MemoryLog {
+impl RaftLogStorage<TypeConfig> for RaftLog {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
@@ -115,6 +206,12 @@ impl RaftLogStorage<TypeConfig> for MemoryLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         self.content().vote = Some(*vote);
+        if let Some(storage) = self.storage() {
+            let mut batch = Batch::default();
+            batch.put(STATE, VOTE, Storage::encode(vote));
+            storage.write(batch);
+            storage.flush().await?;
+        }
         Ok(())
     }
 
@@ -132,28 +229,39 @@ impl RaftLogStorage<TypeConfig> for MemoryLog {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        if let Some(storage) = self.storage() {
+            storage.room().await;
+        }
         {
             let mut content = self.content();
+            let mut batch = Batch::default();
             for entry in entries {
-                content.inline_bytes += inline_bytes(&entry);
-                if let Some(replaced) = content.entries.insert(entry.index(), entry) {
-                    content.inline_bytes -= inline_bytes(&replaced);
-                }
+                self.insert(&mut content, entry, &mut batch);
             }
+            self.write(batch);
         }
-        callback.io_completed(Ok(()));
+        match self.storage() {
+            Some(storage) => storage.flush_then(|flushed| callback.io_completed(flushed.map_err(Into::into))),
+            None => callback.io_completed(Ok(())),
+        }
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.content().remove(last.map_or(0, |last| last.index + 1)..);
+        let mut content = self.content();
+        let mut batch = Batch::default();
+        self.remove(&mut content, last.map_or(0, |last| last.index + 1).., &mut batch);
+        self.write(batch);
         Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let mut content = self.content();
         content.purged = content.purged.max(Some(upto));
-        content.remove(..=upto.index);
+        let mut batch = Batch::default();
+        batch.put(STATE, PURGED, Storage::encode(&content.purged.unwrap_or(upto)));
+        self.remove(&mut content, ..=upto.index, &mut batch);
+        self.write(batch);
         Ok(())
     }
 }

@@ -1,5 +1,9 @@
 //! Raft's state machine: committed entries become acknowledged checkpoints.
+//!
+//! With a storage, the ledger is on disk as it was after some applied entry: each entry's changes are written, and become
+//! durable with the next flush. What was applied since is in the log, which openraft applies again.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +16,13 @@ use tokio::sync::mpsc;
 use super::types::{Answer, Command, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::blob::Blobs;
 use crate::ledger::{Admission, Ledger, Record};
-use crate::store::{Digest, Observer, StoreEvent};
+use crate::storage::{Batch, Storage, StorageError};
+use crate::store::{Digest, Observer, Slot, StoreEvent};
+
+/// A slot's checkpoints, by slot.
+const LEDGER: &str = "raft_ledger";
+/// Up to where the log is applied.
+const APPLIED: &str = "raft_applied";
 
 pub(crate) type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, Image>;
 pub(crate) type RaftCore = openraft::Raft<TypeConfig, Machine>;
@@ -44,6 +54,7 @@ pub(crate) struct Machine {
     /// Told of acknowledged checkpoints whose bytes are not here. Unbounded, but at most one message per log entry
     /// between snapshots.
     missing: mpsc::UnboundedSender<Record>,
+    storage: Option<Storage>,
 }
 
 impl Machine {
@@ -60,7 +71,37 @@ impl Machine {
             inline: false,
             snapshot: None,
         };
-        Self { state: Arc::new(Mutex::new(state)), blobs, observer, missing }
+        Self { state: Arc::new(Mutex::new(state)), blobs, observer, missing, storage: None }
+    }
+
+    /// Continues from the ledger that is on disk, and keeps it there.
+    ///
+    /// # Errors
+    /// Rows that make no sense.
+    pub(crate) fn resume(mut self, storage: Storage, retained: usize) -> Result<Self, StorageError> {
+        let mut rows: Vec<(Slot, VecDeque<Record>)> = Vec::new();
+        for (slot, records) in storage.load(LEDGER)? {
+            rows.push((storage.decode(&slot)?, storage.decode(&records)?));
+        }
+        {
+            let mut state = self.state();
+            state.ledger = Ledger::of_rows(retained, rows);
+            if let Some((_, applied)) = storage.load(APPLIED)?.into_iter().next() {
+                (state.applied, state.membership, state.inline) = storage.decode(&applied)?;
+            }
+            for record in state.ledger.records() {
+                self.blobs.refer(record.digest);
+            }
+        }
+        self.storage = Some(storage);
+        Ok(self)
+    }
+
+    /// Asks for the bytes of acknowledged checkpoints that are not here.
+    pub(crate) fn ask_for_missing(&self) {
+        for record in self.state().ledger.records() {
+            self.need(record.clone());
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -75,21 +116,43 @@ impl Machine {
     fn apply_entry(&self, entry: Entry) -> Answer {
         let mut state = self.state();
         state.applied = Some(entry.log_id);
-        match entry.payload {
+        let answer = match entry.payload {
             EntryPayload::Blank => Answer::Nothing,
             EntryPayload::Membership(membership) => {
                 state.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Answer::Nothing
             }
-            EntryPayload::Normal(command) => self.apply_command(&mut state, entry.log_id, command),
+            EntryPayload::Normal(command) => return self.apply_command(&mut state, entry.log_id, command),
+        };
+        self.save(&state, None);
+        answer
+    }
+
+    /// Writes up to where the log is applied, and the slots that changed.
+    fn save(&self, state: &State, changed: impl IntoIterator<Item = Slot>) {
+        let Some(storage) = &self.storage else { return };
+        let mut batch = Batch::default();
+        batch.put(
+            APPLIED,
+            APPLIED.as_bytes(),
+            Storage::encode(&(state.applied, &state.membership, state.inline)),
+        );
+        for slot in changed {
+            match state.ledger.row(slot) {
+                Some(records) => batch.put(LEDGER, Storage::encode(&slot), Storage::encode(records)),
+                None => batch.remove(LEDGER, Storage::encode(&slot)),
+            }
         }
+        storage.write(batch);
     }
 
     fn apply_command(&self, state: &mut State, log_id: LogId, command: Command) -> Answer {
         let Command { record, inline, parameters } = command;
         if record.id.epoch.counter != log_id.committed_leader_id().term {
+            self.save(state, None);
             return Answer::Fenced;
         }
+        let slot = record.id.slot;
         let (admission, released) = state.ledger.insert(record.clone());
         if admission == Admission::New {
             state.inline = inline;
@@ -98,6 +161,8 @@ impl Machine {
             }
             self.acknowledge(record);
         }
+        // Before the bytes go that no row refers to any more.
+        self.save(state, Some(slot));
         for digest in released {
             self.blobs.release(digest);
         }
@@ -111,6 +176,10 @@ impl Machine {
             digest: record.digest,
             bytes: record.bytes,
         });
+        self.need(record);
+    }
+
+    fn need(&self, record: Record) {
         if self.blobs.get(record.digest).is_none() {
             // Fails only when the store is closing.
             let _ = self.missing.send(record);
@@ -118,7 +187,7 @@ impl Machine {
     }
 
     fn image(&self, state: &State) -> Image {
-        let mut blobs = std::collections::BTreeMap::new();
+        let mut blobs = BTreeMap::new();
         if state.inline {
             for record in state.ledger.records() {
                 if let Some(bytes) = self.blobs.get(record.digest) {
@@ -184,10 +253,17 @@ impl RaftStateMachine<TypeConfig> for Machine {
             for record in image.ledger.records().filter(|record| before.find(record.id).is_none()) {
                 self.acknowledge(record.clone());
             }
+            let slots: BTreeSet<Slot> = before.slots().chain(image.ledger.slots()).collect();
+            self.save(&state, slots);
             for record in before.records().filter(|record| !image.ledger.refers_to(record.digest)) {
                 self.blobs.release(record.digest);
             }
             state.snapshot = Some((meta.clone(), image));
+        }
+        // The leader is told that everything up to here is on this node.
+        let flushed = self.storage.as_ref().map(Storage::flush);
+        if let Some(flushed) = flushed {
+            flushed.await?;
         }
         self.observer.observe(StoreEvent::SnapshotInstalled { latest });
         Ok(())

@@ -1,4 +1,4 @@
-//! Full Raft: every voter holds every acknowledged checkpoint.
+//! Raft: every voter holds every acknowledged checkpoint. Every node votes, or the most suitable do.
 //!
 //! ```text
 //!   RaftStore      the contract: put, latest, get, aggregator, step_down
@@ -6,6 +6,9 @@
 //!   election       when to suspect the leader        types      what a log entry is
 //!   network        openraft's messages over transport
 //!   log, machine   openraft's storage: entries; acknowledged checkpoints and snapshots
+//!   founding       who begins                        membership who replaces a voter that stays away
+//!   notice         what nodes outside of the group are told
+//!   outside        how they read                     recovery   what a node finds on disk when it starts
 //! ```
 //!
 //! openraft does votes, terms, log replication and commitment (Ongaro and Ousterhout 2014, with pre-vote and leadership
@@ -14,41 +17,50 @@
 
 mod config;
 mod election;
+mod founding;
 mod log;
 mod machine;
+mod membership;
 mod network;
+mod notice;
+mod outside;
 mod proposer;
+mod recovery;
 mod types;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
-use openraft::{EmptyNode, ReadPolicy};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use self::config::{Electorate, RaftConfig};
-use self::log::MemoryLog;
-use self::machine::{Machine, RaftCore};
+use self::log::RaftLog;
+use self::machine::RaftCore;
+use self::notice::Standing;
+use self::outside::Wanted;
 use self::proposer::Proposer;
-use crate::blob::{Blobs, Exchange, transfer_timeout};
+use self::recovery::Recovered;
+use crate::blob::{Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::ledger::Record;
+use crate::storage::Storage;
+use crate::store::Payload;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
-use crate::transport::{Class, Frame, Transport};
+use crate::transport::{Class, Frame, TransportError};
 use crate::wire;
 
 /// The log is compacted when it holds this many bytes of checkpoints ...
@@ -58,8 +70,11 @@ const MAX_LOG_ENTRIES: usize = 512;
 /// Full Raft behind the store's contract.
 pub struct RaftStore {
     proposer: Arc<Proposer>,
-    log: MemoryLog,
+    log: RaftLog,
+    /// The newest checkpoint that `latest` returned, where a read may ask another node: reads never go back.
+    returned: std::sync::Mutex<Option<CheckpointId>>,
     tasks: Mutex<JoinSet<()>>,
+    storage: Option<Storage>,
 }
 
 impl fmt::Debug for RaftStore {
@@ -73,30 +88,39 @@ impl fmt::Debug for RaftStore {
 
 impl fmt::Display for RaftStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "raft ({} voters, {})", self.proposer.config.nodes.len(), self.proposer.config.payload)
+        let RaftConfig { nodes, payload, .. } = &self.proposer.config;
+        match self.proposer.config.electorate {
+            Electorate::Everyone => write!(f, "raft ({} voters, {payload})", nodes.len()),
+            Electorate::MostSuitable { voters, .. } => {
+                write!(f, "raft-subset ({voters} of {} voters, {payload})", nodes.len())
+            }
+        }
     }
 }
 
 impl RaftStore {
-    /// Opens this node's store on `transport`. The lowest voter founds the cluster once a majority is connected;
-    /// the others join it.
+    /// Opens this node's store on `site`. The lowest node sees to it that the group is founded once a majority is
+    /// connected; the others join it, or are told of it. A node whose storage holds a log goes on with it at once.
     ///
     /// # Errors
-    /// Contradictory timers, or a node that is no voter.
+    /// Contradictory timers, voters that cannot be had, a node that is not among the nodes, or a storage that cannot be
+    /// used.
     pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, .. } = site;
+        let Site { transport, observer, resources, storage } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
         }
-        let blobs = Blobs::default();
-        let exchange = Exchange::new(transport.clone(), blobs.clone(), observer.clone());
         let (missing, missed) = mpsc::unbounded_channel();
-        let machine = Machine::new(config.retained, blobs, observer.clone(), missing);
-        let log = MemoryLog::default();
+        let Recovered { blobs, log, machine } =
+            recovery::recover(local, &config, storage.clone(), observer.clone(), missing).await?;
+        let restored_term = log.term();
+        let exchange = Exchange::new(transport.clone(), blobs, observer.clone());
         let peers = network::Peers(transport.clone());
-        let raft = RaftCore::new(local.0, config.openraft()?, peers, log.clone(), machine.clone())
+        let seed = config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let starting = RaftCore::new(local.0, config.openraft()?, peers, log.clone(), machine.clone());
+        let raft = types::Seeded::scope(seed, starting)
             .await
             .map_err(|error| ConfigError::Openraft(error.to_string()))?;
         let (announce, aggregator) = watch::channel(None);
@@ -107,6 +131,9 @@ impl RaftStore {
             transport: transport.clone(),
             aggregator,
             config: config.clone(),
+            standing: Standing::new(raft.clone()),
+            resources,
+            observer: observer.clone(),
             spread: proposer::Spread::default(),
             background: std::sync::Mutex::default(),
         });
@@ -120,14 +147,30 @@ impl RaftStore {
         };
         transport.serve(Arc::new(inbox));
 
-        let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let rng = ChaCha8Rng::seed_from_u64(seed);
         let deadline = election::Deadline::new(config.window, rng, Instant::now());
         let mut tasks = JoinSet::new();
-        tasks.spawn(election::run(raft.clone(), deadline, contacted, announce, observer));
-        tasks.spawn(compact(raft.clone(), log.clone()));
+        let standing = proposer.standing.clone();
+        let changed = Arc::new(Notify::new());
+        tasks.spawn(election::run(
+            raft.clone(),
+            standing,
+            restored_term,
+            changed.clone(),
+            deadline,
+            contacted,
+            announce,
+            observer,
+        ));
+        tasks.spawn(compact(raft, log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));
-        tasks.spawn(found(raft, transport, config.nodes));
-        Ok(Arc::new(Self { proposer, log, tasks: Mutex::new(tasks) }))
+        tasks.spawn(founding::run(proposer.clone()));
+        if let Electorate::MostSuitable { grace_ms, .. } = config.electorate {
+            tasks.spawn(notice::run(proposer.clone(), changed));
+            tasks.spawn(membership::run(proposer.clone(), Duration::from_millis(grace_ms)));
+        }
+        let returned = std::sync::Mutex::default();
+        Ok(Arc::new(Self { proposer, log, returned, tasks: Mutex::new(tasks), storage }))
     }
 
     fn local(&self) -> NodeId {
@@ -158,12 +201,63 @@ impl RaftStore {
         let frame = Frame::new(wire::FORWARD_PUT, wire::encode(&record))
             .with_segment(checkpoint.parameters().clone());
         let unavailable = |reason: String| StoreError::Unavailable { reason };
-        let response = tokio::time::timeout(timeout, self.proposer.transport.request(to, Class::Log, frame))
-            .await
-            .map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
-            .map_err(|error| unavailable(error.to_string()))?;
+        let mut aggregator = self.aggregator();
+        let response = tokio::select! {
+            biased;
+            response = tokio::time::timeout(timeout, self.request_once_connected(to, frame)) => {
+                response.map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
+            }
+            _ = aggregator.wait_for(|now| *now != Some(checkpoint.id().epoch)) => {
+                return Err(unavailable(format!("node {to} lost its office meanwhile")));
+            }
+        };
+        let response = response.map_err(|error| unavailable(error.to_string()))?;
         wire::decode::<Result<Receipt, StoreError>>(&response.head)
             .map_err(|refusal| unavailable(refusal.0))?
+    }
+
+    /// A node may hear of a leader before both of its connections to it stand.
+    async fn request_once_connected(&self, to: NodeId, frame: Frame) -> Result<Frame, TransportError> {
+        let transport = &self.proposer.transport;
+        let mut connected = transport.connected();
+        loop {
+            let there = connected.wait_for(|peers| peers.contains(&to)).await.is_ok();
+            match transport.request(to, Class::Log, frame.clone()).await {
+                Err(TransportError::Unreachable { .. }) if there => {
+                    let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
+                    tokio::time::sleep(pause).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Whether acknowledged state is read from this node: everyone's if everyone votes, else a voter's.
+    fn holds_state(&self) -> bool {
+        self.proposer.config.electorate == Electorate::Everyone || self.proposer.standing.votes()
+    }
+
+    /// Reads here if this node has what `wanted` takes, elsewhere if not, until somebody answers.
+    async fn read_anywhere(&self, wanted: Wanted) -> Result<Option<Checkpoint>, StoreError> {
+        let deadline = Instant::now() + Duration::from_millis(self.proposer.config.put_timeout_ms);
+        let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
+        loop {
+            let newest = self.newest_returned();
+            let here = self.proposer.find(wanted);
+            // A voter that joined lately may be behind what it read as a node outside of the group.
+            let behind = wanted == Wanted::Latest && here.as_ref().map(|record| record.id) < newest;
+            if self.holds_state() && !behind {
+                return self.read(here).await;
+            }
+            match self.proposer.ask(wanted, newest).await {
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(pause).await,
+                answer => return answer,
+            }
+        }
+    }
+
+    fn newest_returned(&self) -> Option<CheckpointId> {
+        *self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read(&self, record: Option<Record>) -> Result<Option<Checkpoint>, StoreError> {
@@ -186,7 +280,7 @@ impl RaftStore {
 
 #[async_trait]
 impl CheckpointStore for RaftStore {
-    async fn put_carried(&self, checkpoint: Checkpoint, _carrier: Carrier) -> Result<Receipt, StoreError> {
+    async fn put_carried(&self, checkpoint: Checkpoint, carrier: Carrier) -> Result<Receipt, StoreError> {
         checkpoint.within_limits()?;
         let current = self.current();
         match current {
@@ -196,11 +290,18 @@ impl CheckpointStore for RaftStore {
                 }
                 self.forward(checkpoint).await
             }
-            _ => self.proposer.put(checkpoint, self.local()).await,
+            _ => self.proposer.put(checkpoint, self.local(), carrier).await,
         }
     }
 
-    fn provide(&self, _blob: Blob) {}
+    fn provide(&self, blob: Blob) {
+        let voters = self.proposer.standing.voters();
+        // Before the group is founded, this node may yet be one of them.
+        let outside = !voters.is_empty() && !voters.contains(&self.local());
+        if self.guarantees().takes_provided && !outside {
+            self.proposer.exchange.blobs().provide(&blob);
+        }
+    }
 
     async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
         if self.current().is_some_and(|epoch| epoch.node == self.local()) {
@@ -216,14 +317,20 @@ impl CheckpointStore for RaftStore {
                 }
             }
         }
-        self.read(self.proposer.machine.read(|ledger| ledger.latest().cloned())).await
+        let latest = self.read_anywhere(Wanted::Latest).await?;
+        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+        *returned = latest.as_ref().map(Checkpoint::id).max(*returned);
+        Ok(latest)
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
-        self.read(self.proposer.machine.read(|ledger| ledger.find(id).cloned())).await
+        self.read_anywhere(Wanted::Named(id)).await
     }
 
     fn held(&self) -> Option<Held> {
+        if !self.holds_state() {
+            return None;
+        }
         let blobs = self.proposer.exchange.blobs();
         self.proposer.machine.read(|ledger| {
             let here = ledger.globals().find(|record| blobs.get(record.digest).is_some())?;
@@ -235,13 +342,19 @@ impl CheckpointStore for RaftStore {
         self.proposer.aggregator.clone()
     }
 
+    fn candidates(&self) -> Vec<NodeId> {
+        let local = self.local();
+        self.proposer.standing.voters().into_iter().filter(|node| *node != local).collect()
+    }
+
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {
         let current = self.current();
         if current.is_none_or(|epoch| epoch.node != self.local()) {
             return Err(StoreError::NotAggregator { current });
         }
         let successor = to.or_else(|| self.proposer.most_caught_up());
-        let successor = successor.filter(|to| *to != self.local() && self.proposer.config.nodes.contains(to));
+        let successor =
+            successor.filter(|to| *to != self.local() && self.proposer.standing.voters().contains(to));
         let to = successor
             .ok_or_else(|| StoreError::Unavailable { reason: "there is nobody to hand over to".into() })?;
         let closed = |error: &dyn fmt::Display| StoreError::Closed { reason: error.to_string() };
@@ -261,14 +374,15 @@ impl CheckpointStore for RaftStore {
     }
 
     fn guarantees(&self) -> Guarantees {
-        let of = self.proposer.config.nodes.len() as u32;
+        let of = self.proposer.config.voters();
         Guarantees {
             acknowledged: Guarantee::Majority { of },
             tolerated_losses: (of - 1) / 2,
             linear: true,
             minority_refuses: true,
             fails_over: of > 2,
-            survives_full_restart: false,
+            survives_full_restart: self.storage.is_some(),
+            takes_provided: self.proposer.config.payload == Payload::Digest,
         }
     }
 
@@ -279,31 +393,14 @@ impl CheckpointStore for RaftStore {
         if let Err(error) = self.proposer.raft.shutdown().await {
             tracing::warn!(%error, "raft did not shut down in order");
         }
-    }
-}
-
-/// Founds the cluster on the lowest voter, once enough others are connected to elect it.
-async fn found(raft: RaftCore, transport: Arc<dyn Transport>, voters: BTreeSet<NodeId>) {
-    if voters.first() != Some(&transport.local()) {
-        return;
-    }
-    let mut connected = transport.connected();
-    let majority = |peers: &Vec<NodeId>| {
-        let voting = peers.iter().filter(|peer| voters.contains(peer)).count();
-        voting + 1 > voters.len() / 2
-    };
-    if connected.wait_for(majority).await.is_err() {
-        return;
-    }
-    let members: BTreeMap<u64, EmptyNode> = voters.iter().map(|voter| (voter.0, EmptyNode {})).collect();
-    // openraft has the founder stand for election at once.
-    if let Err(error) = raft.initialize(members).await {
-        tracing::info!(%error, "the cluster exists already");
+        if let Some(storage) = &self.storage {
+            storage.close().await;
+        }
     }
 }
 
 /// Keeps the log small: asks for a snapshot when it holds too much.
-async fn compact(raft: RaftCore, log: MemoryLog) {
+async fn compact(raft: RaftCore, log: RaftLog) {
     let mut metrics = raft.data_metrics();
     let mut compacted_to = None;
     while metrics.changed().await.is_ok() {
@@ -337,8 +434,10 @@ async fn complete(proposer: Arc<Proposer>, mut missed: mpsc::UnboundedReceiver<R
 async fn complete_one(proposer: &Proposer, record: Record) {
     let mut aggregator = proposer.aggregator.clone();
     let writer = record.id.epoch;
+    // Nobody sends them to a node that does not vote yet.
     tokio::select! {
         biased;
+        () = std::future::ready(()), if !proposer.standing.votes() => {}
         _ = proposer.exchange.blobs().arrival(record.digest) => return,
         _ = aggregator.wait_for(|now| *now != Some(writer)) => {}
         () = tokio::time::sleep(transfer_timeout(record.bytes)) => {}

@@ -3,6 +3,7 @@
 //! Checkpoint bytes travel as body segments beside the encoded message, so that they are never copied into it. Votes and
 //! heartbeats use the control connection; whatever carries bytes uses the bulk connection.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -20,13 +21,15 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::config::Electorate;
 use super::machine::{Image, RaftCore, RaftSnapshot};
+use super::notice::Notice;
 use super::proposer::Proposer;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::{Ledger, Record};
-use crate::store::{Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
+use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
 use crate::wire;
 
@@ -324,11 +327,32 @@ impl Inbox {
         respond(self.raft.handle_transfer_leader(rpc).await)
     }
 
+    fn notice(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
+        let notice: Notice = wire::decode(&request.head)?;
+        let config = &self.proposer.config;
+        let reason = if config.electorate == Electorate::Everyone || !config.nodes.contains(&from) {
+            "notices are for nodes outside of the group, from its leader".into()
+        } else if notice.epoch.node != from {
+            format!("node {from} may not speak as node {}", notice.epoch.node)
+        } else if notice.epoch.counter > MAX_TERM {
+            format!("term {} is out of range", notice.epoch.counter)
+        } else {
+            self.proposer.standing.hear(notice);
+            return Ok(Frame::default());
+        };
+        Err(self.refuse(from, reason))
+    }
+
+    async fn found(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
+        let voters: BTreeSet<NodeId> = wire::decode(&request.head)?;
+        self.proposer.found_for(from, &voters).await.map(|()| Frame::default())
+    }
+
     async fn forwarded_put(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
         let record: Record = wire::decode(&request.head)?;
         let Record { id, digest, metadata, .. } = record;
         let outcome = match Checkpoint::verified(id, digest, request.into_body(), metadata, from) {
-            Ok(checkpoint) => self.proposer.put(checkpoint, from).await,
+            Ok(checkpoint) => self.proposer.put(checkpoint, from, Carrier::Store).await,
             Err(error) => {
                 self.observer.observe(StoreEvent::CorruptBlob { from, digest });
                 Err(error)
@@ -359,8 +383,13 @@ impl Handler for Inbox {
             wire::RAFT_SNAPSHOT => self.snapshot(from, request).await,
             wire::RAFT_TRANSFER => self.transfer(from, &request).await,
             wire::FORWARD_PUT => self.forwarded_put(from, request).await,
-            wire::BLOB_PUSH => self.exchange.on_push(from, request),
+            wire::REPORT => Ok(Frame::new(wire::REPORT, wire::encode(&self.proposer.report().await))),
+            wire::FOUND => self.found(from, &request).await,
+            wire::NOTICE => self.notice(from, &request),
+            wire::READ => self.proposer.on_read(&request).await,
+            wire::BLOB_PUSH => self.exchange.on_push(from, request).await,
             wire::BLOB_PULL => self.exchange.on_pull(&request),
+            wire::BLOB_AWAIT => self.exchange.on_await(&request).await,
             unknown => Err(Refusal(format!("unknown message {unknown}"))),
         }
     }

@@ -1,6 +1,7 @@
 //! One write on the node that leads: spread the bytes (payload mode `digest`), propose, await the answer.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,11 +17,13 @@ use tokio::task::JoinSet;
 
 use super::config::RaftConfig;
 use super::machine::{Machine, RaftCore};
+use super::notice::Standing;
 use super::types::{Answer, Command, LogId};
-use crate::blob::{Exchange, transfer_timeout};
+use crate::blob::{Exchange, provision_patience, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::Record;
-use crate::store::{Checkpoint, Digest, Epoch, Guarantee, NodeId, Payload, Receipt, Slot};
+use crate::store::{Carrier, Checkpoint, Digest, Epoch, Guarantee, NodeId, Observer, Payload, Receipt, Slot};
+use crate::suitability::Resources;
 use crate::transport::Transport;
 
 /// Digests of which the holders are remembered: a round's tensors and metadata, and then some.
@@ -34,41 +37,72 @@ pub(crate) struct Proposer {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) aggregator: watch::Receiver<Option<Epoch>>,
     pub(super) config: RaftConfig,
+    pub(super) standing: Standing,
+    pub(super) resources: Resources,
+    pub(super) observer: Arc<dyn Observer>,
     pub(super) spread: Spread,
     pub(super) background: Mutex<JoinSet<()>>,
 }
 
-/// Who took which bytes from this node: the same bytes are not sent twice.
+/// Who took which bytes from this node, or is being sent them: the same bytes are not sent twice.
 #[derive(Clone, Default)]
-pub(super) struct Spread(Arc<Mutex<Holders>>);
+pub(super) struct Spread(Arc<Mutex<VecDeque<(Digest, Takers)>>>);
 
-/// Who has which digest, oldest first.
-type Holders = VecDeque<(Digest, BTreeSet<NodeId>)>;
+/// What became of one digest's pushes, by peer.
+type Takers = BTreeMap<NodeId, Taker>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taker {
+    UnderWay,
+    Has,
+}
 
 impl Spread {
-    fn lock(&self) -> MutexGuard<'_, Holders> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn of(&self, digest: Digest) -> Takers {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|(of, _)| *of == digest).map(|(_, takers)| takers.clone()).unwrap_or_default()
     }
 
-    fn of(&self, digest: Digest) -> BTreeSet<NodeId> {
-        self.lock()
-            .iter()
-            .find(|(of, _)| *of == digest)
-            .map(|(_, holders)| holders.clone())
-            .unwrap_or_default()
-    }
-
-    fn note(&self, digest: Digest, holders: &BTreeSet<NodeId>) {
-        let mut known = self.lock();
-        match known.iter_mut().find(|(of, _)| *of == digest) {
-            Some((_, known)) => known.extend(holders),
-            None => {
-                known.push_back((digest, holders.clone()));
-                if known.len() > SPREADS_REMEMBERED {
-                    known.pop_front();
-                }
+    /// Takes note of a peer: `None` if it was not reached.
+    fn note(&self, digest: Digest, peer: NodeId, taker: Option<Taker>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.iter().any(|(of, _)| *of == digest) {
+            known.push_back((digest, Takers::new()));
+            if known.len() > SPREADS_REMEMBERED {
+                known.pop_front();
             }
         }
+        for (_, takers) in known.iter_mut().filter(|(of, _)| *of == digest) {
+            match taker {
+                Some(taker) => takers.insert(peer, taker),
+                None => takers.remove(&peer),
+            };
+        }
+    }
+}
+
+/// A peer that is being sent bytes: forgotten when dropped, unless it has them.
+struct Taking {
+    spread: Spread,
+    digest: Digest,
+    peer: NodeId,
+    outcome: Option<Taker>,
+}
+
+impl Taking {
+    fn begin(spread: Spread, digest: Digest, peer: NodeId) -> Self {
+        spread.note(digest, peer, Some(Taker::UnderWay));
+        Self { spread, digest, peer, outcome: None }
+    }
+
+    fn done(mut self) {
+        self.outcome = Some(Taker::Has);
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.spread.note(self.digest, self.peer, self.outcome);
     }
 }
 
@@ -78,7 +112,12 @@ impl Proposer {
     }
 
     /// Acknowledges a checkpoint that `from` wrote.
-    pub(crate) async fn put(&self, checkpoint: Checkpoint, from: NodeId) -> Result<Receipt, StoreError> {
+    pub(crate) async fn put(
+        &self,
+        checkpoint: Checkpoint,
+        from: NodeId,
+        carrier: Carrier,
+    ) -> Result<Receipt, StoreError> {
         checkpoint.within_limits()?;
         let id = checkpoint.id();
         let current = *self.aggregator.borrow();
@@ -102,14 +141,14 @@ impl Proposer {
         let unled = AtomicBool::new(false);
         tokio::select! {
             biased;
-            receipt = self.replicate(checkpoint, &unled) => receipt,
+            receipt = self.replicate(checkpoint, carrier, &unled) => receipt,
             () = deposed => Err(StoreError::Unavailable { reason: "this node lost its office meanwhile".into() }),
             () = tokio::time::sleep(timeout) => Err(StoreError::Unavailable { reason: self.too_late(timeout, &unled) }),
         }
     }
 
     fn too_late(&self, timeout: Duration, unled: &AtomicBool) -> String {
-        let voters = self.config.nodes.len();
+        let voters = self.config.voters();
         if unled.load(Ordering::Relaxed) {
             let heartbeat_ms = self.config.heartbeat_ms;
             format!(
@@ -121,14 +160,23 @@ impl Proposer {
         }
     }
 
-    async fn replicate(&self, checkpoint: Checkpoint, unled: &AtomicBool) -> Result<Receipt, StoreError> {
+    async fn replicate(
+        &self,
+        checkpoint: Checkpoint,
+        carrier: Carrier,
+        unled: &AtomicBool,
+    ) -> Result<Receipt, StoreError> {
         let record = Record::from(&checkpoint);
         let parameters = checkpoint.parameters().clone();
         let holders = match self.config.payload {
             Payload::Inline => None,
             Payload::Digest => {
-                self.exchange.blobs().stage(record.digest, parameters.clone());
-                Some(self.spread(&record, &parameters).await)
+                let blobs = self.exchange.blobs();
+                blobs.stage(record.digest, parameters.clone());
+                let flushed = blobs.flush();
+                let holders = self.spread(&record, &parameters, carrier).await;
+                flushed.await.map_err(|error| StoreError::Closed { reason: error.to_string() })?;
+                Some(holders)
             }
         };
         let inline = holders.is_none();
@@ -145,47 +193,77 @@ impl Proposer {
             }
         }
         let holders = holders.unwrap_or_else(|| self.have_entry(log_id));
-        let of = self.config.nodes.len() as u32;
+        let of = self.config.voters();
         Ok(Receipt { id, digest, guarantee: Guarantee::Majority { of }, holders })
     }
 
-    /// Sends the bytes to every voter that may not have them; returns who holds them once a majority does. The rest goes
-    /// on by itself.
-    async fn spread(&self, record: &Record, parameters: &Bytes) -> Vec<NodeId> {
+    /// Sees to it that every voter has the bytes; returns who holds them once a majority does. The rest goes on by itself.
+    async fn spread(&self, record: &Record, parameters: &Bytes, carrier: Carrier) -> Vec<NodeId> {
         let digest = record.digest;
-        let mut holders = self.known_holders(record);
+        let takers = self.known_takers(record);
+        let mut holders: BTreeSet<NodeId> =
+            takers.iter().filter(|(_, taker)| **taker == Taker::Has).map(|(peer, _)| *peer).collect();
         holders.insert(self.transport.local());
+        let patience = match carrier {
+            Carrier::Caller => Some(provision_patience(record.bytes, self.config.nodes.len())),
+            // Acknowledged state has the same bytes, so that others may have them too.
+            Carrier::Store if self.machine.read(|ledger| ledger.refers_to(digest)) => Some(Duration::ZERO),
+            Carrier::Store => None,
+        };
         let mut pushes = JoinSet::new();
-        let pause = Duration::from_millis(self.config.heartbeat_ms);
-        for peer in self.config.nodes.difference(&holders).copied() {
-            let (exchange, parameters) = (self.exchange.clone(), parameters.clone());
-            pushes.spawn(async move { exchange.push(peer, digest, parameters, pause).await.then_some(peer) });
+        for peer in self.standing.voters().difference(&holders).copied() {
+            let under_way = takers.contains_key(&peer).then(|| transfer_timeout(record.bytes));
+            pushes.spawn(self.bring(peer, digest, parameters.clone(), under_way.or(patience)));
         }
-        while holders.len() <= self.config.nodes.len() / 2 {
+        while !self.standing.is_majority(&holders) {
             match pushes.join_next().await {
-                Some(pushed) => holders.extend(pushed.ok().flatten()),
+                Some(brought) => holders.extend(brought.ok().flatten()),
                 // Fewer than a majority took the bytes: the put's timeout says so.
                 None => std::future::pending().await,
             }
         }
-        let spread = self.spread.clone();
-        spread.note(digest, &holders);
-        self.background().spawn(async move {
-            while let Some(pushed) = pushes.join_next().await {
-                spread.note(digest, &pushed.ok().flatten().into_iter().collect());
-            }
-        });
+        self.background().spawn(async move { while pushes.join_next().await.is_some() {} });
         holders.into_iter().collect()
     }
 
-    /// Voters that took these bytes from this node and still have them: the newest checkpoint of the slot has them too, so
-    /// that nobody has let them go.
-    fn known_holders(&self, record: &Record) -> BTreeSet<NodeId> {
-        let current = self.machine.read(|ledger| ledger.newest(record.id.slot).map(|newest| newest.digest));
-        if current == Some(record.digest) { self.spread.of(record.digest) } else { BTreeSet::new() }
+    /// Sees to it that `peer` has the bytes: within `patience` somebody else brings them, then they are sent from here.
+    fn bring(
+        &self,
+        peer: NodeId,
+        digest: Digest,
+        parameters: Bytes,
+        patience: Option<Duration>,
+    ) -> impl Future<Output = Option<NodeId>> + Send + 'static {
+        let exchange = self.exchange.clone();
+        let pause = Duration::from_millis(self.config.heartbeat_ms);
+        let taking = Taking::begin(self.spread.clone(), digest, peer);
+        async move {
+            let given = match patience {
+                Some(patience) => exchange.is_given(peer, digest, patience).await,
+                None => false,
+            };
+            if !given && !exchange.push(peer, digest, parameters, pause).await {
+                return None;
+            }
+            taking.done();
+            Some(peer)
+        }
     }
 
-    fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
+    /// Voters that took these bytes from this node and still have them, or are being sent them: the newest checkpoint of
+    /// the slot has them too, so that nobody has let them go.
+    fn known_takers(&self, record: &Record) -> Takers {
+        let current = self.machine.read(|ledger| ledger.newest(record.id.slot).map(|newest| newest.digest));
+        if current != Some(record.digest) {
+            return Takers::new();
+        }
+        let voters = self.standing.voters();
+        let mut takers = self.spread.of(record.digest);
+        takers.retain(|peer, _| voters.contains(peer));
+        takers
+    }
+
+    pub(super) fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
         while background.try_join_next().is_some() {}
         background
@@ -228,7 +306,7 @@ impl Proposer {
             .map(|(node, _)| NodeId(*node))
             .collect();
         holders.insert(self.transport.local());
-        holders.into_iter().collect()
+        holders.intersection(&self.standing.voters()).copied().collect()
     }
 
     /// The bytes of an acknowledged checkpoint: from here, from its writer while that leads, or from any other voter.
@@ -239,7 +317,7 @@ impl Proposer {
         let local = self.transport.local();
         let connected = self.transport.connected().borrow().clone();
         let reachable = |holder: &NodeId| *holder != local && connected.contains(holder);
-        let mut holders: Vec<NodeId> = self.config.nodes.iter().copied().filter(reachable).collect();
+        let mut holders: Vec<NodeId> = self.standing.voters().into_iter().filter(reachable).collect();
         // Not everyone asks the same node first.
         holders.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.seed ^ local.0 ^ record.id.round));
         // The writer has them for certain, but a writer that lost its office may be dead.
@@ -249,11 +327,19 @@ impl Proposer {
         self.exchange.fetch(record.digest, record.bytes, &holders).await
     }
 
+    /// Index of the last log entry that was applied here.
+    pub(super) fn applied(&self) -> Option<u64> {
+        let metrics = self.raft.data_metrics();
+        metrics.borrow_watched().last_applied.map(|applied| applied.index)
+    }
+
     pub(super) fn most_caught_up(&self) -> Option<NodeId> {
         let metrics = self.raft.data_metrics();
         let metrics = metrics.borrow_watched();
         let local = self.transport.local();
-        let peers = metrics.replication.iter().flatten().filter(|(node, _)| **node != local.0);
+        let voters = self.standing.voters();
+        let successor = |node: NodeId| node != local && voters.contains(&node);
+        let peers = metrics.replication.iter().flatten().filter(|(node, _)| successor(NodeId(**node)));
         peers.max_by_key(|(_, matched)| matched.map(|matched| matched.index)).map(|(node, _)| NodeId(*node))
     }
 }

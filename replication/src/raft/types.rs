@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ledger::{Admission, Record};
 
+/// Tokio, with openraft's own draws (the phase of its ticks) from a seed: whatever spawns tasks is begun in its scope.
+pub(crate) type Seeded = openraft_rt::deterministic_rng::DeterministicRng<openraft_rt_tokio::TokioRuntime>;
+
 openraft::declare_raft_types!(
     /// Textbook Raft: at most one leader per term, so that a term is an epoch.
     pub(crate) TypeConfig:
@@ -15,6 +18,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = openraft::impls::EmptyNode,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = Seeded,
 );
 
 pub(crate) type Vote = openraft::alias::VoteOf<TypeConfig>;

@@ -13,6 +13,7 @@ pub mod quic;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -232,6 +233,9 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
 
     /// Follows which peers have live connections on both lanes, in ascending order.
     fn connected(&self) -> watch::Receiver<Vec<NodeId>>;
+
+    /// Smoothed round-trip time to every peer with a live control connection, in ascending order of peers.
+    fn round_trips(&self) -> Vec<(NodeId, Duration)>;
 
     /// What was counted so far.
     fn traffic(&self) -> Traffic;

@@ -6,23 +6,72 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use redb::backends::InMemoryBackend;
+use replication::backup::BackupConfig;
 use replication::conformance::Cluster;
+use replication::gossip::GossipConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::{AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Window, open};
+use replication::{
+    AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Storage, Window, open,
+};
 
 use super::cuts::Cuts;
 use super::five;
 
 /// Full Raft.
 pub(crate) fn raft(payload: Payload) -> Backend {
+    raft_among(Electorate::Everyone, payload)
+}
+
+/// Raft among the three most suitable of five.
+pub(crate) fn raft_subset(payload: Payload) -> Backend {
+    raft_among(Electorate::MostSuitable { voters: 3, grace_ms: 5000 }, payload)
+}
+
+fn raft_among(electorate: Electorate, payload: Payload) -> Backend {
     Backend::Raft(RaftConfig {
         nodes: five().into_iter().collect(),
-        electorate: Electorate::Everyone,
+        electorate,
         payload,
+        window: Window { from_ms: 300, to_ms: 600 },
+        heartbeat_ms: 60,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+/// Gossip, with so many holders of every write.
+pub(crate) fn gossip(holders: u32) -> Backend {
+    Backend::Gossip(GossipConfig {
+        nodes: five().into_iter().collect(),
+        holders,
+        interval_ms: 100,
+        fan_out: 2,
+        phi_milli: 6000,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+/// A node's end; the highest nodes are the most suitable.
+fn site(transport: Arc<dyn Transport>) -> Site {
+    let cpu_mb_per_s = 1000 * transport.local().0;
+    let mut site = Site::new(transport, Arc::new(Silent));
+    site.resources.cpu_mb_per_s = cpu_mb_per_s;
+    site
+}
+
+/// Primary and `backups` backups.
+pub(crate) fn backup(backups: u32) -> Backend {
+    Backend::Backup(BackupConfig {
+        nodes: five().into_iter().collect(),
+        backups,
         window: Window { from_ms: 300, to_ms: 600 },
         heartbeat_ms: 60,
         put_timeout_ms: 3000,
@@ -39,6 +88,15 @@ pub(crate) struct QuicCluster {
 
 impl QuicCluster {
     pub(crate) async fn start(backend: Backend) -> Self {
+        Self::start_with(backend, || None).await
+    }
+
+    /// As [`Self::start`], with a disk for every node, written by a thread.
+    pub(crate) async fn start_on_disk(backend: Backend) -> Self {
+        Self::start_with(backend, || Some(Storage::on(InMemoryBackend::new()).unwrap())).await
+    }
+
+    async fn start_with(backend: Backend, storage: impl Fn() -> Option<Storage>) -> Self {
         let authority = Authority::new("conformance").unwrap();
         let cuts = Cuts::default();
         let mut transports = BTreeMap::new();
@@ -55,8 +113,8 @@ impl QuicCluster {
         let mut stores = BTreeMap::new();
         for (node, transport) in &transports {
             transport.set_peers(addresses.clone()).unwrap();
-            let store = open(backend.clone(), Site::new(transport.clone(), Arc::new(Silent))).await.unwrap();
-            stores.insert(*node, store);
+            let site = Site { storage: storage(), ..site(transport.clone()) };
+            stores.insert(*node, open(backend.clone(), site).await.unwrap());
         }
         Self { cuts, transports, stores }
     }
@@ -95,17 +153,27 @@ pub(crate) struct ChannelCluster {
 
 impl ChannelCluster {
     pub(crate) async fn start(backend: Backend) -> Self {
+        Self::start_with(backend, || None).await
+    }
+
+    /// As [`Self::start`], with a disk for every node.
+    pub(crate) async fn start_on_disk(backend: Backend) -> Self {
+        Self::start_with(backend, || Some(Storage::inline_on(InMemoryBackend::new()).unwrap())).await
+    }
+
+    async fn start_with(backend: Backend, storage: impl Fn() -> Option<Storage>) -> Self {
         let link = LinkSpec {
             delay: Duration::from_millis(2),
             jitter: Duration::from_millis(1),
             loss: 0.01,
             bandwidth_bytes_per_s: Some(12_500_000),
+            ..LinkSpec::default()
         };
         let network = ChannelNetwork::new(7, link, five());
         let mut stores = BTreeMap::new();
         for node in five() {
-            let store = open(backend.clone(), Site::new(network.join(node), Arc::new(Silent))).await.unwrap();
-            stores.insert(node, store);
+            let site = Site { storage: storage(), ..site(network.join(node)) };
+            stores.insert(node, open(backend.clone(), site).await.unwrap());
         }
         Self { network, stores }
     }

@@ -12,6 +12,8 @@ use replication::conformance::Cluster;
 use replication::memory::MemoryCluster;
 use replication::{AnyStore, NodeId, Payload};
 
+use self::clusters::{ChannelCluster, QuicCluster, backup, gossip, raft, raft_subset};
+
 fn five() -> Vec<NodeId> {
     (1..=5).map(NodeId).collect()
 }
@@ -48,38 +50,53 @@ mod memory {
     );
 }
 
-mod raft_inline_quic {
-    use super::*;
+/// Runs the suite on a cluster in one process, on the seeded network and in virtual time.
+macro_rules! on_channel {
+    ($name:ident, $cluster:expr) => {
+        mod $name {
+            use super::*;
 
-    replication::conformance_suite!(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        clusters::QuicCluster::start(clusters::raft(Payload::Inline)).await
-    );
+            replication::conformance_suite!(
+                #[tokio::test(start_paused = true)]
+                $cluster.await
+            );
+        }
+    };
 }
 
-mod raft_digest_quic {
-    use super::*;
+/// Runs the suite on a cluster over QUIC on loopback.
+macro_rules! on_quic {
+    ($name:ident, $cluster:expr) => {
+        mod $name {
+            use super::*;
 
-    replication::conformance_suite!(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        clusters::QuicCluster::start(clusters::raft(Payload::Digest)).await
-    );
+            replication::conformance_suite!(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                $cluster.await
+            );
+        }
+    };
 }
 
-mod raft_inline_channel {
-    use super::*;
+on_channel!(raft_inline_channel, ChannelCluster::start(raft(Payload::Inline)));
+on_channel!(raft_digest_channel, ChannelCluster::start(raft(Payload::Digest)));
+on_quic!(raft_inline_quic, QuicCluster::start(raft(Payload::Inline)));
+on_quic!(raft_digest_quic, QuicCluster::start(raft(Payload::Digest)));
 
-    replication::conformance_suite!(
-        #[tokio::test(start_paused = true)]
-        clusters::ChannelCluster::start(clusters::raft(Payload::Inline)).await
-    );
-}
+on_channel!(raft_inline_disk_channel, ChannelCluster::start_on_disk(raft(Payload::Inline)));
+on_channel!(raft_digest_disk_channel, ChannelCluster::start_on_disk(raft(Payload::Digest)));
+on_quic!(raft_inline_disk_quic, QuicCluster::start_on_disk(raft(Payload::Inline)));
+on_quic!(raft_digest_disk_quic, QuicCluster::start_on_disk(raft(Payload::Digest)));
 
-mod raft_digest_channel {
-    use super::*;
+on_channel!(raft_subset_inline_channel, ChannelCluster::start(raft_subset(Payload::Inline)));
+on_channel!(raft_subset_digest_channel, ChannelCluster::start(raft_subset(Payload::Digest)));
+on_quic!(raft_subset_inline_quic, QuicCluster::start(raft_subset(Payload::Inline)));
+on_quic!(raft_subset_digest_quic, QuicCluster::start(raft_subset(Payload::Digest)));
 
-    replication::conformance_suite!(
-        #[tokio::test(start_paused = true)]
-        clusters::ChannelCluster::start(clusters::raft(Payload::Digest)).await
-    );
-}
+on_channel!(backup_channel, ChannelCluster::start(backup(2)));
+on_quic!(backup_quic, QuicCluster::start(backup(2)));
+
+// A majority of the nodes holds what was acknowledged; one does.
+on_channel!(gossip_channel, ChannelCluster::start(gossip(3)));
+on_quic!(gossip_quic, QuicCluster::start(gossip(3)));
+on_channel!(gossip_one_holder_channel, ChannelCluster::start(gossip(1)));

@@ -229,3 +229,57 @@ fn the_same_seed_gives_the_same_history() {
     }
     assert_ne!(run(8), first);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_messages_and_looks_like_silence() {
+    let (network, nodes) = network(1, link(), 3).await;
+    network.pause(NodeId(2));
+    let asking = tokio::spawn({
+        let node = nodes[0].clone();
+        async move { ask(&node, 2, Class::Election, 0).await }
+    });
+    tokio::time::sleep(IDLE / 2).await;
+    assert_eq!(*nodes[0].connected().borrow(), [2, 3].map(NodeId));
+    assert!(!asking.is_finished());
+    // A partition that heals does not end a pause.
+    network.isolate(NodeId(2));
+    network.heal();
+    tokio::time::sleep(100 * MS).await;
+    assert!(!asking.is_finished());
+    network.resume(NodeId(2));
+    let took = within("the held request", asking).await.unwrap().unwrap();
+    assert!(took >= IDLE / 2 + 100 * MS && took < IDLE, "{took:?}");
+
+    network.pause(NodeId(3));
+    until_connected(&nodes[0], &[NodeId(2)]).await;
+    network.resume(NodeId(3));
+    until_connected(&nodes[0], &[2, 3].map(NodeId)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_duplicated_request_is_handled_twice_and_answered_once() {
+    let (_network, nodes) = network(1, LinkSpec { duplication: 0.5, ..link() }, 2).await;
+    let counter = Arc::new(Counter::default());
+    nodes[1].serve(counter.clone());
+    for _ in 0..200 {
+        ask(&nodes[0], 2, Class::Election, 0).await.unwrap();
+    }
+    tokio::time::sleep(100 * MS).await;
+    let handled = counter.0.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((270..330).contains(&handled), "{handled} of 200 requests");
+    let traffic = nodes[0].traffic();
+    let received: u64 = traffic.frames.iter().map(|(_, count)| count.received_frames).sum();
+    assert_eq!(received, 200);
+}
+
+/// Counts what it is asked.
+#[derive(Default)]
+struct Counter(std::sync::atomic::AtomicU64);
+
+#[async_trait::async_trait]
+impl replication::transport::Handler for Counter {
+    async fn handle(&self, _from: NodeId, _request: Frame) -> Result<Frame, replication::transport::Refusal> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(Frame::default())
+    }
+}

@@ -4,21 +4,30 @@
 //! It deliberately does not know how it came to office, nor how checkpoints are replicated. Whatever it needs to go on
 //! with is in the store: nothing is kept across epochs in memory.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use replication::{Digest, Epoch, Held, Metadata, NodeId, Phase, StoreError};
+use futures_util::future::try_join;
+use replication::transport::Class;
+use replication::{Carrier, Epoch, Held, Metadata, NodeId, Phase, StoreError};
 use tokio::time::Instant;
 
 use super::checkpoint::{self, Writer};
 use super::dispatch::Fitted;
 use super::event::Event;
+use super::offers::Inheritance;
+use super::policy::Standing;
+use super::protocol;
 use super::resume::{self, Position, Step};
 use super::tenure::{Aggregator, RETRY_PAUSE, Stopped, Tenure};
 use super::train::Evaluation;
 
+/// How long a successor may take to answer that it is there.
+const HAND_OVER_NOTICE: Duration = Duration::from_secs(1);
+
 impl Aggregator {
-    /// Leads the job in `epoch`; `predecessors` have lost their office and are not waited for.
-    pub(crate) async fn lead(&self, epoch: Epoch, predecessors: &BTreeSet<NodeId>) -> Result<(), Stopped> {
+    /// Leads the job in `epoch`; `inheritance` is what it knows of those before it.
+    pub(crate) async fn lead(&self, epoch: Epoch, inheritance: &Inheritance) -> Result<(), Stopped> {
         self.offers.send_modify(|offers| offers.open(epoch));
         loop {
             let restored = checkpoint::restore(self.store.as_ref(), self.config.profile).await;
@@ -30,13 +39,10 @@ impl Aggregator {
                 restored => restored?,
             };
             let from = restored.as_ref().map(|restored| restored.held);
-            let (digest, parameters) = match restored {
-                Some(restored) => (Digest::of(&restored.parameters), restored.parameters),
-                None => self.initial.clone(),
-            };
-            (self.events)(Event::Restored { epoch, from: from.map(|held| held.id), digest });
-            let mut tenure = Tenure::new(self, epoch, predecessors, from.is_some(), digest, parameters);
-            match tenure.rounds(from).await {
+            let global = restored.map_or_else(|| self.initial.clone(), |restored| restored.parameters);
+            (self.events)(Event::Restored { epoch, from: from.map(|held| held.id), digest: global.digest() });
+            let mut tenure = Tenure::new(self, epoch, &inheritance.perhaps_dead, from.is_some(), global);
+            match tenure.rounds(from, inheritance.finished_round).await {
                 // An earlier write of unknown outcome happened after all: continue from what is acknowledged.
                 Err(Interruption::Overtaken) => tokio::time::sleep(RETRY_PAUSE).await,
                 Err(Interruption::Stopped(stopped)) => return Err(stopped),
@@ -59,26 +65,30 @@ impl<E: Into<Stopped>> From<E> for Interruption {
 }
 
 impl Tenure<'_> {
-    async fn rounds(&mut self, mut written: Option<Held>) -> Result<(), Interruption> {
-        let mut position = resume::after(written.map(|held| (held.id.round, held.id.phase)));
+    async fn rounds(&mut self, mut written: Option<Held>, finished: u64) -> Result<(), Interruption> {
+        let mut position = resume::after(written.map(|held| (held.id.round, held.id.phase)), finished);
         while position.round <= self.config().rounds {
             let begun = Instant::now();
             let mut fitted = None;
             if position.step == Step::Fit {
                 self.write(position.round, Phase::ConfigureFit, &mut written, Metadata::new()).await?;
                 let outcome = self.fit(position.round).await?;
-                self.parameters = outcome.parameters.clone();
-                self.digest = Digest::of(&self.parameters);
-                let metadata = Metadata::from([
-                    ("examples".to_owned(), outcome.examples.to_string()),
-                    ("train_loss".to_owned(), outcome.loss.to_string()),
-                ]);
-                self.write(position.round, Phase::AggregateFit, &mut written, metadata).await?;
+                self.global = outcome.parameters.clone();
                 fitted = Some(outcome);
             }
-            self.write(position.round, Phase::ConfigureEvaluate, &mut written, Metadata::new()).await?;
-            let (workers, evaluation) = self.evaluate(position.round).await;
+            let storing = self.store_averaged(position.round, fitted.as_ref(), &mut written);
+            let (workers, evaluation) = if self.aggregator.reuses() {
+                // What is sent for the evaluation is what the write waits for.
+                try_join(storing, async { Ok(self.evaluate(position.round).await) }).await?.1
+            } else {
+                storing.await?;
+                self.evaluate(position.round).await
+            };
+            let standings = fitted.as_ref().map(|fitted| fitted.standings.clone()).unwrap_or_default();
             self.finished(position.round, begun, fitted, workers, evaluation);
+            if position.round < self.config().rounds {
+                self.hand_over_if_due(position.round, standings).await?;
+            }
             position = Position { round: position.round + 1, step: Step::Fit };
         }
         if let Some(Held { id, digest }) = written {
@@ -86,6 +96,52 @@ impl Tenure<'_> {
             self.emit(Event::Completed { epoch, rounds, id, digest });
         }
         Ok(())
+    }
+
+    /// Hands over to another node, if the policy has it so after this round.
+    async fn hand_over_if_due(
+        &mut self,
+        finished: u64,
+        mut standings: BTreeMap<NodeId, Standing>,
+    ) -> Result<(), Stopped> {
+        let candidates = self.aggregator.store.candidates();
+        standings.retain(|node, _| candidates.contains(node));
+        let own = self.aggregator.worker.standing();
+        let Some(to) = self.chooser.successor(self.begun.elapsed(), own, &standings) else { return Ok(()) };
+        let epoch = self.epoch;
+        self.emit(Event::HandingOver { epoch, to });
+        let learning = &self.aggregator.learning;
+        let notice =
+            learning.request(to, Class::LearningControl, protocol::frame(protocol::HAND_OVER, &finished));
+        let handed_over = match tokio::time::timeout(HAND_OVER_NOTICE, notice).await {
+            Ok(Ok(_)) => self.aggregator.store.step_down(Some(to)).await.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it did not answer within {HAND_OVER_NOTICE:?}")),
+        };
+        match handed_over {
+            Ok(_) => Err(Stopped::Deposed),
+            Err(reason) => {
+                self.emit(Event::HandOverFailed { epoch, to, reason });
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes what follows the averaging of a round.
+    async fn store_averaged(
+        &self,
+        round: u64,
+        fitted: Option<&Fitted>,
+        written: &mut Option<Held>,
+    ) -> Result<(), Interruption> {
+        if let Some(fitted) = fitted {
+            let metadata = Metadata::from([
+                ("examples".to_owned(), fitted.examples.to_string()),
+                ("train_loss".to_owned(), fitted.loss.to_string()),
+            ]);
+            self.write(round, Phase::AggregateFit, written, metadata).await?;
+        }
+        self.write(round, Phase::ConfigureEvaluate, written, Metadata::new()).await
     }
 
     /// Writes the global state of a phase, if the profile has it written and it is not yet. Repeats a write whose outcome
@@ -104,9 +160,10 @@ impl Tenure<'_> {
             return Ok(());
         }
         let writer = Writer { store: self.aggregator.store.as_ref(), events: &self.aggregator.events };
+        let carrier = if self.aggregator.reuses() { Carrier::Caller } else { Carrier::Store };
         loop {
-            let put =
-                writer.put_global(profile, (self.epoch, round, phase), &self.parameters, metadata.clone());
+            let at = (self.epoch, round, phase);
+            let put = writer.put_global(profile, at, &self.global, metadata.clone(), carrier);
             match put.await {
                 Ok(held) => {
                     *written = Some(held);
@@ -141,7 +198,7 @@ impl Tenure<'_> {
             evaluate_examples: examples,
             loss: mean(evaluation.loss_sum),
             accuracy: mean(evaluation.correct as f64),
-            digest: self.digest,
+            digest: self.global.digest(),
         });
     }
 }

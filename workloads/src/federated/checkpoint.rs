@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use replication::transport::head;
 use replication::{
-    Checkpoint, CheckpointId, CheckpointStore, Digest, Epoch, Held, Metadata, Phase, Slot, StoreError,
+    Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Digest, Epoch, Held, Metadata, Phase, Slot,
+    StoreError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +21,10 @@ pub(crate) struct Writer<'a> {
 
 impl Writer<'_> {
     /// One put, timed.
-    pub(crate) async fn put(&self, checkpoint: Checkpoint) -> Result<Held, StoreError> {
+    pub(crate) async fn put(&self, checkpoint: Checkpoint, carrier: Carrier) -> Result<Held, StoreError> {
         let (id, bytes) = (checkpoint.id(), checkpoint.parameters().len() as u64);
         let begun = tokio::time::Instant::now();
-        match self.store.put(checkpoint).await {
+        match self.store.put_carried(checkpoint, carrier).await {
             Ok(receipt) => {
                 let put_ns = begun.elapsed().as_nanos() as u64;
                 let replication::Receipt { digest, guarantee, holders, .. } = receipt;
@@ -43,21 +44,23 @@ impl Writer<'_> {
         &self,
         profile: Profile,
         (epoch, round, phase): (Epoch, u64, Phase),
-        parameters: &Bytes,
+        parameters: &Blob,
         metadata: Metadata,
+        carrier: Carrier,
     ) -> Result<Held, StoreError> {
         let id = |slot| CheckpointId { epoch, round, phase, slot };
         if profile != Profile::Prototype {
-            return self.put(Checkpoint::new(id(Slot::Global), parameters.clone(), metadata)).await;
+            let checkpoint = Checkpoint::of_blob(id(Slot::Global), parameters.clone(), metadata);
+            return self.put(checkpoint, carrier).await;
         }
-        let mut index = Index { digest: Digest::of(parameters), parts: Vec::new() };
-        for (part, tensor) in tensors(parameters) {
+        let mut index = Index { digest: parameters.digest(), parts: Vec::new() };
+        for (part, tensor) in tensors(parameters.bytes()) {
             let checkpoint = Checkpoint::new(id(Slot::Part(part)), tensor, Metadata::new());
             index.parts.push(checkpoint.id());
-            self.put(checkpoint).await?;
+            self.put(checkpoint, carrier).await?;
         }
         // The key that makes the phase complete comes last.
-        self.put(Checkpoint::new(id(Slot::Global), head::encode(&index), metadata)).await
+        self.put(Checkpoint::new(id(Slot::Global), head::encode(&index), metadata), carrier).await
     }
 }
 
@@ -87,7 +90,7 @@ struct Index {
 pub(crate) struct Restored {
     /// The checkpoint as the store has it: with profile `prototype` its bytes are an index.
     pub(crate) held: Held,
-    pub(crate) parameters: Bytes,
+    pub(crate) parameters: Blob,
 }
 
 /// Reads the newest global state.
@@ -98,7 +101,7 @@ pub(crate) async fn restore(
     let Some(latest) = store.latest().await? else { return Ok(None) };
     let held = Held { id: latest.id(), digest: latest.digest() };
     if profile != Profile::Prototype {
-        return Ok(Some(Restored { held, parameters: latest.parameters().clone() }));
+        return Ok(Some(Restored { held, parameters: latest.into_blob() }));
     }
     let missing = StoreError::Missing { digest: latest.digest() };
     let index: Index = head::decode(latest.parameters()).map_err(|_| missing.clone())?;
@@ -107,8 +110,6 @@ pub(crate) async fn restore(
         let tensor = store.get(part).await?.ok_or_else(|| missing.clone())?;
         parameters.extend_from_slice(tensor.parameters());
     }
-    if Digest::of(&parameters) != index.digest {
-        return Err(missing);
-    }
-    Ok(Some(Restored { held, parameters: parameters.into() }))
+    let parameters = Blob::verified(index.digest, parameters.into()).ok_or(missing)?;
+    Ok(Some(Restored { held, parameters }))
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use replication::CheckpointStore;
 use serde::{Deserialize, Serialize};
 
 /// What is written to the store in each round, so that comparisons are honest.
@@ -17,6 +18,24 @@ pub enum Profile {
     Prototype,
     /// As `once`, plus every worker's own parameters (level 4 of the paper's Table 1).
     Workers,
+}
+
+/// Who aggregates, beyond what a failure decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// Whoever the store names stays.
+    #[default]
+    First,
+    /// The node with the lowest mean round-trip time to its peers.
+    Latency,
+    /// The most suitable node ([`replication::suitability`]).
+    Suitability,
+    /// Every node in turn (Behera et al. 2021).
+    Rotate {
+        /// Time in office after which the next one takes over, in milliseconds.
+        every_ms: u64,
+    },
 }
 
 /// How training examples are spread over the workers.
@@ -83,6 +102,19 @@ pub struct Config {
     pub aggregator_trains: bool,
     /// Whether parameters go to a worker with every instruction, as in Flower, instead of only when it lacks them.
     pub resend: bool,
+    /// Whether bytes that the learning plane carries anyway are not sent again by the store. Without effect where the
+    /// store carries bytes inline, and in profile `prototype`.
+    pub reuse: bool,
+    /// Who aggregates, beyond what a failure decides.
+    pub policy: Policy,
     /// Who computes the gradients.
     pub engine: EngineKind,
+}
+
+impl Config {
+    /// Whether `store` is given what the learning plane carries: [`Config::reuse`], if it has a use for it, but for profile
+    /// `prototype`, which is the control arm.
+    pub(crate) fn reuses(&self, store: &dyn CheckpointStore) -> bool {
+        self.reuse && self.profile != Profile::Prototype && store.guarantees().takes_provided
+    }
 }

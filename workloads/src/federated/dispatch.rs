@@ -2,20 +2,21 @@
 //!
 //! It deliberately does not know what is written to the store, nor which round comes next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use replication::transport::{Class, Frame, TransportError};
-use replication::{Digest, NodeId};
+use replication::{Blob, Digest, NodeId};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::average::Average;
 use super::event::Event;
 use super::model;
+use super::policy::Standing;
 use super::protocol::{self, Answer, FitResult, Instruction};
 use super::tenure::{RETRY_PAUSE, Stopped, Tenure};
 use super::train::Evaluation;
@@ -55,6 +56,7 @@ struct Collected {
     loss_sum: f64,
     /// What a worker said that could not train.
     refused: Option<String>,
+    standings: BTreeMap<NodeId, Standing>,
 }
 
 impl Collected {
@@ -70,13 +72,15 @@ impl Collected {
 
 /// The fit half of a round.
 pub(super) struct Fitted {
-    pub(super) parameters: Bytes,
+    pub(super) parameters: Blob,
     pub(super) examples: u64,
     /// When the first instruction was sent.
     pub(super) begun: Instant,
     pub(super) fit_ns: u64,
     pub(super) workers: u32,
     pub(super) loss: f64,
+    /// What the workers said of themselves.
+    pub(super) standings: BTreeMap<NodeId, Standing>,
 }
 
 impl Tenure<'_> {
@@ -95,10 +99,11 @@ impl Tenure<'_> {
                 let failed = |error: &dyn std::fmt::Display| Stopped::Failed(error.to_string());
                 let examples = collected.average.examples();
                 let averaged = collected.average.finish().map_err(|error| failed(&error))?;
-                let parameters = model::encode(averaged).map_err(|error| failed(&error))?;
+                let parameters = Blob::new(model::encode(averaged).map_err(|error| failed(&error))?);
                 let fit_ns = begun.elapsed().as_nanos() as u64;
                 let loss = collected.loss_sum / examples as f64;
-                return Ok(Fitted { parameters, examples, begun, fit_ns, workers: collected.count, loss });
+                let (workers, standings) = (collected.count, collected.standings);
+                return Ok(Fitted { parameters, examples, begun, fit_ns, workers, loss, standings });
             }
             failures.extend(collected.refused);
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -117,9 +122,18 @@ impl Tenure<'_> {
             .into_iter()
             .map(|worker| async move { (worker, self.fit_one(worker, round).await) })
             .collect();
-        let mut collected = Collected { average: Average::new(), count: 0, loss_sum: 0.0, refused: None };
+        let mut collected = Collected {
+            average: Average::new(),
+            standings: BTreeMap::new(),
+            count: 0,
+            loss_sum: 0.0,
+            refused: None,
+        };
         while let Ok(Some((worker, result))) = tokio::time::timeout_at(deadline, results.next()).await {
             missing.remove(&worker);
+            if let Ok((result, _)) = &result {
+                collected.standings.insert(worker, result.standing);
+            }
             if let Err(failure) = result.and_then(|(result, update)| collected.add(result, &update)) {
                 let reason = failure.to_string();
                 if let Failure::Refused(reason) = failure {
@@ -137,12 +151,12 @@ impl Tenure<'_> {
 
     async fn fit_one(&self, worker: NodeId, round: u64) -> Result<(FitResult, Bytes), Failure> {
         let result: FitResult = self.instruct(worker, protocol::FIT, round).await?;
-        let update = if worker == self.epoch.node {
-            self.aggregator
-                .worker
-                .update(result.update)
-                .ok_or_else(|| Failure::Lost("the update is gone".into()))?
-        } else {
+        if worker == self.epoch.node {
+            let update = self.aggregator.worker.update(result.update);
+            let update = update.ok_or_else(|| Failure::Lost("the update is gone".into()))?;
+            return Ok((result, update.bytes().clone()));
+        }
+        let update = {
             let _turn = self.uploads.acquire().await.map_err(|error| Failure::Lost(error.to_string()))?;
             self.fetch_update(worker, result.update).await?
         };
@@ -176,18 +190,18 @@ impl Tenure<'_> {
         tag: u8,
         round: u64,
     ) -> Result<T, Failure> {
-        let instruction = Instruction { epoch: self.epoch, round, parameters: self.digest };
+        let instruction = Instruction { epoch: self.epoch, round, parameters: self.global.digest() };
         if worker == self.epoch.node {
-            let answer = T::local(&self.aggregator.worker, instruction, self.parameters.clone()).await;
+            let answer = T::local(&self.aggregator.worker, instruction, self.global.bytes().clone()).await;
             let done = Self::done(answer.map_err(Failure::Refused)?)?;
             return done.ok_or_else(|| Failure::Refused("parameters missing".into()));
         }
         let known = self.has().get(&worker).copied();
-        let mut send = self.config().resend || known.is_some_and(|known| known != self.digest);
+        let mut send = self.config().resend || known.is_some_and(|known| known != self.global.digest());
         loop {
             let frame = protocol::frame(tag, &instruction);
             let (class, frame) = if send {
-                (Class::LearningBulk, frame.with_segment(self.parameters.clone()))
+                (Class::LearningBulk, frame.with_segment(self.global.bytes().clone()))
             } else {
                 (Class::LearningControl, frame)
             };
@@ -196,7 +210,7 @@ impl Tenure<'_> {
             let answer = protocol::head(&response).map_err(|refusal| Failure::Refused(refusal.0))?;
             match Self::done(answer)? {
                 Some(done) => {
-                    self.has().insert(worker, self.digest);
+                    self.has().insert(worker, self.global.digest());
                     return Ok(done);
                 }
                 None if send => {

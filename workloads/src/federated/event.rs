@@ -148,6 +148,22 @@ pub enum Event {
         /// Digest of the round's parameters.
         digest: Digest,
     },
+    /// This aggregator hands over on purpose, as the policy has it.
+    HandingOver {
+        /// The epoch that shall end.
+        epoch: Epoch,
+        /// Who shall take over.
+        to: NodeId,
+    },
+    /// Nobody took over: this aggregator goes on.
+    HandOverFailed {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Who should have taken over.
+        to: NodeId,
+        /// Why not.
+        reason: String,
+    },
     /// This aggregator's part ended, because another epoch is in force.
     Deposed {
         /// The epoch that ended.

@@ -19,6 +19,7 @@ mod local;
 pub mod model;
 mod node;
 mod offers;
+mod policy;
 mod protocol;
 mod resume;
 mod seed;
@@ -31,7 +32,7 @@ mod worker;
 
 pub use average::{Average, AverageError};
 pub use cifar::{FileStatus, Location, Status, status};
-pub use config::{Config, EngineKind, Partition, Profile, Training};
+pub use config::{Config, EngineKind, Partition, Policy, Profile, Training};
 pub use data::{
     ARCHIVE_BYTES, ARCHIVE_MD5, ARCHIVE_SHA256, ARCHIVE_URL, DataError, Examples, PIXELS, Source, Split,
 };

@@ -1,17 +1,17 @@
 //! One node's part in a federated job: aggregator when the store says so, worker otherwise.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use replication::transport::Transport;
-use replication::{AnyStore, Digest, Epoch, NodeId};
+use replication::{AnyStore, Blob, Epoch, NodeId};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::config::Config;
 use super::event::{Event, Events};
 use super::learner::Learner;
-use super::offers::Offers;
+use super::offers::{Inheritance, Offers, Predecessors};
 use super::tenure::{Aggregator, Stopped};
 use super::worker::{Inbox, Worker};
 
@@ -27,6 +27,8 @@ pub struct Participant {
     pub learner: Arc<dyn Learner>,
     /// The model every node starts from, encoded.
     pub initial: Bytes,
+    /// This node's suitability.
+    pub score: u32,
     /// Takes note of what happens.
     pub events: Events,
 }
@@ -53,13 +55,17 @@ pub struct JobError {
 /// # Errors
 /// The store or the model failed for good while this node aggregated.
 pub async fn run(participant: Participant) -> Result<(), JobError> {
-    let Participant { config, store, learning, learner, initial, events } = participant;
+    let initial = Blob::new(participant.initial.clone());
+    let worker = Arc::new(Worker::new(&participant, initial.clone()));
+    let Participant { config, store, learning, events, .. } = participant;
     let node = learning.local();
-    let initial = (Digest::of(&initial), initial);
-    let worker =
-        Arc::new(Worker::new(node, learner, store.clone(), config.profile, initial.clone(), events.clone()));
     let offers = watch::Sender::new(Offers::default());
-    learning.serve(Arc::new(Inbox { worker: worker.clone(), offers: offers.clone() }));
+    let predecessors = Arc::new(Mutex::new(Predecessors::default()));
+    learning.serve(Arc::new(Inbox {
+        worker: worker.clone(),
+        offers: offers.clone(),
+        predecessors: predecessors.clone(),
+    }));
     let aggregator = Aggregator {
         config,
         store: store.clone(),
@@ -71,7 +77,6 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
     };
 
     let mut office = store.aggregator();
-    let mut predecessors = BTreeSet::new();
     loop {
         let current = *office.borrow_and_update();
         if let Some(epoch) = current {
@@ -79,9 +84,12 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
         }
         let leading = async {
             match current {
-                Some(epoch) if epoch.node == node => lead(&aggregator, epoch, &predecessors).await,
+                Some(epoch) if epoch.node == node => {
+                    let inheritance = locked(&predecessors).take_over(Instant::now());
+                    lead(&aggregator, epoch, &inheritance).await
+                }
                 Some(epoch) => {
-                    worker.join(learning.as_ref(), epoch).await;
+                    worker.join(epoch).await;
                     Ok(())
                 }
                 None => Ok(()),
@@ -95,7 +103,7 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
             }
         }
         if let Some(epoch) = current {
-            predecessors.insert(epoch.node);
+            locked(&predecessors).lost_office(epoch.node, Instant::now());
             if epoch.node == node {
                 events(Event::Deposed { epoch });
             }
@@ -103,8 +111,8 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
     }
 }
 
-async fn lead(aggregator: &Aggregator, epoch: Epoch, predecessors: &BTreeSet<NodeId>) -> Result<(), String> {
-    match aggregator.lead(epoch, predecessors).await {
+async fn lead(aggregator: &Aggregator, epoch: Epoch, inheritance: &Inheritance) -> Result<(), String> {
+    match aggregator.lead(epoch, inheritance).await {
         Ok(()) => Ok(()),
         Err(Stopped::Deposed) => {
             tracing::info!(%epoch, "this node does not aggregate any more");
@@ -115,4 +123,8 @@ async fn lead(aggregator: &Aggregator, epoch: Epoch, predecessors: &BTreeSet<Nod
             Err(reason)
         }
     }
+}
+
+fn locked(predecessors: &Mutex<Predecessors>) -> MutexGuard<'_, Predecessors> {
+    predecessors.lock().unwrap_or_else(PoisonError::into_inner)
 }

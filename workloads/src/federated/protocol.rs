@@ -9,6 +9,8 @@ use replication::{Digest, Epoch};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::policy::Standing;
+
 /// A worker offers itself to the aggregator of an epoch.
 pub(crate) const JOIN: u8 = 64;
 /// Train: answered when training has ended.
@@ -17,6 +19,9 @@ pub(crate) const FIT: u8 = 65;
 pub(crate) const FETCH_UPDATE: u8 = 66;
 /// Evaluate: answered with the result.
 pub(crate) const EVALUATE: u8 = 67;
+
+/// An aggregator that hands over says so to its successor, with the last round it finished: it will work for it.
+pub(crate) const HAND_OVER: u8 = 68;
 
 /// Head of [`FIT`] and [`EVALUATE`]; the parameters are the body, or absent if the worker should have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +54,8 @@ pub(crate) struct FitResult {
     pub(crate) examples: u64,
     /// Mean training loss.
     pub(crate) loss: f64,
+    /// How fit the worker is to aggregate.
+    pub(crate) standing: Standing,
 }
 
 /// A frame with an encoded head.

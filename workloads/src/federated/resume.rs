@@ -20,9 +20,13 @@ pub(crate) struct Position {
     pub(crate) step: Step,
 }
 
-/// Where to continue after `latest` was acknowledged: a round that was averaged is never trained again.
-pub(crate) fn after(latest: Option<(u64, Phase)>) -> Position {
+/// Where to continue after `latest` was acknowledged and the rounds up to `finished` were evaluated: a round that was
+/// averaged is never trained again.
+pub(crate) fn after(latest: Option<(u64, Phase)>, finished: u64) -> Position {
     match latest {
+        Some((round, Phase::AggregateFit | Phase::ConfigureEvaluate)) if round <= finished => {
+            Position { round: round + 1, step: Step::Fit }
+        }
         None => Position { round: 1, step: Step::Fit },
         Some((round, Phase::ConfigureFit)) => Position { round, step: Step::Fit },
         Some((round, Phase::AggregateFit | Phase::ConfigureEvaluate)) => {
@@ -45,10 +49,15 @@ mod tests {
 
     #[test]
     fn an_averaged_round_is_not_trained_again() {
-        assert_eq!(after(None), Position { round: 1, step: Step::Fit });
+        assert_eq!(after(None, 0), Position { round: 1, step: Step::Fit });
         for phase in [Phase::AggregateFit, Phase::ConfigureEvaluate] {
-            assert_eq!(after(Some((7, phase))), Position { round: 7, step: Step::Evaluate });
+            assert_eq!(after(Some((7, phase)), 6), Position { round: 7, step: Step::Evaluate });
         }
-        assert_eq!(after(Some((8, Phase::ConfigureFit))), Position { round: 8, step: Step::Fit });
+        assert_eq!(after(Some((8, Phase::ConfigureFit)), 7), Position { round: 8, step: Step::Fit });
+    }
+
+    #[test]
+    fn a_round_finished_before_a_hand_over_is_not_evaluated_again() {
+        assert_eq!(after(Some((7, Phase::AggregateFit)), 7), Position { round: 8, step: Step::Fit });
     }
 }

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use replication::transport::Transport;
-use replication::{AnyStore, Digest, Epoch, NodeId, StoreError};
+use replication::{AnyStore, Blob, Digest, Epoch, NodeId, StoreError};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::config::Config;
 use super::event::{Event, Events};
 use super::offers::Offers;
+use super::policy::Chooser;
 use super::worker::Worker;
 
 /// Updates fetched at once: more would overrun the aggregator's receive buffer.
@@ -54,9 +54,16 @@ pub(crate) struct Aggregator {
     pub(crate) learning: Arc<dyn Transport>,
     pub(crate) worker: Arc<Worker>,
     pub(crate) offers: watch::Sender<Offers>,
-    /// Digest and bytes of the model every node starts from.
-    pub(crate) initial: (Digest, Bytes),
+    /// The model every node starts from.
+    pub(crate) initial: Blob,
     pub(crate) events: Events,
+}
+
+impl Aggregator {
+    /// Whether this node's store is given what the learning plane carries.
+    pub(super) fn reuses(&self) -> bool {
+        self.config.reuses(self.store.as_ref())
+    }
 }
 
 /// One epoch of this aggregator: what it carries from round to round.
@@ -68,10 +75,13 @@ pub(super) struct Tenure<'a> {
     patience: Instant,
     pub(super) uploads: Semaphore,
     /// The global parameters.
-    pub(super) digest: Digest,
-    pub(super) parameters: Bytes,
+    pub(super) global: Blob,
     /// Whether it was told that this node has workers.
     serving: AtomicBool,
+    /// Whether the first round has begun: from then on nobody is waited for who is not there.
+    assembled: AtomicBool,
+    pub(super) begun: Instant,
+    pub(super) chooser: Chooser,
     /// What each worker is known to have; a worker not listed is asked first.
     pub(super) has: Mutex<BTreeMap<NodeId, Digest>>,
 }
@@ -82,8 +92,7 @@ impl<'a> Tenure<'a> {
         epoch: Epoch,
         predecessors: &BTreeSet<NodeId>,
         continues: bool,
-        digest: Digest,
-        parameters: Bytes,
+        global: Blob,
     ) -> Self {
         let starting = !continues && predecessors.is_empty();
         let present = |node: &NodeId| starting || aggregator.learning.connected().borrow().contains(node);
@@ -96,9 +105,11 @@ impl<'a> Tenure<'a> {
             expected,
             patience: Instant::now() + grace,
             uploads: Semaphore::new(UPLOADS_AT_ONCE),
-            digest,
-            parameters,
+            global,
             serving: AtomicBool::new(false),
+            assembled: AtomicBool::new(false),
+            begun: Instant::now(),
+            chooser: Chooser::new(aggregator.config.policy, epoch.node),
             has: Mutex::default(),
         }
     }
@@ -136,9 +147,12 @@ impl<'a> Tenure<'a> {
             {
                 self.emit(Event::Serving { epoch: self.epoch, worker });
             }
-            let complete = self.expected.is_subset(&joined) || Instant::now() >= self.patience;
+            let complete = self.assembled.load(Ordering::Relaxed)
+                || self.expected.is_subset(&joined)
+                || Instant::now() >= self.patience;
             let count = (joined.len() + own) as u32;
             if complete && count >= enough {
+                self.assembled.store(true, Ordering::Relaxed);
                 return Ok(joined.into_iter().chain((own > 0).then_some(self.epoch.node)).collect());
             }
             if complete && !std::mem::replace(&mut told_waiting, true) {

@@ -10,14 +10,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replication::transport::{Class, Frame, Handler, Refusal, Transport};
-use replication::{AnyStore, Checkpoint, CheckpointId, Digest, Epoch, NodeId, Phase, Slot};
+use replication::{AnyStore, Blob, Carrier, Checkpoint, CheckpointId, Digest, Epoch, NodeId, Phase, Slot};
 use tokio::sync::watch;
 
 use super::checkpoint::{Writer, tensors};
 use super::config::Profile;
 use super::event::{Event, Events};
-use super::learner::{Learner, Update};
-use super::offers::Offers;
+use super::learner::Learner;
+use super::node::Participant;
+use super::offers::{Offers, Predecessors};
+use super::policy::Standing;
 use super::protocol::{self, Answer, FitResult, Instruction};
 use super::train::Evaluation;
 
@@ -34,16 +36,17 @@ const EPOCH_PATIENCE: Duration = Duration::from_secs(2);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 struct State {
-    /// Global parameters by digest, newest last.
-    parameters: VecDeque<(Digest, Bytes)>,
+    /// Global parameters, newest last.
+    parameters: VecDeque<Blob>,
     /// The last finished training, by the round and the parameters it started from.
     update: Option<(u64, Digest, Arc<FinishedUpdate>)>,
 }
 
 #[derive(Debug)]
 struct FinishedUpdate {
-    digest: Digest,
-    update: Update,
+    parameters: Blob,
+    examples: u64,
+    loss: f64,
 }
 
 /// One node's worker.
@@ -52,6 +55,11 @@ pub(crate) struct Worker {
     learner: Arc<dyn Learner>,
     store: AnyStore,
     profile: Profile,
+    /// Whether the store is given the parameters that come here.
+    reuse: bool,
+    /// Where this node's place in the network shows.
+    learning: Arc<dyn Transport>,
+    score: u32,
     events: Events,
     /// The newest epoch this node's store told of.
     epoch: watch::Sender<Epoch>,
@@ -63,20 +71,21 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        node: NodeId,
-        learner: Arc<dyn Learner>,
-        store: AnyStore,
-        profile: Profile,
-        initial: (Digest, Bytes),
-        events: Events,
-    ) -> Self {
+    pub(crate) fn new(participant: &Participant, initial: Blob) -> Self {
+        let Participant { config, store, learning, learner, score, events, .. } = participant;
+        let reuse = config.reuses(store.as_ref());
+        if reuse {
+            store.provide(initial.clone());
+        }
         Self {
-            node,
-            learner,
-            store,
-            profile,
-            events,
+            node: learning.local(),
+            learner: learner.clone(),
+            store: store.clone(),
+            profile: config.profile,
+            reuse,
+            learning: learning.clone(),
+            score: *score,
+            events: events.clone(),
             epoch: watch::Sender::new(Epoch::default()),
             state: Mutex::new(State { parameters: VecDeque::from([initial]), update: None }),
             working: tokio::sync::Mutex::new(()),
@@ -86,6 +95,11 @@ impl Worker {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How fit this node is to aggregate.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing::new(&self.learning.round_trips(), self.score)
     }
 
     /// Takes note of a newer epoch: work of older ones is dropped.
@@ -100,7 +114,8 @@ impl Worker {
     }
 
     /// Offers this worker to the aggregator of `epoch` until it accepts, or the connection shows that it is gone.
-    pub(crate) async fn join(&self, learning: &dyn Transport, epoch: Epoch) {
+    pub(crate) async fn join(&self, epoch: Epoch) {
+        let learning = self.learning.as_ref();
         let mut pause = JOIN_RETRY.0;
         let mut connected = learning.connected();
         loop {
@@ -125,16 +140,18 @@ impl Worker {
     /// The parameters of an instruction: those sent along, checked, or those this worker has.
     fn parameters(&self, wanted: Digest, sent: Bytes) -> Result<Option<Bytes>, Refusal> {
         let mut state = self.state();
-        if let Some((_, kept)) = state.parameters.iter().find(|(digest, _)| *digest == wanted) {
-            return Ok(Some(kept.clone()));
+        if let Some(kept) = state.parameters.iter().find(|kept| kept.digest() == wanted) {
+            return Ok(Some(kept.bytes().clone()));
         }
         if sent.is_empty() {
             return Ok(None);
         }
-        if Digest::of(&sent) != wanted {
-            return Err(Refusal(format!("the parameters do not match digest {wanted}")));
+        let blob = Blob::verified(wanted, sent.clone());
+        let blob = blob.ok_or_else(|| Refusal(format!("the parameters do not match digest {wanted}")))?;
+        if self.reuse {
+            self.store.provide(blob.clone());
         }
-        state.parameters.push_back((wanted, sent.clone()));
+        state.parameters.push_back(blob);
         if state.parameters.len() > KEPT_PARAMETERS {
             state.parameters.pop_front();
         }
@@ -197,18 +214,20 @@ impl Worker {
                 let train_ns = begun.elapsed().as_nanos() as u64;
                 let (examples, loss) = (update.examples, update.loss);
                 (self.events)(Event::FitFinished { epoch, round, examples, loss, train_ns });
-                let finished = Arc::new(FinishedUpdate { digest: Digest::of(&update.parameters), update });
+                let parameters = Blob::new(update.parameters);
+                let finished = Arc::new(FinishedUpdate { parameters, examples, loss });
                 self.state().update = Some((round, start, finished.clone()));
                 finished
             }
         };
         if self.profile == Profile::Workers {
-            self.write_own(instruction, &finished.update).await;
+            self.write_own(instruction, &finished.parameters).await;
         }
         Ok(FitResult {
-            update: finished.digest,
-            examples: finished.update.examples,
-            loss: finished.update.loss,
+            update: finished.parameters.digest(),
+            examples: finished.examples,
+            loss: finished.loss,
+            standing: self.standing(),
         })
     }
 
@@ -222,10 +241,10 @@ impl Worker {
     }
 
     /// Profile `workers`: the parameters this worker trained.
-    async fn write_own(&self, instruction: Instruction, update: &Update) {
+    async fn write_own(&self, instruction: Instruction, update: &Blob) {
         let id = self.own_slot(instruction, Phase::AggregateFit, 0);
         // A failure is an event; the round does not depend on it.
-        let _ = self.writer().put(Checkpoint::new(id, update.parameters.clone(), [].into())).await;
+        let _ = self.writer().put(Checkpoint::of_blob(id, update.clone(), [].into()), Carrier::Store).await;
     }
 
     /// Profile `prototype`: the parameters this worker received, one write per tensor.
@@ -233,7 +252,7 @@ impl Worker {
         for (part, tensor) in tensors(parameters) {
             let id = self.own_slot(instruction, Phase::ConfigureFit, part);
             // A failure is an event; the round does not depend on it.
-            let _ = self.writer().put(Checkpoint::new(id, tensor, [].into())).await;
+            let _ = self.writer().put(Checkpoint::new(id, tensor, [].into()), Carrier::Store).await;
         }
     }
 
@@ -258,10 +277,10 @@ impl Worker {
     }
 
     /// The parameters of a finished training.
-    pub(crate) fn update(&self, digest: Digest) -> Option<Bytes> {
+    pub(crate) fn update(&self, digest: Digest) -> Option<Blob> {
         let state = self.state();
         let (_, _, finished) = state.update.as_ref()?;
-        (finished.digest == digest).then(|| finished.update.parameters.clone())
+        (finished.parameters.digest() == digest).then(|| finished.parameters.clone())
     }
 }
 
@@ -279,6 +298,8 @@ pub(crate) struct Inbox {
     pub(crate) worker: Arc<Worker>,
     /// Offers of workers to this node, for the epochs in which it aggregates.
     pub(crate) offers: watch::Sender<Offers>,
+    /// Nodes that lost their office.
+    pub(crate) predecessors: Arc<Mutex<Predecessors>>,
 }
 
 #[async_trait]
@@ -306,11 +327,17 @@ impl Handler for Inbox {
                 let answer = self.worker.on_evaluate(instruction, request.into_body()).await?;
                 Ok(protocol::frame(protocol::EVALUATE, &answer))
             }
+            protocol::HAND_OVER => {
+                let finished_round: u64 = protocol::head(&request)?;
+                let mut predecessors = self.predecessors.lock().unwrap_or_else(PoisonError::into_inner);
+                predecessors.hands_over(from, finished_round);
+                Ok(Frame::default())
+            }
             protocol::FETCH_UPDATE => {
                 let digest: Digest = protocol::head(&request)?;
                 let update = self.worker.update(digest);
                 let update = update.ok_or_else(|| Refusal(format!("update {digest} is not here")))?;
-                Ok(Frame::default().with_segment(update))
+                Ok(Frame::default().with_segment(update.bytes().clone()))
             }
             unknown => Err(Refusal(format!("unknown message {unknown}"))),
         }

@@ -1,4 +1,5 @@
-//! The seeded network inside one process: delay, jitter, loss, bandwidth, partitions and crashes, in tokio's time.
+//! The seeded network inside one process: delay, jitter, loss, duplication, bandwidth, partitions, pauses and crashes, in
+//! tokio's time.
 //!
 //! Under a paused clock and on one thread, a run is a function of the seed: every random choice comes from a ChaCha
 //! stream of its directed link, nothing iterates in hash order, and whoever waits is woken first come, first served.
@@ -11,6 +12,10 @@
 //!   only [`Transport::close`] is noticed at once. A restarted node interrupts what its predecessor left pending.
 //! - **Loss** hits packets of [`PACKET_BYTES`]. As on any reliable stream, a lost packet delays its message, by one
 //!   retransmission timeout per loss; it is no error.
+//! - **Pauses** are those of a node that is stopped and goes on later, as the others see it: what is sent to it or by it
+//!   waits. Only its messages stand still, not its tasks.
+//! - **Duplication** hands a request to its handler a second time, a little later; the second answer is discarded.
+//! - **Reordering** comes from jitter: messages do not wait for each other.
 //! - **Bandwidth** is that of the sender's egress, shared by all its links. Control messages go before bulk, which is
 //!   what two QUIC connections come to when one is nearly idle.
 //!
@@ -182,9 +187,24 @@ impl ChannelNetwork {
         self.net.change(Model::heal);
     }
 
+    /// Holds every message to and from `node`, until it resumes or its connections idle out.
+    pub fn pause(&self, node: NodeId) {
+        self.net.change(|model| model.pause(node));
+    }
+
+    /// Ends a pause: what was held arrives.
+    pub fn resume(&self, node: NodeId) {
+        self.net.change(|model| model.resume(node));
+    }
+
     /// Sets the probability that a packet is lost, on every link.
     pub fn set_loss(&self, loss: f64) {
         lock(&self.net.model).link.loss = loss;
+    }
+
+    /// Adds `delay`, one way, to every link of `node`.
+    pub fn set_distance(&self, node: NodeId, delay: Duration) {
+        lock(&self.net.model).distances.insert(node, delay);
     }
 
     /// Changes every link.
@@ -257,6 +277,28 @@ impl Net {
         }
     }
 
+    /// Carries a request that has arrived a second time, while the connection lasts.
+    fn deliver_again(self: &Arc<Self>, from: &Arc<End>, to: NodeId, lane: Lane, request: Frame) {
+        let pair = Pair::new(from.id, to);
+        let Some(generation) = lock(&self.model).generation(pair) else { return };
+        let (net, from) = (Arc::downgrade(self), from.clone());
+        lock(&self.timers).spawn(async move {
+            let Some(net) = net.upgrade() else { return };
+            let again = async {
+                net.carry(&from, to, lane, frame::encoded_len(&request)).await;
+                let end = lock(&net.ends).get(&to).cloned();
+                if let Some(end) = end {
+                    let _discarded = run_handler(net.clone(), end, from.id, joined(request)).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = net.until_lost(pair, generation) => {}
+                () = again => {}
+            }
+        });
+    }
+
     /// A request and its response, while the connection lasts: what cannot be answered never returns.
     async fn exchange(
         self: &Arc<Self>,
@@ -271,6 +313,9 @@ impl Net {
         let end = lock(&self.ends).get(&to).cloned();
         let Some(end) = end else { return std::future::pending().await };
         end.frames.received(class, bytes);
+        if lock(&self.model).duplicates(from.id, to) {
+            self.deliver_again(from, to, class.lane(), request.clone());
+        }
         let result = run_handler(self.clone(), end.clone(), from.id, joined(request)).await?;
         let (response, refused) = match result {
             Ok(response) => match frame::check(&response, self.max_body_bytes) {
@@ -406,6 +451,12 @@ impl Transport for ChannelTransport {
 
     fn connected(&self) -> watch::Receiver<Vec<NodeId>> {
         self.end.connected.subscribe()
+    }
+
+    fn round_trips(&self) -> Vec<(NodeId, Duration)> {
+        let model = lock(&self.net.model);
+        let trip = |peer| (peer, model.round_trip(self.end.id, peer));
+        model.connected(self.end.id).into_iter().map(trip).collect()
     }
 
     fn traffic(&self) -> Traffic {

@@ -25,6 +25,8 @@ pub struct LinkSpec {
     pub jitter: Duration,
     /// Probability that a packet is lost, from 0 to 1.
     pub loss: f64,
+    /// Probability that a request reaches its handler twice, from 0 to 1. The second answer is discarded.
+    pub duplication: f64,
     /// What a node can send per second, over all its links. `None` is without limit.
     pub bandwidth_bytes_per_s: Option<u64>,
 }
@@ -36,6 +38,7 @@ impl Default for LinkSpec {
             delay: Duration::from_millis(1),
             jitter: Duration::ZERO,
             loss: 0.0,
+            duplication: 0.0,
             bandwidth_bytes_per_s: None,
         }
     }
@@ -104,9 +107,12 @@ struct Egress {
 pub(super) struct Model {
     seed: u64,
     pub(super) link: LinkSpec,
+    /// Added to the delay of every link of a node, one way.
+    pub(super) distances: BTreeMap<NodeId, Duration>,
     /// Known nodes, and whether they are up.
     nodes: BTreeMap<NodeId, bool>,
     cuts: BTreeSet<Pair>,
+    paused: BTreeSet<NodeId>,
     connections: BTreeMap<Pair, Connection>,
     egress: BTreeMap<NodeId, Egress>,
     dice: BTreeMap<(NodeId, NodeId), ChaCha8Rng>,
@@ -117,8 +123,10 @@ impl Model {
         Self {
             seed,
             link,
+            distances: BTreeMap::new(),
             nodes: nodes.into_iter().map(|node| (node, false)).collect(),
             cuts: BTreeSet::new(),
+            paused: BTreeSet::new(),
             connections: BTreeMap::new(),
             egress: BTreeMap::new(),
             dice: BTreeMap::new(),
@@ -136,7 +144,8 @@ impl Model {
 
     fn reachable(&self, pair: Pair) -> bool {
         let up = |node| self.nodes.get(&node).copied().unwrap_or(false);
-        up(pair.0) && up(pair.1) && !self.cuts.contains(&pair)
+        let running = |node| up(node) && !self.paused.contains(&node);
+        running(pair.0) && running(pair.1) && !self.cuts.contains(&pair)
     }
 
     /// Whether the connection of `pair` carries messages now: it stands, and both its ends live and reach each other.
@@ -155,8 +164,17 @@ impl Model {
         self.nodes().filter(|peer| self.generation(Pair::new(node, *peer)).is_some()).collect()
     }
 
+    pub(super) fn pause(&mut self, node: NodeId) {
+        self.paused.insert(node);
+    }
+
+    pub(super) fn resume(&mut self, node: NodeId) {
+        self.paused.remove(&node);
+    }
+
     pub(super) fn set_up(&mut self, node: NodeId, up: bool) {
         self.nodes.insert(node, up);
+        self.paused.remove(&node);
         if !up {
             self.of(node).for_each(|connection| connection.stale = true);
         }
@@ -223,6 +241,16 @@ impl Model {
         connection.up = connection.reachable;
     }
 
+    fn delay(&self, from: NodeId, to: NodeId) -> Duration {
+        let distance = |node| self.distances.get(&node).copied().unwrap_or_default();
+        self.link.delay + distance(from) + distance(to)
+    }
+
+    /// What a small message and its answer take on an idle link.
+    pub(super) fn round_trip(&self, a: NodeId, b: NodeId) -> Duration {
+        self.delay(a, b) * 2 + self.link.jitter
+    }
+
     /// Sends a message of `bytes` at `now`.
     pub(super) fn send(
         &mut self,
@@ -233,12 +261,13 @@ impl Model {
         now: Instant,
     ) -> Departure {
         let leaves = self.occupy(from, lane, bytes, now);
-        let LinkSpec { delay, jitter, loss, .. } = self.link;
+        let LinkSpec { jitter, loss, .. } = self.link;
+        let delay = self.delay(from, to);
         let retransmission = self.link.retransmission_timeout();
-        let seed = self.seed;
-        let dice = self.dice.entry((from, to)).or_insert_with(|| dice(seed, from, to));
+        let dice = self.dice(from, to);
         let jitter = jitter.mul_f64(dice.random::<f64>());
-        let mut missing = bytes.div_ceil(PACKET_BYTES);
+        // A control message is lost as a whole, so that its exact size decides nothing: chitchat's varies unseeded.
+        let mut missing = if lane == Lane::Control { 1 } else { bytes.div_ceil(PACKET_BYTES) };
         let mut arrives = leaves + delay + jitter;
         let mut lost_packets = 0;
         for _ in 0..MAX_RETRANSMISSIONS {
@@ -250,6 +279,17 @@ impl Model {
             arrives += retransmission;
         }
         Departure { arrives, lost_packets }
+    }
+
+    /// Whether a request that has arrived arrives once more.
+    pub(super) fn duplicates(&mut self, from: NodeId, to: NodeId) -> bool {
+        let duplication = self.link.duplication;
+        duplication > 0.0 && self.dice(from, to).random::<f64>() < duplication
+    }
+
+    fn dice(&mut self, from: NodeId, to: NodeId) -> &mut ChaCha8Rng {
+        let seed = self.seed;
+        self.dice.entry((from, to)).or_insert_with(|| dice(seed, from, to))
     }
 
     /// When the last byte has left the sender.

@@ -452,6 +452,10 @@ impl Transport for QuicTransport {
         self.shared.pool.connected()
     }
 
+    fn round_trips(&self) -> Vec<(NodeId, Duration)> {
+        self.shared.pool.round_trips()
+    }
+
     fn traffic(&self) -> Traffic {
         let (control, bulk) = self.shared.pool.datagrams();
         Traffic { frames: self.shared.frames.snapshot(), control, bulk }

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn::Connection;
 use tokio::sync::watch;
@@ -115,6 +116,13 @@ impl Pool {
     /// The live connection to `peer`.
     pub(super) fn live(&self, peer: NodeId, lane: Lane) -> Option<Connection> {
         lock(&self.state).live(peer, lane).map(|link| link.connection.clone())
+    }
+
+    /// Round-trip times of the live control connections.
+    pub(super) fn round_trips(&self) -> Vec<(NodeId, Duration)> {
+        let state = lock(&self.state);
+        let peers = state.links.keys().filter(|(_, lane)| *lane == Lane::Control).map(|(peer, _)| *peer);
+        peers.filter_map(|peer| Some((peer, state.live(peer, Lane::Control)?.connection.rtt()))).collect()
     }
 
     /// Takes in a new authenticated connection and returns its seat with its predecessor, if that is still open.

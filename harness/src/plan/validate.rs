@@ -1,181 +1,22 @@
-//! What a run is: one validated value, the same on every node, that can be written down and read back.
-//!
-//! Validation here is pure. What has to ask the machine (ports, files) is in [`crate::preflight`].
+//! What can be wrong with a plan: pure. Every contradiction is named by option, value and remedy.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
 
-use replication::raft::{Electorate, RaftConfig};
-use replication::{DEFAULT_RETAINED, NodeId, Payload, Window};
-use serde::{Deserialize, Serialize};
-use workloads::federated::{Config, Partition};
+use replication::Payload;
+use workloads::federated::Partition;
 
-use crate::capture::CaptureMode;
+use super::{
+    Backend, BackendPlan, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES, TRAIN_EXAMPLES,
+    Trial,
+};
 use crate::exit::Usage;
-use crate::fault::{Fault, Who};
-use crate::link::Link;
+use crate::fault::{When, Who};
 use crate::units::exact_ms;
 
-/// Training examples of CIFAR-10, and of the synthetic set.
-pub const TRAIN_EXAMPLES: u64 = 50_000;
-/// Test examples of CIFAR-10, and of the synthetic set.
-pub const TEST_EXAMPLES: u64 = 10_000;
-/// The last byte of node 0's address, if there were one: node i gets 10 + i.
-pub const HOST_BYTE_BASE: u8 = 10;
-/// Most nodes that fit into one /24 (node i at .(10+i), .255 left out).
-pub const MAX_NODES: u64 = 254 - HOST_BYTE_BASE as u64;
-/// Most rounds of a run.
-pub const MAX_ROUNDS: u64 = 1_000_000;
-
-/// Which replication backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Backend {
-    /// Every node votes and stores.
-    Raft,
-}
-
-/// The store's parameters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendPlan {
-    /// Which one.
-    pub backend: Backend,
-    /// How bytes travel.
-    pub payload: Payload,
-    /// Earliest start of an election after the last contact with the aggregator.
-    pub window_lo_ns: u64,
-    /// Latest start of an election after the last contact.
-    pub window_hi_ns: u64,
-    /// Interval of the aggregator's heartbeats.
-    pub heartbeat_ns: u64,
-}
-
-/// How long a `put` waits for its guarantee before its outcome counts as unknown, in milliseconds.
-const PUT_TIMEOUT_MS: u64 = 10_000;
-
-impl BackendPlan {
-    /// The backend among `nodes`, with the trial's seed.
-    #[must_use]
-    pub fn for_nodes(&self, nodes: &[NodeId], seed: u64) -> replication::Backend {
-        match self.backend {
-            Backend::Raft => replication::Backend::Raft(RaftConfig {
-                nodes: nodes.iter().copied().collect(),
-                electorate: Electorate::Everyone,
-                payload: self.payload,
-                window: Window {
-                    from_ms: self.window_lo_ns / 1_000_000,
-                    to_ms: self.window_hi_ns / 1_000_000,
-                },
-                heartbeat_ms: self.heartbeat_ns / 1_000_000,
-                put_timeout_ms: PUT_TIMEOUT_MS,
-                retained: DEFAULT_RETAINED,
-                seed,
-            }),
-        }
-    }
-}
-
-/// Where nodes run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PlacementKind {
-    /// Child processes on this host, at loopback addresses.
-    Process,
-    /// Child processes on this host, each in a network namespace of its own.
-    Netns,
-}
-
-/// One node and its address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
-    /// The node; ids count from 1.
-    pub node: NodeId,
-    /// Its address on both planes.
-    pub ip: Ipv4Addr,
-}
-
-/// A run, as every node is told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
-    /// The federated job; its seed is the trial's.
-    pub job: Config,
-    /// The store.
-    pub backend: BackendPlan,
-    /// Where nodes run.
-    pub placement: PlacementKind,
-    /// Every node, in ascending order.
-    pub members: Vec<Member>,
-    /// UDP port of the learning plane on every node.
-    pub learning_port: u16,
-    /// UDP port of the replication plane on every node.
-    pub replication_port: u16,
-    /// The links between nodes.
-    pub link: Link,
-    /// Whether nodes capture their packets.
-    pub capture: CaptureMode,
-}
-
-/// A run, as the controller is told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Trial {
-    /// What every node is told.
-    pub plan: Plan,
-    /// Faults, in order.
-    pub faults: Vec<Fault>,
-    /// Folder that receives the results folder.
-    pub out: PathBuf,
-    /// Whether the summary goes to standard output as JSON.
-    pub json: bool,
-    /// Whether progress is left out.
-    pub quiet: bool,
-}
+/// Fewest intervals of silence, in thousandths, after which gossip may suspect a node.
+const MIN_PHI_MILLI: u32 = 2000;
 
 impl Plan {
-    /// The nodes of a run in the /24 of `network`: node i (from 1) at `.(10+i)`.
-    #[must_use]
-    pub fn members_in(network: Ipv4Addr, nodes: u64) -> Vec<Member> {
-        let [a, b, c, _] = network.octets();
-        let host = |node: u64| u8::try_from(u64::from(HOST_BYTE_BASE) + node).unwrap_or(u8::MAX);
-        (1..=nodes.min(MAX_NODES))
-            .map(|node| Member { node: NodeId(node), ip: Ipv4Addr::new(a, b, c, host(node)) })
-            .collect()
-    }
-
-    /// How many nodes train at a time.
-    #[must_use]
-    pub fn workers(&self) -> u64 {
-        workers_of(self.members.len() as u64, self.job.aggregator_trains)
-    }
-
-    /// How many nodes are a majority.
-    #[must_use]
-    pub fn majority(&self) -> usize {
-        self.members.len() / 2 + 1
-    }
-
-    /// Ids of the nodes, in ascending order.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<NodeId> {
-        self.members.iter().map(|member| member.node).collect()
-    }
-
-    /// Where `node` listens on the learning plane.
-    #[must_use]
-    pub fn learning_address(&self, node: NodeId) -> Option<SocketAddrV4> {
-        self.address(node, self.learning_port)
-    }
-
-    /// Where `node` listens on the replication plane.
-    #[must_use]
-    pub fn replication_address(&self, node: NodeId) -> Option<SocketAddrV4> {
-        self.address(node, self.replication_port)
-    }
-
-    fn address(&self, node: NodeId, port: u16) -> Option<SocketAddrV4> {
-        let member = self.members.iter().find(|member| member.node == node)?;
-        Some(SocketAddrV4::new(member.ip, port))
-    }
-
     /// Checks everything that can be checked without asking the machine.
     ///
     /// # Errors
@@ -184,7 +25,10 @@ impl Plan {
         self.validate_data()?;
         self.validate_training()?;
         self.validate_rounds()?;
-        self.validate_timers()?;
+        self.validate_window()?;
+        self.validate_heartbeat()?;
+        self.validate_scheme()?;
+        self.validate_suitability()?;
         self.validate_addresses()
     }
 
@@ -285,30 +129,101 @@ impl Plan {
         Ok(())
     }
 
-    fn validate_timers(&self) -> Result<(), Usage> {
-        let BackendPlan { window_lo_ns: low, window_hi_ns: high, heartbeat_ns: heartbeat, .. } = self.backend;
-        let window = format!("{}-{}", exact_ms(low), exact_ms(high));
+    fn validate_window(&self) -> Result<(), Usage> {
+        let BackendPlan { window_lo_ns: low, window_hi_ns: high, .. } = self.backend;
         if low == 0 || low >= high {
+            let window = format!("{}-{}", exact_ms(low), exact_ms(high));
             let wrong = "the low end must be greater than 0 and below the high end";
             return Err(Usage::option("--window", window, wrong, "use for example 1000-2000ms"));
         }
+        Ok(())
+    }
+
+    fn validate_heartbeat(&self) -> Result<(), Usage> {
+        let BackendPlan { window_lo_ns: low, window_hi_ns: high, heartbeat_ns: heartbeat, .. } = self.backend;
+        let gossips = self.backend.backend() == Backend::Gossip;
+        let (option, example) =
+            if gossips { ("--gossip-interval", "250ms") } else { ("--heartbeat", "100ms") };
         if heartbeat < 1_000_000 {
-            return Err(Usage::option(
-                "--heartbeat",
-                exact_ms(heartbeat),
-                "below 1ms",
-                "use for example 100ms",
-            ));
+            let remedy = format!("use for example {example}");
+            return Err(Usage::option(option, exact_ms(heartbeat), "below 1ms", remedy));
         }
-        if heartbeat >= low / 2 {
+        // Gossip's own bound is on phi.
+        if !gossips && heartbeat >= low / 2 {
+            let window = format!("{}-{}", exact_ms(low), exact_ms(high));
             return Err(Usage::option(
-                "--heartbeat",
+                option,
                 exact_ms(heartbeat),
                 format_args!(
                     "not below half of the low end of --window {window}: one late heartbeat would start an election"
                 ),
                 format_args!("use less than {} or a later --window", exact_ms(low / 2)),
             ));
+        }
+        Ok(())
+    }
+
+    fn validate_scheme(&self) -> Result<(), Usage> {
+        let nodes = self.members.len() as u64;
+        let count = |option: &str, count: u32, most: u64, wrong: &str| {
+            if (1..=most).contains(&u64::from(count)) {
+                return Ok(());
+            }
+            let wrong = if count == 0 { wrong.into() } else { format!("there are only {nodes} nodes") };
+            Err(Usage::option(option, count, wrong, format_args!("use 1 to {most}")))
+        };
+        match self.backend.scheme {
+            Scheme::Raft => Ok(()),
+            Scheme::RaftSubset { voters, voter_grace_ns } => {
+                count("--voters", voters, nodes, "nobody would vote")?;
+                let least = self.backend.heartbeat_ns.saturating_mul(2);
+                if voter_grace_ns < least {
+                    let wrong = "a voter would be replaced for one late heartbeat";
+                    let remedy = format!("use {} or more", exact_ms(least));
+                    return Err(Usage::option("--voter-grace", exact_ms(voter_grace_ns), wrong, remedy));
+                }
+                Ok(())
+            }
+            Scheme::Gossip { holders, fan_out, phi_milli } => {
+                count("--holders", holders, nodes, "a checkpoint would be on no node")?;
+                count("--fan-out", fan_out, nodes - 1, "nobody would gossip")?;
+                self.digest_only("it is capped, and one large value holds back later ones")?;
+                if phi_milli < MIN_PHI_MILLI {
+                    let phi = f64::from(phi_milli) / 1000.0;
+                    let wrong = "one late sign of life would make a node suspected";
+                    let remedy = "use 2 or more, a later --window or a shorter --gossip-interval";
+                    return Err(Usage::option("--phi", phi, wrong, remedy));
+                }
+                Ok(())
+            }
+            Scheme::Backup { backups } => {
+                count("--backups", backups, nodes - 1, "nothing would survive the aggregator")?;
+                self.digest_only("its messages name checkpoints, backups take the bytes apart")
+            }
+        }
+    }
+
+    fn digest_only(&self, why: &str) -> Result<(), Usage> {
+        if self.backend.payload == Payload::Digest {
+            return Ok(());
+        }
+        let backend = self.backend.backend();
+        let wrong = format!("{backend} does not carry checkpoints in its own messages: {why}");
+        let remedy = "use --payload digest, where bytes go by digest";
+        Err(Usage::option("--payload", self.backend.payload, wrong, remedy))
+    }
+
+    fn validate_suitability(&self) -> Result<(), Usage> {
+        for (index, given) in self.suitability.iter().enumerate() {
+            if !self.nodes().contains(&given.node) {
+                let remedy = format!("nodes are 1 to {}", self.members.len());
+                let wrong = format!("there is no node {}", given.node);
+                return Err(Usage::option("--suitability", given, wrong, remedy));
+            }
+            if self.suitability[..index].iter().any(|other| other.node == given.node) {
+                let wrong = format!("node {} was given before", given.node);
+                return Err(Usage::option("--suitability", given, wrong, "give all of a node in one option"));
+            }
         }
         Ok(())
     }
@@ -365,8 +280,13 @@ impl Trial {
     pub fn validate(&self) -> Result<(), Usage> {
         self.plan.validate()?;
         for fault in &self.faults {
-            let crate::fault::When::Round(round) = fault.when;
-            if round > self.plan.job.rounds {
+            if fault.when == When::VotersChanged && self.plan.backend.backend() != Backend::RaftSubset {
+                let wrong = format!("{} replaces no voters", self.plan.backend.backend());
+                return Err(Usage::option("--fault", fault, wrong, "use --backend raft-subset or round:N"));
+            }
+            if let When::Round(round) = fault.when
+                && round > self.plan.job.rounds
+            {
                 let wrong = format!("the run has {} rounds", self.plan.job.rounds);
                 return Err(Usage::option(
                     "--fault",
@@ -385,12 +305,6 @@ impl Trial {
         }
         Ok(())
     }
-}
-
-/// How many of `nodes` train at a time.
-#[must_use]
-pub fn workers_of(nodes: u64, aggregator_trains: bool) -> u64 {
-    if aggregator_trains { nodes } else { nodes.saturating_sub(1) }
 }
 
 /// Checks the number of nodes, before anything is derived from it.
@@ -413,70 +327,17 @@ pub fn validate_nodes(nodes: u64) -> Result<(), Usage> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use workloads::federated::{EngineKind, Profile, Training};
+mod tests {
+    use std::net::Ipv4Addr;
 
+    use super::super::tests::plan;
     use super::*;
-
-    /// A small valid plan.
-    pub(crate) fn plan(nodes: u64) -> Plan {
-        let job = Config {
-            rounds: 3,
-            training: Training { local_epochs: 1, batch_size: 32, lr: 0.001, momentum: 0.9 },
-            examples_per_node: 100,
-            test_examples_per_node: 20,
-            partition: Partition::Iid,
-            data: None,
-            seed: 7,
-            profile: Profile::Once,
-            min_fit_clients: 1,
-            round_deadline_ms: 120_000,
-            aggregator_trains: false,
-            resend: false,
-            engine: EngineKind::Candle,
-        };
-        let backend = BackendPlan {
-            backend: Backend::Raft,
-            payload: Payload::Inline,
-            window_lo_ns: 1_000_000_000,
-            window_hi_ns: 2_000_000_000,
-            heartbeat_ns: 100_000_000,
-        };
-        let members = Plan::members_in(Ipv4Addr::new(127, 9, 9, 0), nodes);
-        Plan {
-            job,
-            backend,
-            placement: PlacementKind::Process,
-            members,
-            learning_port: 8080,
-            replication_port: 5000,
-            link: Link::default(),
-            capture: CaptureMode::Auto,
-        }
-    }
 
     fn refused(change: impl FnOnce(&mut Plan)) -> String {
         let mut plan = plan(4);
         assert_eq!(plan.validate(), Ok(()));
         change(&mut plan);
         plan.validate().unwrap_err().to_string()
-    }
-
-    #[test]
-    fn addresses_count_from_eleven() {
-        let plan = plan(3);
-        assert_eq!(plan.learning_address(NodeId(1)).unwrap().to_string(), "127.9.9.11:8080");
-        assert_eq!(plan.replication_address(NodeId(3)).unwrap().to_string(), "127.9.9.13:5000");
-        assert_eq!(plan.replication_address(NodeId(4)), None);
-        assert_eq!(Plan::members_in(Ipv4Addr::LOCALHOST, MAX_NODES).last().unwrap().ip.octets()[3], 254);
-    }
-
-    #[test]
-    fn a_plan_is_read_back_as_written() {
-        let plan = plan(10);
-        let text = serde_json::to_string(&plan).unwrap();
-        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
-        assert_eq!((plan.workers(), plan.majority()), (9, 6));
     }
 
     #[test]
@@ -536,9 +397,59 @@ pub(crate) mod tests {
             quiet: false,
         };
         assert_eq!(trial("kill@node:4,round:3").validate(), Ok(()));
+        assert!(
+            trial("kill@aggregator,voters-changed")
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("replaces no voters")
+        );
         assert!(trial("kill@node:5,round:3").validate().unwrap_err().to_string().contains("no node 5"));
         assert!(
             trial("kill@aggregator,round:4").validate().unwrap_err().to_string().contains("has 3 rounds")
         );
+    }
+
+    #[test]
+    fn backends_refuse_numbers_that_cannot_be() {
+        let with = |scheme| {
+            refused(move |plan| {
+                plan.backend.payload = Payload::Digest;
+                plan.backend.scheme = scheme;
+            })
+        };
+        let subset = |voters| Scheme::RaftSubset { voters, voter_grace_ns: 10_000_000_000 };
+        let gossip = |holders, fan_out, phi_milli| Scheme::Gossip { holders, fan_out, phi_milli };
+        for (scheme, expected) in [
+            (subset(0), "--voters 0: nobody would vote; use 1 to 4"),
+            (subset(5), "--voters 5: there are only 4 nodes; use 1 to 4"),
+            (
+                Scheme::RaftSubset { voters: 3, voter_grace_ns: 1_000_000 },
+                "--voter-grace 1ms: a voter would be replaced for one late heartbeat; use 200ms or more",
+            ),
+            (gossip(0, 2, 6000), "--holders 0:"),
+            (gossip(5, 2, 6000), "--holders 5:"),
+            (gossip(3, 4, 6000), "--fan-out 4:"),
+            (gossip(3, 2, 1999), "--phi 1.999: one late sign of life"),
+            (Scheme::Backup { backups: 0 }, "--backups 0:"),
+            (Scheme::Backup { backups: 4 }, "--backups 4: there are only 4 nodes; use 1 to 3"),
+        ] {
+            let message = with(scheme);
+            assert!(message.starts_with(expected), "{message}");
+        }
+        let message = refused(|plan| plan.backend.scheme = gossip(3, 2, 6000));
+        assert!(message.starts_with("--payload inline: gossip does not carry"), "{message}");
+    }
+
+    #[test]
+    fn resources_are_given_once_and_for_nodes_that_exist() {
+        let given = |texts: &[&str]| {
+            let suitability = texts.iter().map(|text| text.parse().unwrap()).collect();
+            refused(move |plan| plan.suitability = suitability)
+        };
+        assert!(
+            given(&["5:cpu=1"]).starts_with("--suitability 5:cpu=1: there is no node 5; nodes are 1 to 4")
+        );
+        assert!(given(&["2:cpu=1", "2:memory=1"]).contains("node 2 was given before"));
     }
 }

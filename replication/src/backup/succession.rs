@@ -1,0 +1,242 @@
+//! Who aggregates, who is next, and when: pure decisions on events and time.
+//!
+//! Nodes succeed each other in ascending order of their ids, from the aggregator onwards and around. Nobody votes: a higher
+//! epoch is believed by whoever hears of it. Knows neither checkpoints nor the network.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use tokio::time::Instant;
+
+use crate::config::Window;
+use crate::store::{Epoch, NodeId};
+
+/// What a node does next, as far as nothing happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It aggregates: it says so to everyone.
+    Lead,
+    /// It waits, at most until then.
+    Wait(Option<Instant>),
+    /// It is the lowest of a new cluster and has its backups: it begins.
+    Begin,
+    /// It has heard nothing of the aggregator for too long.
+    Succeed,
+}
+
+/// What an epoch that was heard of is to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It has ended; this one is in force.
+    Stale(Epoch),
+    /// It is in force.
+    Known,
+    /// It is new, and in force from now on; this one was before.
+    New(Option<Epoch>),
+}
+
+/// One node's place in the succession.
+#[derive(Debug)]
+pub(super) struct Succession {
+    nodes: BTreeSet<NodeId>,
+    local: NodeId,
+    backups: usize,
+    window: Window,
+    rng: ChaCha8Rng,
+    epoch: Option<Epoch>,
+    /// When the aggregator was last heard of, or succession last tried.
+    contact: Instant,
+    /// How long after it the first in the order suspects the aggregator.
+    draw: Duration,
+}
+
+impl Succession {
+    pub(super) fn new(
+        nodes: BTreeSet<NodeId>,
+        local: NodeId,
+        backups: u32,
+        window: Window,
+        rng: ChaCha8Rng,
+        now: Instant,
+    ) -> Self {
+        let backups = backups as usize;
+        let mut new =
+            Self { nodes, local, backups, window, rng, epoch: None, contact: now, draw: Duration::ZERO };
+        new.wait_anew(now);
+        new
+    }
+
+    /// The epoch in force, as far as this node knows.
+    pub(super) fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// Whether this node aggregates.
+    pub(super) fn leads(&self) -> bool {
+        self.epoch.is_some_and(|epoch| epoch.node == self.local)
+    }
+
+    /// The epoch this node would begin.
+    pub(super) fn next_epoch(&self) -> Epoch {
+        Epoch { counter: self.epoch.map_or(0, |epoch| epoch.counter).saturating_add(1), node: self.local }
+    }
+
+    /// The others in the order in which they come after `node`, and around.
+    pub(super) fn after(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let beyond = self.nodes.range(node..);
+        beyond.chain(self.nodes.range(..node)).copied().filter(move |other| *other != node)
+    }
+
+    /// The nodes that are asked to hold a checkpoint, in order: the first that answer do.
+    pub(super) fn candidates(&self, connected: &[NodeId]) -> Vec<NodeId> {
+        self.after(self.local).filter(|node| connected.contains(node)).collect()
+    }
+
+    /// How many living nodes succeed before this one.
+    fn rank(&self, connected: &[NodeId]) -> u32 {
+        let before_local = |node: &NodeId| *node != self.local;
+        let ahead: Vec<NodeId> = match self.epoch {
+            Some(epoch) => self.after(epoch.node).take_while(before_local).collect(),
+            None => self.nodes.iter().copied().take_while(before_local).collect(),
+        };
+        ahead.iter().filter(|node| connected.contains(node)).count() as u32
+    }
+
+    /// Successors do not race: each has the whole window to itself, those ahead of it come first.
+    fn deadline(&self, connected: &[NodeId]) -> Instant {
+        let width = Duration::from_millis(self.window.to_ms - self.window.from_ms);
+        self.contact + self.draw + width * self.rank(connected)
+    }
+
+    /// What to do at `now`, with these peers connected.
+    pub(super) fn step(&self, now: Instant, connected: &[NodeId]) -> Step {
+        if self.leads() {
+            return Step::Lead;
+        }
+        // Without backups there is nothing to lead with.
+        if connected.len() < self.backups {
+            return Step::Wait(None);
+        }
+        if self.epoch.is_none() && self.nodes.first() == Some(&self.local) {
+            return Step::Begin;
+        }
+        let deadline = self.deadline(connected);
+        if now < deadline { Step::Wait(Some(deadline)) } else { Step::Succeed }
+    }
+
+    /// The aggregator was heard of, or others have to be let go first: a new draw.
+    pub(super) fn wait_anew(&mut self, now: Instant) {
+        let Window { from_ms, to_ms } = self.window;
+        self.contact = now;
+        self.draw = Duration::from_micros(self.rng.random_range(from_ms * 1000..to_ms * 1000));
+    }
+
+    /// Whether this node has no reason to doubt that somebody aggregates.
+    pub(super) fn content(&self, now: Instant) -> bool {
+        let lease = Duration::from_millis(self.window.from_ms * 3 / 4);
+        self.leads() || (self.epoch.is_some() && now < self.contact + lease)
+    }
+
+    /// Takes note of an epoch: the highest is in force.
+    pub(super) fn hear(&mut self, epoch: Epoch, now: Instant) -> Heard {
+        let before = self.epoch;
+        match before {
+            Some(current) if epoch < current => return Heard::Stale(current),
+            Some(current) if epoch == current => return Heard::Known,
+            _ => {}
+        }
+        self.epoch = Some(epoch);
+        self.wait_anew(now);
+        Heard::New(before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    const WINDOW: Window = Window { from_ms: 300, to_ms: 600 };
+
+    fn succession(local: u64, backups: u32, now: Instant) -> Succession {
+        let nodes = (1..=5).map(NodeId).collect();
+        Succession::new(nodes, NodeId(local), backups, WINDOW, ChaCha8Rng::seed_from_u64(local), now)
+    }
+
+    fn epoch(counter: u64, node: u64) -> Epoch {
+        Epoch { counter, node: NodeId(node) }
+    }
+
+    fn others(local: u64) -> Vec<NodeId> {
+        (1..=5).map(NodeId).filter(|node| *node != NodeId(local)).collect()
+    }
+
+    #[test]
+    fn the_lowest_begins_once_it_has_backups() {
+        let now = Instant::now();
+        let lowest = succession(1, 2, now);
+        assert_eq!(lowest.step(now, &[NodeId(4)]), Step::Wait(None));
+        assert_eq!(lowest.step(now, &[NodeId(4), NodeId(5)]), Step::Begin);
+        assert!(matches!(succession(2, 2, now).step(now, &others(2)), Step::Wait(Some(_))));
+        assert_eq!(lowest.next_epoch(), epoch(1, 1));
+    }
+
+    #[test]
+    fn successors_take_turns_around_the_circle() {
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        for (local, rank) in [(5, 0), (1, 1), (2, 2), (3, 3)] {
+            for _ in 0..100 {
+                let mut successor = succession(local, 2, now);
+                successor.hear(epoch(7, 4), now);
+                let turn = 300 * rank;
+                assert!(matches!(successor.step(at(turn + 299), &others(local)), Step::Wait(Some(_))));
+                assert_eq!(successor.step(at(turn + 600), &others(local)), Step::Succeed);
+            }
+        }
+        let mut third = succession(2, 2, now);
+        third.hear(epoch(7, 4), now);
+        let without_5 = [1, 3, 4].map(NodeId);
+        assert_eq!(
+            third.step(at(900), &without_5),
+            Step::Succeed,
+            "who is not connected is not let go first"
+        );
+    }
+
+    #[test]
+    fn a_higher_epoch_ends_an_office() {
+        let now = Instant::now();
+        let mut node = succession(1, 2, now);
+        assert_eq!(node.hear(epoch(1, 1), now), Heard::New(None));
+        assert_eq!(node.step(now, &[]), Step::Lead);
+        assert_eq!(node.hear(epoch(2, 3), now), Heard::New(Some(epoch(1, 1))));
+        assert_eq!(node.hear(epoch(1, 1), now), Heard::Stale(epoch(2, 3)));
+        assert_eq!(
+            node.hear(epoch(2, 4), now),
+            Heard::New(Some(epoch(2, 3))),
+            "of two with one counter the higher node"
+        );
+        assert_eq!(node.next_epoch(), epoch(3, 1));
+    }
+
+    #[test]
+    fn backups_are_the_next_that_are_connected() {
+        let node = succession(4, 2, Instant::now());
+        assert_eq!(node.candidates(&[1, 2, 3].map(NodeId)), [1, 2, 3].map(NodeId));
+        assert_eq!(node.candidates(&[5, 2].map(NodeId)), [5, 2].map(NodeId));
+    }
+
+    #[test]
+    fn who_has_just_heard_of_the_aggregator_is_content() {
+        let now = Instant::now();
+        let mut node = succession(2, 2, now);
+        assert!(!node.content(now), "nobody aggregates yet");
+        node.hear(epoch(1, 1), now);
+        assert!(node.content(now + Duration::from_millis(224)));
+        assert!(!node.content(now + Duration::from_millis(225)));
+    }
+}

@@ -1,0 +1,152 @@
+//! Stands for the office when it is time: asks for promises, takes over the newest checkpoint, claims the epoch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
+
+use super::announce::{Announcement, order};
+use super::catalogue::Learned;
+use super::core::Core;
+use super::messages::{Candidacy, Promised};
+use super::office::Decision;
+use crate::blob::transfer_timeout;
+use crate::store::{NodeId, Slot};
+use crate::transport::{Class, Frame};
+use crate::wire;
+
+/// A candidate waits for promises for two intervals, and this.
+const PROMISE_GRACE: Duration = Duration::from_millis(250);
+
+/// Stands whenever it is this node's turn.
+pub(super) async fn run(core: Arc<Core>) {
+    loop {
+        let mut wait = None;
+        let turn = core.changes.until(|| {
+            let decision = {
+                let state = &mut *core.state();
+                let live = state.live(core.local);
+                state.office.decide(&live, &state.fitness, Instant::now(), &mut state.rng)
+            };
+            match decision {
+                Decision::Rest => None,
+                other => Some(other),
+            }
+        });
+        match turn.await {
+            Decision::WaitUntil(until) => wait = Some(until),
+            Decision::Rest => {}
+            Decision::Stand => stand(&core).await,
+        }
+        if let Some(until) = wait {
+            let mut first = true;
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(until) => {}
+                () = core.changes.until(|| if std::mem::take(&mut first) { None } else { Some(()) }) => {}
+            }
+        }
+    }
+}
+
+async fn stand(core: &Arc<Core>) {
+    let (epoch, blessing, before) = {
+        let mut state = core.state();
+        let before = state.office.promised();
+        let (epoch, blessing) = state.office.stand();
+        (epoch, blessing, before)
+    };
+    let elected = match ask(core, Candidacy { epoch, blessing }).await {
+        Some(newest) => take_over(core, newest).await,
+        None => false,
+    };
+    let in_office = elected && {
+        let state = core.state();
+        // Nobody was promised a higher epoch meanwhile.
+        state.office.promised() == epoch && state.office.in_force() < Some(epoch)
+    };
+    if !in_office {
+        let state = &mut *core.state();
+        state.office.withdraw(epoch, before, Instant::now(), &mut state.rng);
+        return;
+    }
+    let base = core.global_base();
+    core.state().base = base;
+    core.follow(epoch);
+    let connected = core.state().connected();
+    core.claim(connected);
+}
+
+/// Asks whoever can be reached for a promise. If enough was promised, returns the newest checkpoint of the job's state that
+/// those hold who promised.
+async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> Option<Option<Announcement>> {
+    let mut newest: Option<Announcement> = None;
+    let peers: Vec<NodeId> = {
+        let state = core.state();
+        let live = state.live(core.local);
+        let asked = |peer: &NodeId| core.config.linear() || live.contains(peer);
+        state.connected().into_iter().filter(asked).collect()
+    };
+    let frame = Frame::new(wire::GOSSIP_PROMISE, wire::encode(&candidacy));
+    let mut answers: FuturesUnordered<_> = peers
+        .iter()
+        .map(|peer| {
+            let request = core.transport.request(*peer, Class::Election, frame.clone());
+            async move { (*peer, request.await) }
+        })
+        .collect();
+    let until = Instant::now() + core.config.interval() * 2 + PROMISE_GRACE;
+    let (mut granted, mut answered) = (0, 0);
+    while let Ok(Some((peer, answer))) = tokio::time::timeout_at(until, answers.next()).await {
+        let Some(promised) = answer.ok().and_then(|answer| wire::decode(&answer.head).ok()) else { continue };
+        answered += 1;
+        match promised {
+            Promised::Granted { holds } => {
+                granted += 1;
+                for announced in holds {
+                    let global = announced.id.slot == Slot::Global && announced.id.epoch < candidacy.epoch;
+                    if global && newest.is_none_or(|newest| announced.order() > newest.order()) {
+                        newest = Some(announced);
+                    }
+                    core.learn(announced, None, Some(peer));
+                }
+            }
+            Promised::Refused { promised, in_force } => {
+                core.state().office.seen(promised);
+                if let Some(in_force) = in_force.filter(|epoch| epoch.node != core.local) {
+                    core.follow(in_force);
+                }
+            }
+        }
+        if core.config.linear() && core.state().office.suffices(granted, answered) {
+            break;
+        }
+    }
+    core.state().office.suffices(granted, answered).then_some(newest)
+}
+
+/// Brings in what those hold who promised; false if it must be had and cannot. What nobody of them holds was not
+/// acknowledged, whatever gossip tells of it.
+async fn take_over(core: &Arc<Core>, newest: Option<Announcement>) -> bool {
+    let Some(newest) = newest else { return true };
+    let here = core.global_base().map(order);
+    if here >= Some(newest.order()) {
+        return true;
+    }
+    let fetched = tokio::time::timeout(transfer_timeout(newest.bytes), core.bytes(&newest)).await;
+    // With few holders what was acknowledged may be lost with them.
+    matches!(fetched, Ok(Some(_))) || !core.config.linear()
+}
+
+impl Core {
+    /// Learns what a peer announces in gossip state, the newest first.
+    pub(super) fn learn_all(self: &Arc<Self>, holder: NodeId, announced: Vec<Announcement>) {
+        for announced in announced {
+            if self.learn(announced, None, Some(holder)) == Learned::Refused {
+                tracing::debug!(%holder, id = %announced.id, "an announcement is not kept");
+            }
+        }
+    }
+}

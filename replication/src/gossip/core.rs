@@ -1,0 +1,359 @@
+//! What a node of the gossip backend knows, shared by its tasks: one state behind one lock, and the word that it changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::announce::Announcement;
+use super::catalogue::{Catalogue, Learned};
+use super::config::GossipConfig;
+use super::fetch::Uploads;
+use super::messages::{Have, MAX_RUMOUR_METADATA_BYTES, Rumour, Yield};
+use super::office::{Fitness, Followed, Office};
+use crate::blob::Blobs;
+use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId, Observer, StoreEvent};
+use crate::transport::{Class, Frame, Transport, TransportError};
+use crate::wire;
+
+/// Pairs of rivals of which is remembered that they were told of.
+const RIVALS_REMEMBERED: usize = 64;
+
+/// Small messages under way at a time; beyond it they are not sent, and gossip brings the news.
+const MAX_MESSAGES: usize = 256;
+
+/// How long a small message may take.
+pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Tells of every change of the state, in the order in which tasks began to wait.
+#[derive(Default)]
+pub(super) struct Changes(Notify);
+
+impl Changes {
+    pub(super) fn announce(&self) {
+        self.0.notify_waiters();
+    }
+
+    /// Waits until `look` sees something.
+    pub(super) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let mut change = pin!(self.0.notified());
+            // Counts as waiting from here, so that no change slips in between looking and waiting.
+            change.as_mut().enable();
+            if let Some(seen) = look() {
+                return seen;
+            }
+            change.await;
+        }
+    }
+}
+
+/// A peer, as gossip tells.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Peer {
+    pub(super) connected: bool,
+    /// chitchat says it lives, or has said so once.
+    pub(super) alive: Option<bool>,
+    /// Version of its gossip state that was read last.
+    pub(super) version: u64,
+}
+
+pub(super) struct State {
+    pub(super) office: Office,
+    pub(super) catalogue: Catalogue,
+    pub(super) uploads: Uploads,
+    pub(super) peers: BTreeMap<NodeId, Peer>,
+    pub(super) fitness: BTreeMap<NodeId, Fitness>,
+    /// What this node as aggregator continues from.
+    pub(super) base: Option<CheckpointId>,
+    /// Being fetched.
+    pub(super) fetching: BTreeSet<Digest>,
+    pub(super) rng: ChaCha8Rng,
+    /// This node has asked another to take over its epoch.
+    pub(super) handing_over: Option<Epoch>,
+    suspected: Option<Epoch>,
+    rivals: BTreeSet<(Epoch, Epoch)>,
+    pub(super) closed: bool,
+}
+
+/// One node.
+pub(super) struct Core {
+    pub(super) config: GossipConfig,
+    pub(super) local: NodeId,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) blobs: Blobs,
+    pub(super) changes: Changes,
+    pub(super) aggregator: watch::Sender<Option<Epoch>>,
+    state: Mutex<State>,
+    background: Mutex<JoinSet<()>>,
+}
+
+impl State {
+    /// Nodes that live, this one included: chitchat says so, or has not yet said anything of a connected one.
+    pub(super) fn live(&self, local: NodeId) -> BTreeSet<NodeId> {
+        let live = self.peers.iter().filter(|(_, peer)| peer.alive.unwrap_or(peer.connected));
+        live.map(|(node, _)| *node).chain([local]).collect()
+    }
+
+    pub(super) fn connected(&self) -> BTreeSet<NodeId> {
+        self.peers.iter().filter(|(_, peer)| peer.connected).map(|(node, _)| *node).collect()
+    }
+}
+
+impl Core {
+    pub(super) fn new(
+        config: GossipConfig,
+        (transport, observer): (Arc<dyn Transport>, Arc<dyn Observer>),
+        score: u32,
+        rng: ChaCha8Rng,
+    ) -> Self {
+        let local = transport.local();
+        let office =
+            Office::new(local, config.nodes.len(), config.linear(), config.interval(), Instant::now());
+        let state = State {
+            office,
+            catalogue: Catalogue::new(config.retained),
+            uploads: Uploads::default(),
+            peers: config
+                .nodes
+                .iter()
+                .filter(|node| **node != local)
+                .map(|node| (*node, Peer::default()))
+                .collect(),
+            fitness: BTreeMap::from([(local, Fitness { freshest: None, score: Some(score) })]),
+            base: None,
+            fetching: BTreeSet::new(),
+            rng,
+            handing_over: None,
+            suspected: None,
+            rivals: BTreeSet::new(),
+            closed: false,
+        };
+        Self {
+            config,
+            local,
+            transport,
+            observer,
+            blobs: Blobs::default(),
+            changes: Changes::default(),
+            aggregator: watch::Sender::new(None),
+            state: Mutex::new(state),
+            background: Mutex::default(),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `task` until it ends or the store closes.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        while background.try_join_next().is_some() {}
+        if !self.state().closed {
+            background.spawn(task);
+        }
+    }
+
+    /// Ends everything in the background.
+    pub(super) fn close(&self) {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state().closed = true;
+        background.abort_all();
+        drop(background);
+        self.changes.announce();
+    }
+
+    /// Sends a small message, on which nothing depends: gossip brings the same news later.
+    pub(super) fn tell(self: &Arc<Self>, peer: NodeId, class: Class, frame: Frame) {
+        let under_way = self.background.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if under_way >= MAX_MESSAGES {
+            return;
+        }
+        let transport = self.transport.clone();
+        self.spawn(async move {
+            let _ = tokio::time::timeout(MESSAGE_TIMEOUT, transport.request(peer, class, frame)).await;
+        });
+    }
+
+    /// Takes note of a checkpoint and of a node that says it holds it.
+    pub(super) fn learn(
+        self: &Arc<Self>,
+        announced: Announcement,
+        metadata: Option<Metadata>,
+        holder: Option<NodeId>,
+    ) -> Learned {
+        if !announced.plausible(&self.config.nodes) {
+            return Learned::Refused;
+        }
+        let learned = {
+            let mut state = self.state();
+            let learned = state.catalogue.learn(announced, holder.filter(|node| *node != self.local));
+            if let (Some(metadata), false) = (metadata, learned == Learned::Refused) {
+                state.catalogue.describe(announced.id, metadata);
+            }
+            learned
+        };
+        if let Learned::New(released) = &learned {
+            released.iter().for_each(|digest| self.blobs.release(*digest));
+        }
+        self.settle(announced.digest);
+        self.changes.announce();
+        learned
+    }
+
+    /// Holds what can be held with the bytes of `digest`, if they are here, and says so to the writers.
+    pub(super) fn settle(self: &Arc<Self>, digest: Digest) {
+        if self.blobs.get(digest).is_none() {
+            return;
+        }
+        let held = {
+            let mut state = self.state();
+            let held = state.catalogue.arrived(digest, self.local);
+            if !held.is_empty() {
+                self.blobs.refer(digest);
+            }
+            let freshest = state.catalogue.held_global().map(|entry| entry.announced.order());
+            state.fitness.entry(self.local).or_default().freshest = freshest;
+            held
+        };
+        for announced in held {
+            let Announcement { id, digest, bytes, .. } = announced;
+            self.observer.observe(StoreEvent::Applied { id, digest, bytes });
+            self.acknowledge(&announced);
+        }
+        self.changes.announce();
+    }
+
+    /// Tells the writer that this node holds a checkpoint, unless a later epoch is promised.
+    pub(super) fn acknowledge(self: &Arc<Self>, announced: &Announcement) {
+        let writer = announced.writer();
+        let fenced = self.state().office.promised() > announced.id.epoch;
+        if writer != self.local && !fenced {
+            let have = Have { id: announced.id, digest: announced.digest };
+            self.tell(writer, Class::Digest, Frame::new(wire::GOSSIP_HAVE, wire::encode(&have)));
+        }
+    }
+
+    /// The rumour of a checkpoint this node knows.
+    pub(super) fn rumour(&self, announced: Announcement, carried: bool) -> Rumour {
+        let metadata = self.state().catalogue.find(announced.id).and_then(|entry| entry.metadata.clone());
+        let small = |metadata: &Metadata| wire::encode(metadata).len() <= MAX_RUMOUR_METADATA_BYTES;
+        Rumour { announced, metadata: metadata.filter(small), carried }
+    }
+
+    /// Some connected nodes for a rumour, none of `without`.
+    pub(super) fn some_peers(&self, without: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let mut state = self.state();
+        let peers: Vec<NodeId> = state.connected().difference(without).copied().collect();
+        peers.sample(&mut state.rng, self.config.fan_out as usize).copied().collect()
+    }
+
+    /// Passes a rumour on.
+    pub(super) fn spread(self: &Arc<Self>, rumour: &Rumour, without: &BTreeSet<NodeId>) {
+        let peers = self.some_peers(without);
+        let frame = Frame::new(wire::GOSSIP_RUMOUR, wire::encode(rumour));
+        for peer in peers {
+            let (core, frame, epoch) = (self.clone(), frame.clone(), rumour.announced.id.epoch);
+            self.spawn(async move {
+                let request = core.transport.request(peer, Class::Digest, frame);
+                if let Ok(Ok(response)) = tokio::time::timeout(MESSAGE_TIMEOUT, request).await {
+                    core.heard(epoch, &response);
+                }
+            });
+        }
+    }
+
+    /// Takes note of the answer to a rumour of `epoch`.
+    fn heard(&self, epoch: Epoch, response: &Frame) {
+        let heard: Result<super::messages::Heard, _> = wire::decode(&response.head);
+        if let Some(fenced_by) = heard.ok().and_then(|heard| heard.fenced_by).filter(|by| *by > epoch) {
+            self.state().office.fenced_by(fenced_by);
+            self.changes.announce();
+        }
+    }
+
+    /// Follows `epoch` if it is newer than the one in force, and tells of what that means.
+    pub(super) fn follow(self: &Arc<Self>, epoch: Epoch) -> bool {
+        if !self.config.nodes.contains(&epoch.node) {
+            return false;
+        }
+        let (followed, yields) = {
+            let mut state = self.state();
+            let followed = state.office.follow(epoch);
+            let Followed::Now { before } = followed else { return false };
+            let mine = before.filter(|before| before.node == self.local && epoch.node != self.local);
+            let yields = mine.filter(|mine| state.handing_over != Some(*mine) && !self.config.linear());
+            self.aggregator.send_replace(Some(epoch));
+            (epoch, yields)
+        };
+        self.observer.observe(StoreEvent::AggregatorChanged { epoch: Some(followed) });
+        if let Some(yields) = yields {
+            let rivals = Yield { stays: epoch, yields };
+            self.rivals(rivals);
+            let connected = self.state().connected();
+            for peer in connected {
+                self.tell(peer, Class::Election, Frame::new(wire::GOSSIP_YIELD, wire::encode(&rivals)));
+            }
+        }
+        self.changes.announce();
+        true
+    }
+
+    /// Tells of two aggregators at the same time, once.
+    pub(super) fn rivals(&self, Yield { stays, yields }: Yield) {
+        let new = {
+            let mut state = self.state();
+            if state.rivals.len() >= RIVALS_REMEMBERED {
+                state.rivals.pop_first();
+            }
+            state.rivals.insert((stays, yields))
+        };
+        if new {
+            self.observer.observe(StoreEvent::RivalAggregators { stays, yields });
+        }
+    }
+
+    /// Says to `peers` that this node aggregates, if it does.
+    pub(super) fn claim(self: &Arc<Self>, peers: impl IntoIterator<Item = NodeId>) {
+        let mine = self.state().office.in_force().filter(|epoch| epoch.node == self.local);
+        if let Some(epoch) = mine {
+            for peer in peers {
+                self.tell(peer, Class::Election, Frame::new(wire::GOSSIP_CLAIM, wire::encode(&epoch)));
+            }
+        }
+    }
+
+    /// Tells once of an aggregator that does not seem to live.
+    pub(super) fn look_for_the_aggregator(&self) {
+        let suspected = {
+            let mut state = self.state();
+            let live = state.live(self.local);
+            let gone = state.office.in_force().filter(|epoch| !live.contains(&epoch.node));
+            let new = gone.is_some() && state.suspected != gone;
+            state.suspected = gone;
+            gone.filter(|_| new)
+        };
+        if suspected.is_some() {
+            self.observer.observe(StoreEvent::Suspected { epoch: suspected });
+        }
+    }
+
+    /// The newest checkpoint of the job's state that this node holds.
+    pub(super) fn global_base(&self) -> Option<CheckpointId> {
+        self.state().catalogue.held_global().map(|entry| entry.announced.id)
+    }
+
+    /// Whether the peer certainly did not get the request.
+    pub(super) fn gone(error: &TransportError) -> bool {
+        matches!(error, TransportError::Unreachable { .. } | TransportError::Closed)
+    }
+}

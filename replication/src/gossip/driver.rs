@@ -1,0 +1,241 @@
+//! Rounds of gossip: writes what this node has to say into chitchat's state, gossips with a few peers, reads what came in.
+//!
+//! chitchat keeps heartbeats and liveness by its own tick; whom to gossip with, and when, is decided here from the seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chitchat::{ChitchatConfig, ChitchatHandle, FailureDetectorConfig, NodeState};
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use tokio::time::Instant;
+
+use super::MAX_ANNOUNCED;
+use super::announce::{Announcement, epoch_to_text, parse_epoch};
+use super::config::GossipConfig;
+use super::core::Core;
+use super::network::{Addresses, Bridge};
+use crate::store::{CheckpointId, Epoch, NodeId};
+
+/// Intervals between signs of life that the mean is taken of, beside chitchat's five prior ones: so few that the mean
+/// stays near the gossip interval, and the timeout what is stated, however often news arrives on detours.
+const SAMPLES: usize = 1;
+
+/// A dead node's state is kept for this long.
+const DEAD_NODE_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+
+const SCORE: &str = "s";
+const EPOCH: &str = "e";
+const RECORD: &str = "r";
+
+/// chitchat's configuration on one node.
+pub(super) fn chitchat_config(config: &GossipConfig, id: chitchat::ChitchatId) -> ChitchatConfig {
+    let interval = config.interval();
+    ChitchatConfig {
+        listen_addr: id.gossip_advertise_addr,
+        chitchat_id: id,
+        cluster_id: "checkpoints".into(),
+        gossip_interval: interval,
+        seed_nodes: Vec::new(),
+        failure_detector_config: FailureDetectorConfig {
+            phi_threshold: f64::from(config.phi_milli) / 1000.0,
+            sampling_window_size: SAMPLES,
+            max_interval: interval * 5,
+            initial_interval: interval,
+            dead_node_grace_period: DEAD_NODE_GRACE,
+        },
+        marked_for_deletion_grace_period: DEAD_NODE_GRACE,
+        catchup_callback: None,
+        extra_liveness_predicate: None,
+    }
+}
+
+/// What this node says from the beginning.
+pub(super) fn first_values(score: u32) -> Vec<(String, String)> {
+    vec![(SCORE.into(), score.to_string())]
+}
+
+/// What gossip says of one node.
+struct News {
+    version: u64,
+    score: Option<u32>,
+    epoch: Option<Epoch>,
+    holds: Vec<Announcement>,
+}
+
+impl News {
+    fn read(state: &NodeState) -> Self {
+        let holds = state.iter_prefix(RECORD).take(MAX_ANNOUNCED);
+        Self {
+            version: state.max_version(),
+            score: state.get(SCORE).and_then(|score| score.parse().ok()),
+            epoch: state.get(EPOCH).and_then(parse_epoch),
+            holds: holds.filter_map(|(_, value)| Announcement::parse(&value.value)).collect(),
+        }
+    }
+}
+
+pub(super) struct Driver {
+    pub(super) core: Arc<Core>,
+    pub(super) handle: ChitchatHandle,
+    pub(super) bridge: Bridge,
+    pub(super) addresses: Addresses,
+    /// Under which key each checkpoint is announced.
+    pub(super) places: BTreeMap<CheckpointId, usize>,
+}
+
+impl Driver {
+    /// Gossips until the store closes.
+    pub(super) async fn run(mut self) {
+        let mut connected = self.core.transport.connected();
+        connected.mark_changed();
+        let mut next = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                changed = connected.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = connected.borrow_and_update().clone();
+                    self.on_connected(&now);
+                }
+                () = tokio::time::sleep_until(next) => {
+                    next = self.next_round();
+                    self.write().await;
+                    self.gossip();
+                    self.read().await;
+                    self.core.fetch_missing();
+                }
+                () = self.bridge.seen() => self.read().await,
+            }
+        }
+    }
+
+    fn next_round(&self) -> Instant {
+        let jitter = self.core.state().rng.random_range(0.9..1.1);
+        Instant::now() + self.core.config.interval().mul_f64(jitter)
+    }
+
+    fn on_connected(&self, now: &[NodeId]) {
+        let mut new = Vec::new();
+        for (node, peer) in &mut self.core.state().peers {
+            let connected = now.contains(node);
+            if connected && !peer.connected {
+                new.push(*node);
+            }
+            peer.connected = connected;
+        }
+        for node in &new {
+            self.gossip_with(*node);
+        }
+        self.core.claim(new);
+        self.core.changes.announce();
+    }
+
+    fn gossip(&self) {
+        let peers: Vec<NodeId> = {
+            let mut state = self.core.state();
+            let connected: Vec<NodeId> = state.connected().into_iter().collect();
+            connected.sample(&mut state.rng, self.core.config.fan_out as usize).copied().collect()
+        };
+        for peer in peers {
+            self.gossip_with(peer);
+        }
+    }
+
+    fn gossip_with(&self, peer: NodeId) {
+        if let Some(addr) = self.addresses.gossip_address(peer)
+            && self.handle.gossip(addr).is_err()
+        {
+            tracing::warn!("chitchat has ended");
+        }
+    }
+
+    /// Writes what has changed on this node.
+    async fn write(&mut self) {
+        let (epoch, announced) = {
+            let state = self.core.state();
+            (state.office.in_force(), state.catalogue.to_announce(MAX_ANNOUNCED))
+        };
+        let before = self.places.len();
+        let wanted: BTreeSet<CheckpointId> = announced.iter().map(|announced| announced.id).collect();
+        let freed: Vec<usize> =
+            self.places.iter().filter(|(id, _)| !wanted.contains(id)).map(|(_, place)| *place).collect();
+        self.places.retain(|id, _| wanted.contains(id));
+        let mut values = vec![(EPOCH.to_owned(), epoch_to_text(epoch))];
+        values.extend(freed.iter().map(|place| (format!("{RECORD}{place}"), String::new())));
+        let taken: BTreeSet<usize> = self.places.values().copied().collect();
+        let mut free = (0..before + wanted.len()).filter(|place| !taken.contains(place));
+        for announced in announced {
+            if self.places.contains_key(&announced.id) {
+                continue;
+            }
+            if let Some(place) = free.next() {
+                self.places.insert(announced.id, place);
+                values.retain(|(key, _)| *key != format!("{RECORD}{place}"));
+                values.push((format!("{RECORD}{place}"), announced.to_text()));
+            }
+        }
+        let write = |chitchat: &mut chitchat::Chitchat| {
+            for (key, value) in &values {
+                // Setting a value to what it is would still be news.
+                if chitchat.self_node_state().get(key) != Some(value) {
+                    chitchat.self_node_state().set(key, value);
+                }
+            }
+        };
+        self.handle.with_chitchat(write).await;
+    }
+
+    /// Reads what came in since the last time.
+    async fn read(&self) {
+        let versions: BTreeMap<NodeId, u64> =
+            self.core.state().peers.iter().map(|(node, peer)| (*node, peer.version)).collect();
+        let read = |chitchat: &mut chitchat::Chitchat| {
+            let named = |id| self.addresses.named(id);
+            let live: BTreeSet<NodeId> = chitchat.live_nodes().filter_map(named).collect();
+            let states = chitchat.node_states().iter().filter_map(|(id, state)| Some((named(id)?, state)));
+            let new = states.filter(|(node, state)| {
+                versions.get(node).is_some_and(|version| *version != state.max_version())
+            });
+            (live, new.map(|(node, state)| (node, News::read(state))).collect::<Vec<_>>())
+        };
+        let (live, news) = self.handle.with_chitchat(read).await;
+        if self.take_note(&live, &news) {
+            self.core.look_for_the_aggregator();
+            self.core.changes.announce();
+        }
+        for (node, news) in news {
+            self.core.learn_all(node, news.holds);
+            // A node's own office is for itself to claim.
+            if let Some(epoch) = news.epoch.filter(|epoch| epoch.node != self.core.local) {
+                self.core.follow(epoch);
+            }
+        }
+    }
+
+    /// Whether something changed.
+    fn take_note(&self, live: &BTreeSet<NodeId>, news: &[(NodeId, News)]) -> bool {
+        let state = &mut *self.core.state();
+        let mut changed = !news.is_empty();
+        for (node, peer) in &mut state.peers {
+            let alive = live.contains(node);
+            // What was never seen alive is not dead.
+            let now = if alive { Some(true) } else { peer.alive.map(|_| false) };
+            changed |= peer.alive != now;
+            peer.alive = now;
+        }
+        for (node, news) in news {
+            if let Some(peer) = state.peers.get_mut(node) {
+                peer.version = news.version;
+            }
+            let fitness = state.fitness.entry(*node).or_default();
+            fitness.score = news.score.or(fitness.score);
+            let globals = news.holds.iter().filter(|held| held.id.slot == crate::store::Slot::Global);
+            fitness.freshest = globals.map(Announcement::order).max();
+        }
+        changed
+    }
+}

@@ -1,0 +1,317 @@
+//! A cluster of any backend on the seeded network, under a schedule of faults: a job that writes wherever a store says that
+//! its node aggregates, and readers everywhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rand::seq::IteratorRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use replication::storage::Storage;
+use replication::transport::channel::{ChannelNetwork, LinkSpec};
+use replication::{
+    AnyStore, Backend, Checkpoint, CheckpointId, Epoch, Guarantees, Metadata, NodeId, Observer, Outcome,
+    Phase, Site, Slot, StoreEvent, open,
+};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::disk::Disk;
+use super::history::{Ended, History, Learned, Life, Read, Recorder, Sighting, Write, content};
+use super::schedule::{Bounds, Fault, Kinds, schedule};
+
+/// When the last fault has ended.
+const FAULTS_UNTIL: Duration = Duration::from_secs(22);
+
+/// When the job stops, so that there is one newest checkpoint to agree on.
+const JOB_UNTIL: Duration = Duration::from_secs(26);
+
+/// How long operations under way may take to end, and nodes to agree, after the job has stopped.
+const SETTLING: Duration = Duration::from_secs(20);
+
+/// A link on which nothing goes wrong. Without a limit on bandwidth, since chitchat orders what it says with a generator that
+/// cannot be seeded: how well that compresses must not decide when it arrives.
+const WELL: LinkSpec = LinkSpec {
+    delay: Duration::from_millis(2),
+    jitter: Duration::from_millis(1),
+    loss: 0.0,
+    duplication: 0.0,
+    bandwidth_bytes_per_s: None,
+};
+
+pub(crate) fn nodes() -> Vec<NodeId> {
+    (1..=5).map(NodeId).collect()
+}
+
+/// What is under test.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
+    pub(crate) backend: Backend,
+    /// Whether nodes keep their state on disk, so that they come back.
+    pub(crate) on_disk: bool,
+}
+
+/// Runs `subject` under the schedule of `seed`; returns what happened, and what the backend promises.
+pub(crate) async fn run(seed: u64, subject: &Subject, kinds: Kinds) -> (History, Guarantees) {
+    let mut cluster = Cluster::start(seed, subject.clone()).await;
+    let guarantees = cluster.members[&NodeId(1)].store.guarantees();
+    let bounds = Bounds {
+        nodes: nodes(),
+        losses: guarantees.tolerated_losses,
+        // A node whose memory is gone must not come back under its id.
+        restarts: subject.on_disk,
+        kinds,
+        until: FAULTS_UNTIL,
+    };
+    for (at, fault) in schedule(seed, &bounds) {
+        sleep_until(cluster.begun + at).await;
+        cluster.strike(fault).await;
+    }
+    sleep_until(cluster.begun + JOB_UNTIL).await;
+    cluster.settle().await;
+    cluster.read_the_end().await;
+    let history = std::mem::take(&mut *cluster.recorder.history());
+    cluster.close().await;
+    (history, guarantees)
+}
+
+struct Member {
+    life: Life,
+    store: AnyStore,
+    tasks: JoinSet<()>,
+}
+
+struct Cluster {
+    seed: u64,
+    subject: Subject,
+    disks: BTreeMap<NodeId, Disk>,
+    network: ChannelNetwork,
+    begun: Instant,
+    recorder: Recorder,
+    running: Arc<AtomicBool>,
+    members: BTreeMap<NodeId, Member>,
+}
+
+/// Notes who aggregates, as one life of a node learns it.
+struct Witness {
+    life: Life,
+    recorder: Recorder,
+}
+
+impl Observer for Witness {
+    fn observe(&self, event: StoreEvent) {
+        if let StoreEvent::AggregatorChanged { epoch } = event {
+            let learned = Learned { by: self.life, at: self.recorder.now(), epoch };
+            self.recorder.history().learned.push(learned);
+        }
+    }
+}
+
+impl Cluster {
+    async fn start(seed: u64, subject: Subject) -> Self {
+        let mut cluster = Self {
+            seed,
+            subject,
+            disks: nodes().into_iter().map(|node| (node, Disk::default())).collect(),
+            network: ChannelNetwork::new(seed, WELL, nodes()),
+            begun: Instant::now(),
+            recorder: Recorder::new(),
+            running: Arc::new(AtomicBool::new(true)),
+            members: BTreeMap::new(),
+        };
+        for node in nodes() {
+            cluster.open(Life { node, number: 0 }).await;
+        }
+        cluster
+    }
+
+    /// Begins a life. What outlives a node is given to the site here.
+    async fn open(&mut self, life: Life) {
+        let witness = Witness { life, recorder: self.recorder.clone() };
+        let mut site = Site::new(self.network.join(life.node), Arc::new(witness));
+        site.resources.cpu_mb_per_s = 1000 * life.node.0;
+        if self.subject.on_disk {
+            site.storage = Some(Storage::inline_on(self.disks[&life.node].clone()).unwrap());
+        }
+        let store = open(self.subject.backend.clone(), site).await.unwrap();
+        let client = |purpose: u64| Client {
+            life,
+            store: store.clone(),
+            recorder: self.recorder.clone(),
+            running: self.running.clone(),
+            rng: ChaCha8Rng::seed_from_u64(self.seed ^ (life.node.0 << 32) ^ (purpose << 48)),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(client(1).write());
+        tasks.spawn(client(2).read());
+        self.members.insert(life.node, Member { life, store, tasks });
+    }
+
+    async fn strike(&mut self, fault: Fault) {
+        match fault {
+            Fault::Crash(node) => {
+                self.network.crash(node);
+                let Some(mut dead) = self.members.remove(&node) else { return };
+                dead.tasks.abort_all();
+                let death = (dead.life, self.recorder.now());
+                self.recorder.history().deaths.push(death);
+                dead.store.close().await;
+            }
+            Fault::Restart(node) => {
+                let deaths =
+                    |history: &History| history.deaths.iter().filter(|(dead, _)| dead.node == node).count();
+                let number = deaths(&self.recorder.history()) as u32;
+                self.open(Life { node, number }).await;
+            }
+            Fault::Pause(node) => self.network.pause(node),
+            Fault::Resume(node) => self.network.resume(node),
+            Fault::Partition(one, other) => self.network.partition(&[&one, &other]),
+            Fault::Cut(one, other) => self.network.cut(one, other),
+            Fault::Heal => self.network.heal(),
+            Fault::Disturb { loss, duplication, jitter } => {
+                self.network.set_link(LinkSpec { loss, duplication, jitter, ..WELL });
+            }
+            Fault::Calm => self.network.set_link(WELL),
+        }
+    }
+
+    /// Stops the job and waits until all nodes know the same aggregator and name the same newest checkpoint.
+    async fn settle(&mut self) {
+        self.running.store(false, Ordering::Relaxed);
+        let ends = Instant::now() + SETTLING;
+        for member in self.members.values_mut() {
+            let finished = async { while member.tasks.join_next().await.is_some() {} };
+            let Ok(()) = tokio::time::timeout_at(ends, finished).await else {
+                panic!("an operation on {:?} did not end within {SETTLING:?}", member.life);
+            };
+        }
+        let mut seen = self.views().await;
+        while !agree(&seen) {
+            assert!(Instant::now() < ends, "no agreement within {SETTLING:?}: {seen:?}");
+            sleep(Duration::from_millis(100)).await;
+            seen = self.views().await;
+        }
+    }
+
+    async fn views(&self) -> Vec<View> {
+        let mut views = Vec::new();
+        for member in self.members.values() {
+            let epoch = *member.store.aggregator().borrow();
+            let latest = timeout(SETTLING, member.store.latest()).await;
+            let latest = latest.map(|read| read.map(|latest| latest.as_ref().map(Checkpoint::id)));
+            views.push((
+                member.life.node,
+                epoch,
+                latest.map_err(|_| "no answer").and_then(|read| read.map_err(|_| "failed")),
+            ));
+        }
+        views
+    }
+
+    /// Asks every node for its newest checkpoint and for all that was ever acknowledged.
+    async fn read_the_end(&self) {
+        let names = self.recorder.history().names();
+        for member in self.members.values() {
+            for named in std::iter::once(None).chain(names.iter().copied().map(Some)) {
+                let read = read(&self.recorder, member.life, &member.store, named).await;
+                self.recorder.history().last.push(read);
+            }
+        }
+    }
+
+    async fn close(self) {
+        for member in self.members.values() {
+            member.store.close().await;
+        }
+    }
+}
+
+/// What a node knows: who aggregates, which checkpoint is the newest.
+type View = (NodeId, Option<Epoch>, Result<Option<CheckpointId>, &'static str>);
+
+fn agree(views: &[View]) -> bool {
+    let Some((_, epoch, latest)) = views.first() else { return true };
+    let lives = epoch.is_some_and(|epoch| views.iter().any(|(node, _, _)| *node == epoch.node));
+    lives && latest.is_ok() && views.iter().all(|(_, other, newest)| other == epoch && newest == latest)
+}
+
+async fn read(recorder: &Recorder, by: Life, store: &AnyStore, named: Option<CheckpointId>) -> Read {
+    let start = recorder.now();
+    let found = match named {
+        Some(id) => store.get(id).await,
+        None => store.latest().await,
+    };
+    let found = found.map(|found| found.as_ref().map(Sighting::from));
+    Read { by, named, start, end: recorder.now(), found }
+}
+
+/// Somebody who uses one node's store.
+struct Client {
+    life: Life,
+    store: AnyStore,
+    recorder: Recorder,
+    running: Arc<AtomicBool>,
+    rng: ChaCha8Rng,
+}
+
+impl Client {
+    fn running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    async fn pause(&mut self, from_ms: u64, to_ms: u64) {
+        sleep(Duration::from_millis(self.rng.random_range(from_ms..to_ms))).await;
+    }
+
+    fn epoch(&self) -> Option<Epoch> {
+        let epoch = *self.store.aggregator().borrow();
+        epoch.filter(|epoch| epoch.node == self.life.node)
+    }
+
+    /// Round after round, for as long as this node aggregates.
+    async fn write(mut self) {
+        while self.running() {
+            if let Some(epoch) = self.epoch()
+                && let Ok(latest) = self.store.latest().await
+            {
+                let round = latest.map_or(0, |latest| latest.id().round) + 1;
+                self.write_round(epoch, round).await;
+            }
+            self.pause(50, 250).await;
+        }
+    }
+
+    /// Repeats a write until its outcome is known or the epoch has ended.
+    async fn write_round(&mut self, epoch: Epoch, round: u64) {
+        let id = CheckpointId { epoch, round, phase: Phase::AggregateFit, slot: Slot::Global };
+        let checkpoint = Checkpoint::new(id, content(epoch, round), Metadata::new());
+        while self.running() && self.epoch() == Some(epoch) {
+            let start = self.recorder.now();
+            let outcome = self.store.put(checkpoint.clone()).await;
+            let unknown = outcome.as_ref().is_err_and(|error| error.outcome() == Outcome::Unknown);
+            let ended = match outcome {
+                Ok(_) => Ended::Acknowledged,
+                Err(error) => Ended::Failed(error),
+            };
+            let end = self.recorder.now();
+            let write = Write { by: self.life, id, digest: checkpoint.digest(), start, end, ended };
+            self.recorder.history().writes.push(write);
+            if !unknown {
+                return;
+            }
+            self.pause(20, 100).await;
+        }
+    }
+
+    async fn read(mut self) {
+        while self.running() {
+            let acknowledged = self.recorder.history().names();
+            let named = acknowledged.into_iter().choose(&mut self.rng).filter(|_| self.rng.random_bool(0.3));
+            let read = read(&self.recorder, self.life, &self.store, named).await;
+            self.recorder.history().reads.push(read);
+            self.pause(100, 500).await;
+        }
+    }
+}

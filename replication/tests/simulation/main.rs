@@ -1,0 +1,199 @@
+//! Every backend under seeded schedules of faults, with the history of its answers checked.
+//!
+//! A failing seed prints the command that repeats it. A run is a function of its seed: virtual time, one thread, and a
+//! seeded runtime. What a backend does not promise is not checked but scored, and printed (`--nocapture`).
+
+#![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
+
+mod check;
+mod cluster;
+mod disk;
+mod history;
+mod schedule;
+
+use std::ops::Range;
+
+use replication::backup::BackupConfig;
+use replication::gossip::GossipConfig;
+use replication::raft::{Electorate, RaftConfig};
+use replication::{Backend, DEFAULT_RETAINED, Guarantees, Payload, Window};
+use tokio::runtime::{Builder, RngSeed, UnhandledPanic};
+
+use self::check::Score;
+use self::cluster::{Subject, nodes};
+use self::history::History;
+use self::schedule::Kinds;
+
+const WINDOW: Window = Window { from_ms: 400, to_ms: 800 };
+const HEARTBEAT_MS: u64 = 100;
+const PUT_TIMEOUT_MS: u64 = 3000;
+
+/// A voter that is away is replaced within the schedule.
+const THREE_VOTERS: Electorate = Electorate::MostSuitable { voters: 3, grace_ms: 3000 };
+
+fn in_memory(backend: Backend) -> Subject {
+    Subject { backend, on_disk: false }
+}
+
+fn on_disk(backend: Backend) -> Subject {
+    Subject { backend, on_disk: true }
+}
+
+fn gossip(holders: u32, seed: u64) -> Backend {
+    Backend::Gossip(GossipConfig {
+        nodes: nodes().into_iter().collect(),
+        holders,
+        interval_ms: HEARTBEAT_MS,
+        fan_out: 2,
+        phi_milli: 6000,
+        put_timeout_ms: PUT_TIMEOUT_MS,
+        retained: DEFAULT_RETAINED,
+        seed,
+    })
+}
+
+fn raft(electorate: Electorate, payload: Payload, seed: u64) -> Backend {
+    Backend::Raft(RaftConfig {
+        nodes: nodes().into_iter().collect(),
+        electorate,
+        payload,
+        window: WINDOW,
+        heartbeat_ms: HEARTBEAT_MS,
+        put_timeout_ms: PUT_TIMEOUT_MS,
+        retained: DEFAULT_RETAINED,
+        seed,
+    })
+}
+
+fn backup(backups: u32, seed: u64) -> Backend {
+    Backend::Backup(BackupConfig {
+        nodes: nodes().into_iter().collect(),
+        backups,
+        window: WINDOW,
+        heartbeat_ms: HEARTBEAT_MS,
+        put_timeout_ms: PUT_TIMEOUT_MS,
+        retained: DEFAULT_RETAINED,
+        seed,
+    })
+}
+
+/// Prints how to repeat a seed whose run panics.
+struct Replay {
+    test: &'static str,
+    seed: u64,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Self { test, seed } = self;
+            eprintln!(
+                "repeat with: SIM_SEED={seed} cargo test -p replication --test simulation {test} -- --nocapture"
+            );
+        }
+    }
+}
+
+/// One run, of which everything is a function of `seed`.
+fn simulate(seed: u64, subject: &Subject, kinds: Kinds) -> (History, Guarantees) {
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
+        // A task that panics is no silence.
+        .unhandled_panic(UnhandledPanic::ShutdownRuntime)
+        .build()
+        .unwrap();
+    runtime.block_on(cluster::run(seed, subject, kinds))
+}
+
+/// The seeds to run: all of `seeds`, or the one that the environment names.
+fn seeds(seeds: Range<u64>) -> Range<u64> {
+    match std::env::var("SIM_SEED") {
+        Ok(seed) => {
+            let seed: u64 = seed.parse().expect("SIM_SEED is a number");
+            seed..seed + 1
+        }
+        Err(_) => seeds,
+    }
+}
+
+fn check(history: &History, guarantees: Guarantees, kinds: Kinds) {
+    check::reads_are_monotonic(history);
+    check::nothing_is_corrupt(history);
+    check::epochs_grow(history);
+    check::all_agree(history);
+    // Where only nodes crash, and no more than tolerated, every backend keeps what it acknowledged.
+    if guarantees.linear || kinds == Kinds::Crashes {
+        check::acknowledged_survives(history, DEFAULT_RETAINED as u64);
+        check::no_round_is_repeated(history);
+        check::one_aggregator_per_counter(history);
+    }
+}
+
+fn schedules(test: &'static str, kinds: Kinds, range: Range<u64>, subject: impl Fn(u64) -> Subject) {
+    let mut total = Score::default();
+    let range = seeds(range);
+    for seed in range.clone() {
+        let _replay = Replay { test, seed };
+        let (history, guarantees) = simulate(seed, &subject(seed), kinds);
+        check(&history, guarantees, kinds);
+        let score = check::score(&history, DEFAULT_RETAINED as u64);
+        assert!(score.acknowledged > 0, "nothing was ever acknowledged");
+        total += score;
+    }
+    println!("{test}, seeds {range:?}: {total}");
+}
+
+fn repeats(test: &'static str, subject: impl Fn(u64) -> Subject) {
+    for seed in seeds(0..5) {
+        let _replay = Replay { test, seed };
+        let (first, second) =
+            (simulate(seed, &subject(seed), Kinds::Any).0, simulate(seed, &subject(seed), Kinds::Any).0);
+        for (one, other) in first.writes.iter().zip(&second.writes) {
+            assert_eq!(one, other, "the first writes that differ");
+        }
+        for (one, other) in first.learned.iter().zip(&second.learned) {
+            assert_eq!(one, other, "the first changes of aggregator that differ");
+        }
+        assert!(first == second, "two runs of one seed differ");
+    }
+}
+
+/// The tests of one backend, given as a function of the seed.
+macro_rules! simulated {
+    ($name:ident, $backend:expr) => {
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn keeps_its_promises_under_faults() {
+                let test = concat!(stringify!($name), "::keeps_its_promises_under_faults");
+                schedules(test, Kinds::Any, 0..200, $backend);
+            }
+
+            #[test]
+            fn keeps_what_it_acknowledged_when_nodes_crash() {
+                let test = concat!(stringify!($name), "::keeps_what_it_acknowledged_when_nodes_crash");
+                schedules(test, Kinds::Crashes, 0..50, $backend);
+            }
+
+            #[test]
+            fn a_seed_repeats_its_history() {
+                repeats(concat!(stringify!($name), "::a_seed_repeats_its_history"), $backend);
+            }
+        }
+    };
+}
+
+simulated!(raft_inline, |seed| in_memory(raft(Electorate::Everyone, Payload::Inline, seed)));
+simulated!(raft_digest, |seed| in_memory(raft(Electorate::Everyone, Payload::Digest, seed)));
+simulated!(raft_inline_on_disk, |seed| on_disk(raft(Electorate::Everyone, Payload::Inline, seed)));
+simulated!(raft_digest_on_disk, |seed| on_disk(raft(Electorate::Everyone, Payload::Digest, seed)));
+simulated!(raft_subset, |seed| in_memory(raft(THREE_VOTERS, Payload::Inline, seed)));
+simulated!(raft_subset_on_disk, |seed| on_disk(raft(THREE_VOTERS, Payload::Digest, seed)));
+simulated!(gossip_3, |seed| in_memory(gossip(3, seed)));
+simulated!(gossip_1, |seed| in_memory(gossip(1, seed)));
+// With two backups of five nodes two sides of a partition cannot both acknowledge; with one they can.
+simulated!(backup_1, |seed| in_memory(backup(1, seed)));
+simulated!(backup_2, |seed| in_memory(backup(2, seed)));
