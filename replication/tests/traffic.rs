@@ -11,7 +11,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use replication::backup::BackupConfig;
 use replication::conformance::parameters;
+use replication::gossip::GossipConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
@@ -26,10 +28,14 @@ const NODES: u64 = 10;
 const CHECKPOINT_BYTES: usize = 248_024;
 const PUTS: u64 = 20;
 const HEARTBEAT_MS: u64 = 100;
+const GOSSIP_INTERVAL_MS: u64 = 500;
+const WINDOW: Window = Window { from_ms: 1000, to_ms: 2000 };
 /// IPv4 and UDP headers of a datagram.
 const HEADER_BYTES: u64 = 28;
-/// What is counted together: a put and what follows it.
-const STRETCH: Duration = Duration::from_millis(400);
+/// What follows a put is counted with it for so long.
+const STRETCH: Duration = Duration::from_millis(300);
+/// How long nothing is done, to see what that costs.
+const IDLE: Duration = Duration::from_secs(5);
 /// How long all nodes may take to have a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -37,12 +43,38 @@ fn nodes() -> BTreeSet<NodeId> {
     (1..=NODES).map(NodeId).collect()
 }
 
-fn raft(payload: Payload) -> Backend {
+fn raft(electorate: Electorate, payload: Payload) -> Backend {
     Backend::Raft(RaftConfig {
         nodes: nodes(),
-        electorate: Electorate::Everyone,
+        electorate,
         payload,
-        window: Window { from_ms: 1000, to_ms: 2000 },
+        window: WINDOW,
+        heartbeat_ms: HEARTBEAT_MS,
+        put_timeout_ms: 10_000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+/// A majority of holders.
+fn gossip() -> Backend {
+    Backend::Gossip(GossipConfig {
+        nodes: nodes(),
+        holders: 6,
+        interval_ms: GOSSIP_INTERVAL_MS,
+        fan_out: 2,
+        phi_milli: 6000,
+        put_timeout_ms: 10_000,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+fn backup() -> Backend {
+    Backend::Backup(BackupConfig {
+        nodes: nodes(),
+        backups: 2,
+        window: WINDOW,
         heartbeat_ms: HEARTBEAT_MS,
         put_timeout_ms: 10_000,
         retained: DEFAULT_RETAINED,
@@ -94,17 +126,17 @@ impl Cluster {
         self.nodes.iter().map(|(id, node)| (*id, of(node))).collect()
     }
 
-    /// Bytes that each node sends while `work` is done, and until a stretch has passed since it began.
-    async fn sent_during(&self, work: impl Future<Output = ()>) -> BTreeMap<NodeId, u64> {
-        let before = self.sent();
-        let end = Instant::now() + STRETCH;
+    /// Bytes that each node sends while `work` is done and in the stretch after it, and how long that takes.
+    async fn sent_during(&self, work: impl Future<Output = ()>) -> (BTreeMap<NodeId, u64>, Duration) {
+        let (before, begun) = (self.sent(), Instant::now());
         work.await;
-        assert!(Instant::now() < end, "the machine is too slow for a stretch of {STRETCH:?}");
-        tokio::time::sleep_until(end).await;
-        self.sent().into_iter().map(|(node, sent)| (node, sent - before[&node])).collect()
+        tokio::time::sleep(STRETCH).await;
+        let sent = self.sent().into_iter().map(|(node, sent)| (node, sent - before[&node])).collect();
+        (sent, begun.elapsed())
     }
 
-    async fn put(&self, round: u64, carrier: Carrier) {
+    /// Puts a checkpoint; returns when `copies` nodes hold it.
+    async fn put(&self, round: u64, carrier: Carrier, copies: usize) {
         let id = CheckpointId { epoch: self.epoch, round, phase: Phase::AggregateFit, slot: Slot::Global };
         let blob = Blob::new(parameters(round, CHECKPOINT_BYTES));
         let checkpoint = Checkpoint::of_blob(id, blob.clone(), Metadata::new());
@@ -119,14 +151,13 @@ impl Cluster {
         };
         let (receipt, ()) = tokio::join!(writing, carrying);
         receipt.unwrap();
-        let everywhere = async {
-            for node in self.nodes.values() {
-                while node.store.latest().await.unwrap().map(|latest| latest.id()) != Some(id) {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
+        let holds = |node: &&Node| node.store.held().is_some_and(|held| held.id == id);
+        let held = async {
+            while self.nodes.values().filter(holds).count() < copies {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, everywhere).await.unwrap();
+        tokio::time::timeout(PATIENCE, held).await.unwrap();
     }
 }
 
@@ -145,26 +176,23 @@ struct Cost {
     idle_bytes_per_s: f64,
 }
 
-async fn cost(backend: Backend, carrier: Carrier) -> Cost {
+async fn cost(backend: Backend, carrier: Carrier, copies: usize) -> Cost {
     let cluster = Cluster::start(backend).await;
     // Connections reach their stride, timers their rhythm.
     for round in 1..=2 {
-        cluster.put(round, carrier).await;
+        cluster.put(round, carrier, copies).await;
     }
-    tokio::time::sleep(2 * STRETCH).await;
-    let mut idle = Vec::new();
-    for _ in 0..5 {
-        idle.push(cluster.sent_during(async {}).await.values().sum::<u64>() as f64);
-    }
-    let idle = median(idle);
+    tokio::time::sleep(STRETCH).await;
+    let (sent, elapsed) = cluster.sent_during(tokio::time::sleep(IDLE)).await;
+    let idle_bytes_per_s = sent.values().sum::<u64>() as f64 / NODES as f64 / elapsed.as_secs_f64();
     let (mut all, mut busiest) = (Vec::new(), 0.0_f64);
     for round in 3..3 + PUTS {
-        let sent = cluster.sent_during(cluster.put(round, carrier)).await;
-        all.push((sent.values().sum::<u64>() as f64 - idle) / CHECKPOINT_BYTES as f64);
-        let most = sent.values().max().copied().unwrap() as f64 - idle / NODES as f64;
+        let (sent, elapsed) = cluster.sent_during(cluster.put(round, carrier, copies)).await;
+        let idle = idle_bytes_per_s * elapsed.as_secs_f64();
+        all.push((sent.values().sum::<u64>() as f64 - idle * NODES as f64) / CHECKPOINT_BYTES as f64);
+        let most = sent.values().max().copied().unwrap() as f64 - idle;
         busiest = busiest.max(most / CHECKPOINT_BYTES as f64);
     }
-    let idle_bytes_per_s = idle / NODES as f64 / STRETCH.as_secs_f64();
     let cost = Cost { all: median(all), busiest, idle_bytes_per_s };
     println!(
         "{:.3} S in all, busiest node {:.2} S, idle {:.0} B/s per node",
@@ -179,21 +207,50 @@ fn per_heartbeat(cost: &Cost) -> f64 {
     per_s / (1000.0 / HEARTBEAT_MS as f64) / (NODES - 1) as f64
 }
 
+const EVERYONE: usize = NODES as usize;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn raft_inline() {
-    let cost = cost(raft(Payload::Inline), Carrier::Store).await;
+    let cost = cost(raft(Electorate::Everyone, Payload::Inline), Carrier::Store, EVERYONE).await;
     assert!(cost.all <= 1.07 * 9.0, "{} S", cost.all);
     assert!(per_heartbeat(&cost) <= 400.0, "{} B per heartbeat and follower", per_heartbeat(&cost));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn raft_digest_without_reuse() {
-    let cost = cost(raft(Payload::Digest), Carrier::Store).await;
+    let cost = cost(raft(Electorate::Everyone, Payload::Digest), Carrier::Store, EVERYONE).await;
     assert!(cost.all <= 1.07 * 9.0, "{} S", cost.all);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn raft_digest_with_reuse() {
-    let cost = cost(raft(Payload::Digest), Carrier::Caller).await;
+    let cost = cost(raft(Electorate::Everyone, Payload::Digest), Carrier::Caller, EVERYONE).await;
     assert!(cost.all <= 0.05 * 9.0, "{} S", cost.all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_subset_inline() {
+    let three = Electorate::MostSuitable { voters: 3, grace_ms: 10_000 };
+    let cost = cost(raft(three, Payload::Inline), Carrier::Store, 3).await;
+    assert!(cost.all <= 1.07 * 2.0, "{} S", cost.all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_to_two() {
+    let cost = cost(backup(), Carrier::Store, 3).await;
+    assert!(cost.all <= 1.07 * 2.0, "{} S", cost.all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gossip_without_reuse() {
+    let cost = cost(gossip(), Carrier::Store, EVERYONE).await;
+    assert!(cost.all <= 1.12 * 9.0, "{} S", cost.all);
+    assert!(cost.busiest <= 3.0, "a node sent {} S", cost.busiest);
+    assert!(cost.idle_bytes_per_s <= 8000.0, "{} B/s per node", cost.idle_bytes_per_s);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gossip_with_reuse() {
+    let cost = cost(gossip(), Carrier::Caller, EVERYONE).await;
+    assert!(cost.all <= 0.10 * 9.0, "{} S", cost.all);
 }
