@@ -79,6 +79,16 @@ fn contradictions_name_option_value_and_remedy() {
         ("--heartbeat 0", "error: --heartbeat 0ms: below 1ms"),
         ("--network 127.0.0.5", "error: --network 127.0.0.5: not the first address of a /24"),
         ("--network 10.0.0.0", "error: --network 10.0.0.11: not a loopback network"),
+        (
+            "--placement netns --network 127.0.0.0",
+            "error: --network 127.0.0.11: not a private network, which --placement netns needs",
+        ),
+        (
+            "--link wlan",
+            "error: --link wlan: no link profile has this name; use lan, wifi-pi3 or a .toml file",
+        ),
+        ("--link /nowhere/x.toml", "error: --link /nowhere/x.toml: cannot be read"),
+        ("--link lan", "error: --link with a rate: its rate of 1000 Mbit/s needs an interface for each node"),
         ("--learning-port 5000", "error: --learning-port 5000: also the --replication-port"),
         ("--learning-port 0", "error: --learning-port 0:"),
         ("--engine torch", "error: --engine torch: not in this binary; build with --features torch"),
@@ -143,7 +153,7 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--suitability 3:disk=1", "unknown resource 'disk'; write NODE:cpu=MB/s,memory=BYTES,"),
         ("--payload wrapped", "[possible values: inline, digest]"),
         ("--profile all", "[possible values: once, paper, prototype, workers]"),
-        ("--network localhost", "for '--network <127.X.Y.0>'"),
+        ("--network localhost", "for '--network <A.B.C.0>'"),
         ("--fault stop@worker,round:1", "unknown kind 'stop'"),
         ("--fault kill@boss,round:1", "use aggregator, worker or node:ID"),
         ("--fault kill@worker,round:0", "use round:N, N from 1, or voters-changed"),
@@ -207,7 +217,7 @@ fn help_names_every_option_with_its_default() {
         "[default: 120s]",
         "[default: 1000-2000ms]",
         "[default: 100ms]",
-        "[default: 127.0.0.0]",
+        "[default: 127.0.0.0,",
         "[default: results/run]",
         "half of the workers, rounded up",
         "--partition <iid|dirichlet:ALPHA>",
@@ -227,7 +237,8 @@ fn help_names_every_option_with_its_default() {
     assert!(top.out.contains("Exit codes: 0 done, 1 failed, 2 bad input, 3 no majority left"), "{}", top.out);
     assert!(!top.out.contains("  node "), "the node command is internal: {}", top.out);
     for words in [
-        &["data", "--help"][..],
+        &["capture", "--help"][..],
+        &["data", "--help"],
         &["data", "fetch", "--help"],
         &["data", "status", "--help"],
         &["completions", "--help"],
@@ -296,4 +307,29 @@ fn a_node_without_a_controller_says_hello_and_ends() {
     let said = harness(dir.path(), &["node"]);
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(said.out.starts_with("{\"type\":\"hello\",\"version\":1,"), "{}", said.out);
+}
+
+#[test]
+fn a_capture_that_cannot_be_is_refused() {
+    let capture = |options: &[&'static str]| refused(&[&["capture"], options].concat());
+    let error = capture(&["--interface", "nothere0", "--port", "8080"]);
+    assert!(
+        error.starts_with("error: --interface nothere0: there is no interface nothere0; there are: "),
+        "{error}"
+    );
+    assert!(error.contains("lo") && error.lines().count() == 1, "{error}");
+    for port in ["0", "65536", "http"] {
+        let error = capture(&["--interface", "lo", "--port", port]);
+        assert!(error.contains(&format!("'{port}' for '--port <PORT>'")), "{error}");
+    }
+    assert!(capture(&["--interface", "lo"]).contains("--port <PORT>"));
+}
+
+#[test]
+fn an_unknown_key_of_a_link_is_named_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mine.toml");
+    fs::write(&file, "delay_ms = 1\ndelai_ms = 2\n").unwrap();
+    let error = refused_in_a_line(&["run", "--link", file.to_str().unwrap()]);
+    assert!(error.contains("mine.toml: line 2: unknown field `delai_ms`, expected one of"), "{error}");
 }

@@ -9,7 +9,7 @@
 //!     run               the loop: events in, orders out      node       what a node does with its plan
 //!     fault             pure: events in, actions out         meter      memory and processor time of this process
 //!                                                            resources  what the node has to offer
-//!     place             where nodes run: child processes
+//!     place, link       where nodes run: child processes, in network namespaces on request; links between them
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
@@ -19,6 +19,7 @@
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
 //! or what a round computes: it sees events.
 
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod cmd;
@@ -27,6 +28,7 @@ pub mod data;
 pub mod exit;
 pub mod fault;
 pub mod identity;
+pub mod link;
 pub mod meter;
 pub mod node;
 pub mod place;

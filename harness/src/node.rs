@@ -11,19 +11,22 @@ use anyhow::Context as _;
 use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
-use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::transport::quic::{QuicConfig, QuicTransport, impair};
 use replication::{AnyStore, NodeId, Site};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
+use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Counted, Lifecycle, NodeEvent, Start, Status};
+use crate::control::{Captured, Counted, Lifecycle, NodeEvent, Start, Status};
 use crate::meter;
-use crate::plan::Plan;
+use crate::plan::{PlacementKind, Plan};
 use crate::resources;
 
 /// A connection on which nothing is heard for this long is lost: a stopped node's work is given up then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where all processes of a host meet.
+const LOOPBACK_INTERFACE: &str = "lo";
 /// A quiet connection is probed this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
@@ -35,6 +38,7 @@ const UNASKED: u64 = 0;
 /// # Errors
 /// What keeps it from running, in words for the controller's user; nothing secret.
 pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
+    let capture = capture(&start, &outbox)?;
     let node = Node::open(&start, &outbox).await?;
     let participant = node.participant(&start.plan, &outbox).await?;
     let mut job = std::pin::pin!(federated::run(participant));
@@ -47,8 +51,31 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
             },
         }
     };
-    node.close().await;
+    // Counts of the end, when nothing is sent any more: transport, capture and interface are compared by them.
+    outbox.status(node.close().await);
+    if let Some(capture) = capture {
+        tokio::task::spawn_blocking(move || capture.finish()).await?;
+    }
     outcome
+}
+
+/// Begins to capture this node's packets, as the plan says.
+fn capture(start: &Start, outbox: &Outbox) -> anyhow::Result<Option<Capture>> {
+    let plan = &start.plan;
+    let ports = [plan.learning_port, plan.replication_port];
+    // In a namespace it is the placement that captures.
+    if (plan.capture, plan.placement) != (CaptureMode::Required, PlacementKind::Process) {
+        return Ok(None);
+    }
+    let member = plan.members.iter().find(|member| member.node == start.node);
+    let own = member.with_context(|| format!("the plan has no node {}", start.node))?.ip;
+    let settings =
+        Settings { others: false, only_from: Some(own), ..Settings::everything(LOOPBACK_INTERFACE, &ports) };
+    let outbox = outbox.clone();
+    let started = Capture::start(&settings, move |interval| {
+        outbox.captured(Captured { interface: LOOPBACK_INTERFACE.into(), loopback: true, interval });
+    });
+    started.map(Some).context("no capture, which --capture required asks for")
 }
 
 /// A node's ends of the two planes, and its store.
@@ -75,6 +102,10 @@ fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::R
     config.idle_timeout = IDLE_TIMEOUT;
     config.keep_alive = KEEP_ALIVE;
     config.seed = start.plan.job.seed ^ start.node.0;
+    if let Some(impairment) = start.plan.link.impairment() {
+        // One schedule for each node and plane.
+        config.wrap_socket = Some(impair::wrapper(impairment, config.seed ^ (u64::from(port) << 32)));
+    }
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = model::ENCODED_BYTES as u64;
@@ -158,8 +189,11 @@ impl Node {
         }
     }
 
-    async fn close(self) {
+    /// Closes everything; the status is that of before, with everything counted that was sent since.
+    async fn close(self) -> Status {
+        let before = self.status(UNASKED);
         self.store.close().await;
         tokio::join!(self.learning.close(), self.replication.close());
+        Status { learning: self.learning.traffic(), replication: self.replication.traffic(), ..before }
     }
 }

@@ -8,9 +8,11 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 use workloads::federated::EngineKind;
 
+use crate::capture::{CaptureMode, sniff};
 use crate::data;
 use crate::exit::Usage;
-use crate::plan::{Plan, Trial};
+use crate::place::netns::{Namespace, network};
+use crate::plan::{PlacementKind, Plan, Trial};
 
 /// Checks that this machine can run `trial`.
 ///
@@ -22,7 +24,27 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
         data::check(path)?;
     }
     check_out(&trial.out)?;
-    check_ports(&trial.plan)
+    if trial.plan.capture == CaptureMode::Required && !sniff::is_permitted() {
+        let wrong = "a raw socket needs root or CAP_NET_RAW";
+        return Err(Usage::option("--capture", "required", wrong, "run it as root, or use --capture auto"));
+    }
+    match trial.plan.placement {
+        PlacementKind::Process => check_ports(&trial.plan),
+        PlacementKind::Netns => check_namespaces(),
+    }
+}
+
+/// Whether this process may make network namespaces, and has the commands for it.
+fn check_namespaces() -> Result<(), Usage> {
+    if let Err(error) = Namespace::new() {
+        let wrong = format!("a network namespace cannot be made ({error}): it needs root");
+        let remedy = "run it as root, for example with sudo, or use --placement process";
+        return Err(Usage::option("--placement", "netns", wrong, remedy));
+    }
+    network::check_tools().map_err(|missing| {
+        let wrong = format!("the command {missing} is not there");
+        Usage::option("--placement", "netns", wrong, "install iproute2, or use --placement process")
+    })
 }
 
 fn check_engine(engine: EngineKind) -> Result<(), Usage> {

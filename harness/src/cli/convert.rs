@@ -1,10 +1,14 @@
 //! From options to a validated plan, and back to the command that repeats it.
 
+use std::net::Ipv4Addr;
+
 use clap::ValueEnum;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
-use super::{EngineArg, PlacementArg, ProfileArg, RunArgs};
+use super::{CaptureArg, EngineArg, PlacementArg, ProfileArg, RunArgs};
+use crate::capture::CaptureMode;
 use crate::exit::Usage;
+use crate::link::{self, Link};
 use crate::plan::{self, PlacementKind, Plan, Trial};
 
 impl RunArgs {
@@ -14,11 +18,12 @@ impl RunArgs {
     /// The first contradiction, by option, with its remedy.
     pub fn to_trial(&self, random_seed: u64) -> Result<Trial, Usage> {
         plan::validate_nodes(self.nodes)?;
-        if self.network.octets()[3] != 0 {
+        let network = self.effective_network();
+        if network.octets()[3] != 0 {
             let wrong = "not the first address of a /24";
             return Err(Usage::option(
                 "--network",
-                self.network,
+                network,
                 wrong,
                 "let it end in .0, for example 127.0.0.0",
             ));
@@ -30,10 +35,17 @@ impl RunArgs {
                 suitability: self.store.suitability.clone(),
                 placement: match self.placement {
                     PlacementArg::Process => PlacementKind::Process,
+                    PlacementArg::Netns => PlacementKind::Netns,
                 },
-                members: Plan::members_in(self.network, self.nodes),
+                members: Plan::members_in(network, self.nodes),
                 learning_port: self.learning_port,
                 replication_port: self.replication_port,
+                link: self.link.as_deref().map_or(Ok(Link::default()), link::load)?,
+                capture: match self.capture {
+                    CaptureArg::Off => CaptureMode::Off,
+                    CaptureArg::Auto => CaptureMode::Auto,
+                    CaptureArg::Required => CaptureMode::Required,
+                },
             },
             faults: self.fault.clone(),
             out: self.out.clone(),
@@ -77,6 +89,14 @@ impl RunArgs {
         }
     }
 
+    /// Where the placement's addresses usually are, unless said otherwise.
+    fn effective_network(&self) -> Ipv4Addr {
+        self.network.unwrap_or(match self.placement {
+            PlacementArg::Process => Ipv4Addr::new(127, 0, 0, 0),
+            PlacementArg::Netns => Ipv4Addr::new(10, 0, 0, 0),
+        })
+    }
+
     /// Half of the workers, rounded up, unless said otherwise.
     fn effective_min_fit_clients(&self) -> u32 {
         let workers = plan::workers_of(self.nodes, self.aggregator_trains);
@@ -112,7 +132,11 @@ impl RunArgs {
         option("test-examples-per-node", &self.test_examples_per_node);
         option("partition", &self.partition);
         option("placement", &word(self.placement));
-        option("network", &self.network);
+        option("network", &self.effective_network());
+        if let Some(link) = &self.link {
+            option("link", link);
+        }
+        option("capture", &word(self.capture));
         option("learning-port", &self.learning_port);
         option("replication-port", &self.replication_port);
         for fault in &self.fault {

@@ -40,6 +40,11 @@ pub enum Command {
     /// Be a node: controlled over stdin and stdout, started by `run`.
     #[command(hide = true)]
     Node,
+    /// Count the packets of an interface by port, direction and second, until Ctrl-C; needs root or CAP_NET_RAW.
+    ///
+    /// IPv4 over UDP and TCP; bytes at IP level, headers included. On a loopback interface every packet is counted once,
+    /// as it leaves.
+    Capture(CaptureArgs),
     /// See, make or download the training data.
     Data {
         /// What to do with the data.
@@ -115,6 +120,40 @@ pub enum EngineArg {
 pub enum PlacementArg {
     /// Child processes on this machine, at loopback addresses.
     Process,
+    /// Child processes on this machine, each in a network namespace of its own; needs root.
+    Netns,
+}
+
+/// Whether nodes capture their packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CaptureArg {
+    /// No: traffic is what the transport counts.
+    Off,
+    /// With --placement netns; otherwise traffic is what the transport counts, and is marked as such.
+    Auto,
+    /// Yes, or nothing is run.
+    Required,
+}
+
+/// `harness capture`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct CaptureArgs {
+    /// The interface.
+    #[arg(long, value_name = "NAME")]
+    pub interface: String,
+    /// A port to count, 1 to 65535: packets that go to it or come from it. Repeatable, at most 64.
+    #[arg(long = "port", value_name = "PORT", required = true)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+    /// End after this time (seconds unless a unit is given) [default: at Ctrl-C].
+    #[arg(long, value_name = "DURATION", value_parser = values::seconds)]
+    pub duration: Option<Span>,
+    /// File that receives a row per second, port and direction; must not exist yet.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Print no table while it counts, only the totals at the end.
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// `harness run`.
@@ -188,9 +227,17 @@ pub struct RunArgs {
     /// Where nodes run.
     #[arg(long, value_enum, default_value_t = PlacementArg::Process, help_heading = "Placement")]
     pub placement: PlacementArg,
-    /// Loopback /24 of the nodes: node i, from 1, gets the address ending in 10+i.
-    #[arg(long, value_name = "127.X.Y.0", default_value = "127.0.0.0", help_heading = "Placement")]
-    pub network: Ipv4Addr,
+    /// The /24 of the nodes: node i, from 1, gets the address ending in 10+i [default: 127.0.0.0, or 10.0.0.0 with
+    /// --placement netns].
+    #[arg(long, value_name = "A.B.C.0", help_heading = "Placement")]
+    pub network: Option<Ipv4Addr>,
+    /// Links between nodes: lan, wifi-pi3, or a TOML file with rate, delay, jitter, loss and reordering [default:
+    /// as fast as this machine].
+    #[arg(long, value_name = "NAME|FILE.toml", help_heading = "Placement")]
+    pub link: Option<String>,
+    /// Whether nodes count their packets by capture (pnet).
+    #[arg(long, value_enum, default_value_t = CaptureArg::Auto, help_heading = "Placement")]
+    pub capture: CaptureArg,
     /// UDP port of the learning plane on every node.
     #[arg(long, value_name = "PORT", default_value_t = 8080, help_heading = "Placement")]
     pub learning_port: u16,

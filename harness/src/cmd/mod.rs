@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod capture;
 mod data;
 mod node;
 mod run;
@@ -17,6 +18,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Node => node::run(),
+        Command::Capture(args) => capture::run(&args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -10,8 +10,9 @@ use super::print;
 use crate::cli::{RunArgs, shell_line};
 use crate::exit::{Exit, print_error};
 use crate::identity;
+use crate::place::netns::Namespaces;
 use crate::place::process::Processes;
-use crate::plan::Trial;
+use crate::plan::{PlacementKind, Trial};
 use crate::preflight;
 use crate::progress::{Progress, summary_text};
 use crate::record::{Outcome, Summary};
@@ -36,7 +37,15 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         .context("cannot start the runtime")?;
     let summary = runtime.block_on(async {
         let stops = stop_signals()?;
-        Box::pin(run::run(setup, Processes::of_this_program()?, progress, stops)).await
+        match setup.trial.plan.placement {
+            PlacementKind::Process => {
+                Box::pin(run::run(setup, Processes::of_this_program()?, progress, stops)).await
+            }
+            PlacementKind::Netns => {
+                let placement = Namespaces::build(&setup.trial.plan)?;
+                Box::pin(run::run(setup, placement, progress, stops)).await
+            }
+        }
     })?;
     report(&summary, args)
 }

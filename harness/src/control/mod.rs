@@ -14,6 +14,7 @@ use replication::{Epoch, NodeId, StoreEvent};
 use serde::{Deserialize, Serialize};
 use workloads::federated;
 
+use crate::capture::Interval;
 use crate::identity::Identity;
 use crate::meter;
 use crate::plan::Plan;
@@ -81,6 +82,19 @@ pub enum FromNode {
         /// The node's CLOCK_MONOTONIC.
         at_ns: u64,
     },
+    /// What its capture counted in a second.
+    Capture(Box<Captured>),
+}
+
+/// Packets of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Captured {
+    /// The interface they were counted on.
+    pub interface: String,
+    /// Whether that is one interface for all nodes, with packets of up to 64 KB.
+    pub loopback: bool,
+    /// The counts.
+    pub interval: Interval,
 }
 
 /// How a node is.

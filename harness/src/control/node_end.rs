@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use workloads::federated;
 
 use super::codec::{LineReader, LineWriter};
-use super::{FromNode, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
+use super::{Captured, FromNode, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
 use crate::clock;
 
 /// Messages that wait for the controller to read them; beyond that, events are dropped and counted.
@@ -66,6 +66,11 @@ impl Outbox {
     /// Answers [`Command::Status`].
     pub fn status(&self, status: Status) {
         self.push(FromNode::Status(Box::new(status)));
+    }
+
+    /// Tells what the capture counted.
+    pub fn captured(&self, captured: Captured) {
+        self.push(FromNode::Capture(Box::new(captured)));
     }
 
     fn push(&self, message: FromNode) {

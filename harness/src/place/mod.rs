@@ -2,12 +2,15 @@
 //!
 //! It does not know what is said over the streams.
 
+pub mod netns;
 pub mod process;
 
 use std::path::Path;
 
 use replication::NodeId;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::control::Captured;
 
 /// The control streams of a started node.
 pub struct Pipes {
@@ -42,4 +45,12 @@ pub trait Placement {
 
     /// Kills every node that is left, and waits until they are gone.
     fn kill_all(&mut self);
+
+    /// What captures outside of the nodes have counted since the last call. Does not wait.
+    fn captured(&mut self) -> Vec<(NodeId, Captured)> {
+        Vec::new()
+    }
+
+    /// Ends these captures; what they still have comes from [`captured`](Placement::captured).
+    fn end_captures(&mut self) {}
 }

@@ -16,6 +16,7 @@ use replication::NodeId;
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 
+use super::netns::{Namespace, enter};
 use super::{Pipes, Placement};
 
 /// How long killed children may take to disappear before the placement gives up waiting.
@@ -40,7 +41,7 @@ impl Processes {
         Ok(Self { program, arguments: vec!["node".into()], children: BTreeMap::new() })
     }
 
-    fn command(&self, log: &Path) -> anyhow::Result<Command> {
+    fn command(&self, log: &Path, namespace: Option<&Namespace>) -> anyhow::Result<Command> {
         let log = OpenOptions::new().create(true).append(true).open(log);
         let log = log.context("cannot open the log of a node")?;
         let mut command = Command::new(&self.program);
@@ -53,28 +54,40 @@ impl Processes {
         // Its own group: Ctrl-C in a terminal reaches the controller alone, which then ends the nodes in order.
         command.process_group(0);
         let controller = getpid();
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl and getppid are system calls,
-        // and making an error from a number does not allocate.
+        let namespace = namespace.map(Namespace::handle).transpose().context("cannot enter a namespace")?;
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, setns and getppid are system
+        // calls, and making an error from a number does not allocate.
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
+                namespace.as_ref().map_or(Ok(()), enter)?;
                 // The parent may have died before the line above; then no signal will come.
                 if getppid() == Some(controller) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
             });
         }
         Ok(command)
     }
-}
 
-impl Placement for Processes {
-    fn start(&mut self, node: NodeId, log: &Path) -> anyhow::Result<Pipes> {
-        let child = self.command(log)?.spawn();
+    /// Starts `node` in `namespace`, or in that of this process.
+    pub(super) fn start_in(
+        &mut self,
+        node: NodeId,
+        log: &Path,
+        namespace: Option<&Namespace>,
+    ) -> anyhow::Result<Pipes> {
+        let child = self.command(log, namespace)?.spawn();
         let mut child =
             child.with_context(|| format!("cannot start {} as node {node}", self.program.display()))?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         self.children.insert(node, child);
         let (stdin, stdout) = pipes.context("the node has no pipes")?;
         Ok(Pipes { stdin: Box::new(stdin), stdout: Box::new(stdout) })
+    }
+}
+
+impl Placement for Processes {
+    fn start(&mut self, node: NodeId, log: &Path) -> anyhow::Result<Pipes> {
+        self.start_in(node, log, None)
     }
 
     fn kill(&mut self, node: NodeId) -> anyhow::Result<()> {

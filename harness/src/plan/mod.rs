@@ -15,7 +15,9 @@ use workloads::federated::Config;
 pub use backend::{Backend, BackendPlan, Expected, Scheme, Shortfall, majority_of};
 pub use validate::validate_nodes;
 
+use crate::capture::CaptureMode;
 use crate::fault::Fault;
+use crate::link::Link;
 use crate::resources::Override;
 
 /// Training examples of CIFAR-10, and of the synthetic set.
@@ -35,6 +37,8 @@ pub const MAX_ROUNDS: u64 = 1_000_000;
 pub enum PlacementKind {
     /// Child processes on this host, at loopback addresses.
     Process,
+    /// Child processes on this host, each in a network namespace of its own.
+    Netns,
 }
 
 /// One node and its address.
@@ -63,6 +67,10 @@ pub struct Plan {
     pub learning_port: u16,
     /// UDP port of the replication plane on every node.
     pub replication_port: u16,
+    /// The links between nodes.
+    pub link: Link,
+    /// Whether nodes capture their packets.
+    pub capture: CaptureMode,
 }
 
 /// A run, as the controller is told.
@@ -175,6 +183,8 @@ pub(crate) mod tests {
             members,
             learning_port: 8080,
             replication_port: 5000,
+            link: Link::default(),
+            capture: CaptureMode::Auto,
         }
     }
 

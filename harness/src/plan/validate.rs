@@ -1,10 +1,13 @@
 //! What can be wrong with a plan: pure. Every contradiction is named by option, value and remedy.
 
+use std::net::Ipv4Addr;
+
 use replication::Payload;
 use workloads::federated::Partition;
 
 use super::{
-    Backend, BackendPlan, MAX_NODES, MAX_ROUNDS, Plan, Scheme, TEST_EXAMPLES, TRAIN_EXAMPLES, Trial,
+    Backend, BackendPlan, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES, TRAIN_EXAMPLES,
+    Trial,
 };
 use crate::exit::Usage;
 use crate::fault::{When, Who};
@@ -242,13 +245,30 @@ impl Plan {
                 remedy,
             ));
         }
-        match self.members.iter().find(|member| !member.ip.is_loopback()) {
-            None => Ok(()),
-            Some(member) => {
-                let wrong = "not a loopback network, which --placement process needs";
-                Err(Usage::option("--network", member.ip, wrong, "use 127.X.Y.0"))
-            }
+        let (fits, wrong, remedy): (fn(&Ipv4Addr) -> bool, _, _) = match self.placement {
+            PlacementKind::Process => (
+                Ipv4Addr::is_loopback,
+                "not a loopback network, which --placement process needs",
+                "use 127.X.Y.0",
+            ),
+            PlacementKind::Netns => (
+                Ipv4Addr::is_private,
+                "not a private network, which --placement netns needs",
+                "use for example 10.X.Y.0",
+            ),
+        };
+        match self.members.iter().find(|member| !fits(&member.ip)) {
+            None => self.validate_link(),
+            Some(member) => Err(Usage::option("--network", member.ip, wrong, remedy)),
         }
+    }
+
+    fn validate_link(&self) -> Result<(), Usage> {
+        if let (PlacementKind::Process, Some(rate)) = (self.placement, self.link.rate_mbit_per_s) {
+            let wrong = format!("its rate of {rate} Mbit/s needs an interface for each node");
+            return Err(Usage::option("--link", "with a rate", wrong, "use --placement netns"));
+        }
+        Ok(())
     }
 }
 

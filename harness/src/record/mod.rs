@@ -4,6 +4,7 @@
 //! docs/RESULTS.md explains every file and column. This module decides what is written where; it does not know how a
 //! run is steered.
 
+mod capture;
 mod machine;
 mod manifest;
 mod rows;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use workloads::federated::Event;
 
+pub use capture::{CaptureBook, CaptureRow, CaptureTotal, Source, TrafficSummary};
 pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
 pub use rows::{CheckpointRow, NodeRow, RoundRow, StoreEventRow};
@@ -27,7 +29,7 @@ pub use summary::{FinalCheckpoint, Summary};
 pub use traffic::{Sent, TrafficRow};
 
 use crate::clock;
-use crate::control::NodeEvent;
+use crate::control::{Captured, NodeEvent};
 use crate::exit::Usage;
 
 /// Most folders of one second and host before something is wrong.
@@ -106,6 +108,8 @@ pub struct Recorder {
     rounds: csv::Writer<File>,
     checkpoints: csv::Writer<File>,
     store_events: csv::Writer<File>,
+    /// Made when the first node captures.
+    captures: Option<csv::Writer<File>>,
     events: File,
     /// When the run began, on the controller's clock.
     started_ns: u64,
@@ -141,6 +145,7 @@ impl Recorder {
             rounds: table("rounds.csv")?,
             checkpoints: table("checkpoints.csv")?,
             store_events: table("events.csv")?,
+            captures: None,
             events: open("events.jsonl")?,
             started_ns: manifest.started_ns,
             dir,
@@ -192,6 +197,41 @@ impl Recorder {
             write_row(&mut self.checkpoints, row)?;
         }
         Ok(())
+    }
+
+    /// Adds what `node` captured in a second.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn captured(&mut self, node: NodeId, captured: &Captured) -> anyhow::Result<()> {
+        let table = match &mut self.captures {
+            Some(table) => table,
+            none => {
+                let file =
+                    File::create_new(self.dir.join("capture.csv")).context("cannot write capture.csv")?;
+                let table = none.insert(csv::WriterBuilder::new().has_headers(false).from_writer(file));
+                write_row(table, CaptureRow::COLUMNS)?;
+                table
+            }
+        };
+        for row in CaptureRow::of(node, captured) {
+            table.serialize(row).context("cannot write a row")?;
+        }
+        table.flush().context("cannot write a row")
+    }
+
+    /// Writes capture_totals.csv.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn capture_totals(&self, rows: &[CaptureTotal]) -> anyhow::Result<()> {
+        let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        table.serialize(CaptureTotal::COLUMNS)?;
+        for row in rows {
+            table.serialize(row)?;
+        }
+        let bytes = table.into_inner().context("cannot write capture_totals.csv")?;
+        self.write_whole("capture_totals.csv", &bytes)
     }
 
     /// Adds an event of the controller to the timeline, stamped with the time now.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
+use super::{Outcome, TrafficSummary};
 use crate::plan::Backend;
 use replication::Payload;
 
@@ -88,6 +88,8 @@ pub struct Summary {
     pub rss_peak_bytes: u64,
     /// From the first start of a node until every node was ready.
     pub start_ns: Option<u64>,
+    /// Bytes that left their senders, and what is known of the counting.
+    pub traffic: TrafficSummary,
     /// From the start of the run to its end.
     pub elapsed_ns: u64,
     /// Whether the synthetic set was used.

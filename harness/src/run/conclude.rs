@@ -9,7 +9,10 @@ use crate::control::{FromNode, ToNode};
 use crate::exit::Exit;
 use crate::place::Placement;
 use crate::plan::Expected;
-use crate::record::{ControllerEvent, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary, TrafficRow};
+use crate::record::{
+    CaptureTotal, ControllerEvent, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary, TrafficRow,
+    TrafficSummary,
+};
 use crate::units::nanoseconds;
 
 impl<P: Placement> Controller<P> {
@@ -17,7 +20,7 @@ impl<P: Placement> Controller<P> {
     pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
         // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
         let surveyed = match ending {
-            // A completed run's as well: the last word on what was sent has to be as late as the last round.
+            // A completed run's as well: a node that does not end in order has its last word here.
             Ending::Completed | Ending::NoMajority(_) | Ending::Failed(_) => self.survey().await,
             Ending::Stopped(_) => Ok(()),
         };
@@ -26,12 +29,19 @@ impl<P: Placement> Controller<P> {
         let noted = self.recorder.controller_event(&ControllerEvent::Ending { outcome });
         let finished = self.finish().await;
         self.placement.kill_all();
+        self.placement.end_captures();
+        let captured = self.take_captures();
         self.progress.clear();
 
         for fault in self.timeline.remaining() {
             self.progress.warn(&format!("fault {fault} did not strike: its moment did not come"));
         }
         summary.rss_peak_bytes = self.rss_peak();
+        let totals = self.traffic_totals();
+        self.count_traffic(&mut summary, &totals);
+        if let Some(reason) = summary.traffic.doubt() {
+            self.progress.warn(&format!("the byte counts of this trial are not valid: {reason}"));
+        }
         self.manifest.ended(outcome, message, exit.code());
         let nodes: Vec<NodeRow> = self
             .cluster
@@ -44,8 +54,9 @@ impl<P: Placement> Controller<P> {
             .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
             .collect();
         let last = Last { manifest: &self.manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
+        self.recorder.capture_totals(&totals)?;
         self.recorder.finish(&last)?;
-        surveyed.and(noted).and(finished)?;
+        surveyed.and(noted).and(finished).and(captured)?;
         Ok(summary)
     }
 
@@ -158,6 +169,33 @@ impl<P: Placement> Controller<P> {
         format!("among the survivors {}", words.collect::<Vec<_>>().join(", "))
     }
 
+    /// Three counts of each node's traffic, side by side.
+    fn traffic_totals(&self) -> Vec<CaptureTotal> {
+        let plan = &self.trial.plan;
+        let ports = (plan.learning_port, plan.replication_port);
+        let rows = self
+            .cluster
+            .nodes()
+            .flat_map(|(node, view)| self.captures.rows(node, ports, view.status.as_ref()));
+        rows.collect()
+    }
+
+    /// Adds what was sent: by the nodes' last words, which come after their transports have closed.
+    fn count_traffic(&self, summary: &mut Summary, totals: &[CaptureTotal]) {
+        let cluster = &self.cluster;
+        let sent: Sent = cluster
+            .nodes()
+            .map(|(_, view)| Sent::during_job(view.begin.as_ref(), view.status.as_ref()))
+            .sum();
+        let size = summary.checkpoint_bytes.unwrap_or(0);
+        let rounds = cluster.finished.len() as u64;
+        summary.learning_sent_bytes = sent.learning_bytes;
+        summary.replication_sent_bytes = sent.replication_bytes;
+        summary.learning_ws_per_round = per(sent.learning_bytes, rounds * self.trial.plan.workers() * size);
+        summary.replication_s_per_checkpoint = per(sent.replication_bytes, cluster.puts.len() as u64 * size);
+        summary.traffic = TrafficSummary::of(totals);
+    }
+
     fn rss_peak(&self) -> u64 {
         let statuses = self.cluster.nodes().filter_map(|(_, view)| view.status.as_ref());
         statuses.map(|status| status.usage.rss_peak_bytes.max(status.usage.rss_bytes)).max().unwrap_or(0)
@@ -166,12 +204,6 @@ impl<P: Placement> Controller<P> {
     fn summary(&self, outcome: Outcome, exit: Exit, message: String) -> Summary {
         let (plan, cluster) = (&self.trial.plan, &self.cluster);
         let last = cluster.finished.values().next_back();
-        let sent: Sent = cluster
-            .nodes()
-            .map(|(_, view)| Sent::during_job(view.begin.as_ref(), view.status.as_ref()))
-            .sum();
-        let checkpoint_bytes = cluster.puts.last().map(|put| put.bytes);
-        let size = checkpoint_bytes.unwrap_or(0);
         Summary {
             outcome,
             message,
@@ -187,7 +219,7 @@ impl<P: Placement> Controller<P> {
             checkpoint: self.final_checkpoint(),
             loss: last.and_then(|round| round.loss),
             accuracy: last.and_then(|round| round.accuracy),
-            checkpoint_bytes,
+            checkpoint_bytes: cluster.puts.last().map(|put| put.bytes),
             put_ns_median: median(cluster.puts.iter().map(|put| put.put_ns).collect()),
             round_ns_median: median(cluster.finished.values().map(|round| round.round_ns).collect()),
             epochs: cluster.epochs.len() as u64,
@@ -197,15 +229,13 @@ impl<P: Placement> Controller<P> {
             rival_aggregators: cluster.incidents.rivals.len() as u64,
             corrupt_blobs: cluster.incidents.corrupt_blobs,
             false_claims: cluster.incidents.false_claims,
-            learning_sent_bytes: sent.learning_bytes,
-            replication_sent_bytes: sent.replication_bytes,
-            learning_ws_per_round: per(
-                sent.learning_bytes,
-                cluster.finished.len() as u64 * plan.workers() * size,
-            ),
-            replication_s_per_checkpoint: per(sent.replication_bytes, cluster.puts.len() as u64 * size),
+            learning_sent_bytes: 0,
+            replication_sent_bytes: 0,
+            learning_ws_per_round: None,
+            replication_s_per_checkpoint: None,
             rss_peak_bytes: 0,
             start_ns: self.start_ns,
+            traffic: TrafficSummary::default(),
             elapsed_ns: nanoseconds(self.started.elapsed()),
             synthetic_data: plan.job.data.is_none(),
             repeat: self.manifest.repeat.clone(),

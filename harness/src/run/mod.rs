@@ -21,13 +21,15 @@ use workloads::federated::Event;
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
 use crate::clock;
-use crate::control::{FromNode, NodeEvent, Start, ToNode, VERSION};
+use crate::control::{Captured, FromNode, NodeEvent, Start, ToNode, VERSION};
 use crate::fault::{Action, Timeline};
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
 use crate::plan::{Plan, Shortfall, Trial};
 use crate::progress::Progress;
-use crate::record::{ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress};
+use crate::record::{
+    CaptureBook, ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress,
+};
 use crate::units::{nanoseconds, show_ns};
 
 /// How often the controller looks at its timeouts.
@@ -139,6 +141,7 @@ pub async fn run<P: Placement>(
         faults_struck: 0,
         probes: BTreeMap::new(),
         requests: 0,
+        captures: CaptureBook::default(),
         started: now,
         heard: now,
         asked: now,
@@ -177,6 +180,8 @@ struct Controller<P> {
     /// When each node's clock probe was sent, on the controller's clock.
     probes: BTreeMap<NodeId, u64>,
     requests: u64,
+    /// What nodes captured.
+    captures: CaptureBook,
     started: Instant,
     /// When something was last heard of the job.
     heard: Instant,
@@ -200,7 +205,7 @@ impl<P: Placement> Controller<P> {
             tokio::select! {
                 biased;
                 Some(stop) = self.stops.recv() => return Ok(Ending::Stopped(stop)),
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => self.tick()?,
                 Some((node, news)) = self.links.next() => self.take(node, news).await?,
             }
             if let Some(ending) = self.judge() {
@@ -230,6 +235,7 @@ impl<P: Placement> Controller<P> {
             News::Message(FromNode::Event { at_ns, event }) => self.event(node, at_ns, &event)?,
             News::Message(FromNode::Status(status)) => self.cluster.status(node, *status),
             News::Message(FromNode::Clock { at_ns, .. }) => self.clock(node, at_ns),
+            News::Message(FromNode::Capture(captured)) => self.captured(node, &captured)?,
             News::Unreadable(reason) => {
                 self.progress.warn(&format!("node {node} said something that was not understood: {reason}"));
                 self.recorder.controller_event(&ControllerEvent::UnreadableLine { target: node, reason })?;
@@ -263,6 +269,15 @@ impl<P: Placement> Controller<P> {
         let offset = i128::from(at_ns) - i128::from(sent) - i128::from(span / 2);
         let offset_ns = i64::try_from(offset).unwrap_or(i64::MAX);
         self.manifest.clocks.push(ClockOffset { node, offset_ns, uncertainty_ns: span.div_ceil(2) });
+    }
+
+    fn captured(&mut self, node: NodeId, captured: &Captured) -> anyhow::Result<()> {
+        self.recorder.captured(node, captured)?;
+        if let Some(failure) = &captured.interval.failure {
+            self.progress.warn(&format!("the capture of node {node} ended: {failure}"));
+        }
+        self.captures.captured(node, captured);
+        Ok(())
     }
 
     fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
@@ -346,12 +361,20 @@ impl<P: Placement> Controller<P> {
         Ok(())
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self) -> anyhow::Result<()> {
+        self.take_captures()?;
         self.progress.update(&self.cluster, &self.trial.plan);
         let settling = self.completed.is_some();
         if settling || self.asked.elapsed() >= STATUS_INTERVAL {
             self.ask_all();
         }
+        Ok(())
+    }
+
+    /// Takes what captures of the placement have counted.
+    fn take_captures(&mut self) -> anyhow::Result<()> {
+        let captured = self.placement.captured();
+        captured.iter().try_for_each(|(node, captured)| self.captured(*node, captured))
     }
 
     fn ask_all(&mut self) {

@@ -4,6 +4,7 @@
 //!   mod      QuicTransport: open, request, close       socket   UDP socket, buffers, windows, timers
 //!   link     dials, accepts, keeps the mesh warm       stream   one request and its response on one stream
 //!   pool     the live connection per peer and lane; datagrams counted
+//!   impair   seeded delay, jitter, loss and reordering between endpoint and socket
 //! ```
 //!
 //! Every pair of nodes has two connections, one per [`Lane`], each used in both directions whoever dialled it. They are
@@ -17,6 +18,7 @@
 //! default (Cubic): paths are short and shared with other flows, and BBR's gain on long lossy ones is not worth its
 //! unfairness. What this module deliberately does not know: what frames mean, and which peer matters.
 
+pub mod impair;
 mod link;
 mod pool;
 mod socket;

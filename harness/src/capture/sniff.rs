@@ -1,0 +1,293 @@
+//! Reads an AF_PACKET socket with pnet, on a thread of its own.
+//!
+//! The socket is ours: opened without a protocol, so that nothing comes before the filter is in place, then handed to
+//! pnet, which binds it to the interface. A second descriptor of it asks the kernel what it dropped.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd as _, IntoRawFd as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pnet_datalink::{Channel, ChannelType, DataLinkReceiver, NetworkInterface};
+use socket2::{Domain, SockFilter, Socket, Type};
+
+use super::tally::{Own, Tally};
+use super::{InterfaceCounts, Interval, Settings, filter};
+use crate::clock;
+
+/// Receive buffer asked of the kernel, in bytes: some 14,000 full packets, which the kernel keeps whole although only
+/// their heads are read.
+pub const BUFFER_BYTES: usize = 32 * 1024 * 1024;
+
+/// Above the 64 KB that a packet can have.
+const READ_BYTES: usize = 128 * 1024;
+/// How often the end and the second are looked at when no packet comes.
+const READ_TIMEOUT: Duration = Duration::from_millis(20);
+/// How long the rest may take to be read at the end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Length of an [`Interval`].
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a capture cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// There is no such interface.
+    #[error("there is no interface {name}; there are: {others}")]
+    NoInterface {
+        /// Its name.
+        name: String,
+        /// Those that are there.
+        others: String,
+    },
+    /// Raw sockets need privileges.
+    #[error("a raw socket needs root or CAP_NET_RAW")]
+    NotPermitted,
+    /// More than [`filter::MAX_PORTS`].
+    #[error("more than {} ports", filter::MAX_PORTS)]
+    TooManyPorts,
+    /// The system refuses for another reason.
+    #[error("cannot capture on {name}: {source}")]
+    System {
+        /// The interface.
+        name: String,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// A socket that collects packets, and what was counted of them.
+pub struct Sniffer {
+    receiver: Box<dyn DataLinkReceiver>,
+    socket: Socket,
+    tally: Tally,
+    interface: String,
+    base: InterfaceCounts,
+    from_ns: u64,
+}
+
+impl fmt::Debug for Sniffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sniffer").field("interface", &self.interface).finish_non_exhaustive()
+    }
+}
+
+impl Sniffer {
+    /// Begins to collect.
+    ///
+    /// # Errors
+    /// See [`CaptureError`].
+    pub fn open(settings: &Settings) -> Result<Self, CaptureError> {
+        if settings.ports.len() > filter::MAX_PORTS {
+            return Err(CaptureError::TooManyPorts);
+        }
+        let name = settings.interface.clone();
+        let failed = |source| CaptureError::System { name: name.clone(), source };
+        let interface = find(&name)?;
+        let socket = open_socket(settings, interface.is_loopback()).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => CaptureError::NotPermitted,
+            _ => failed(error),
+        })?;
+        let own = match (interface.is_loopback(), interface.mac) {
+            (false, Some(mac)) => Own::Mac(mac.octets()),
+            _ => Own::Outgoing,
+        };
+        let base = InterfaceCounts::of(&name).map_err(failed)?;
+        let config = pnet_datalink::Config {
+            read_buffer_size: READ_BYTES,
+            read_timeout: Some(READ_TIMEOUT),
+            channel_type: ChannelType::Layer2,
+            promiscuous: false,
+            socket_fd: Some(socket.try_clone().map_err(failed)?.into_raw_fd()),
+            ..pnet_datalink::Config::default()
+        };
+        let receiver = match pnet_datalink::channel(&interface, config).map_err(failed)? {
+            Channel::Ethernet(_, receiver) => receiver,
+            _ => return Err(failed(io::ErrorKind::Unsupported.into())),
+        };
+        let tally = Tally::new(&settings.ports, settings.others, own);
+        Ok(Self { receiver, socket, tally, interface: name, base, from_ns: clock::monotonic_ns() })
+    }
+
+    /// Counts the next packet; false if none came for a while.
+    ///
+    /// # Errors
+    /// If nothing more can be read, because the interface is gone, for example.
+    pub fn step(&mut self) -> io::Result<bool> {
+        match self.receiver.next() {
+            Ok(frame) => {
+                self.tally.packet(frame);
+                Ok(true)
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// What was counted since the last call.
+    pub fn take(&mut self) -> Interval {
+        let from_ns = std::mem::replace(&mut self.from_ns, clock::monotonic_ns());
+        let counters = InterfaceCounts::of(&self.interface);
+        Interval {
+            from_ns,
+            until_ns: self.from_ns,
+            counts: self.tally.take(),
+            dropped_packets: dropped(&self.socket),
+            interface: counters.map(|counters| counters.since(self.base)).unwrap_or_default(),
+            failure: None,
+            last: false,
+        }
+    }
+
+    /// Reads on until `stop`, then what is left; tells of every second.
+    fn run(mut self, stop: &AtomicBool, mut tell: impl FnMut(Interval)) {
+        let mut due = Instant::now() + INTERVAL;
+        let mut drained_by = None;
+        let failure = loop {
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) if drained_by.is_some() => break None,
+                Ok(false) => {}
+                Err(error) => break Some(error.to_string()),
+            }
+            let now = Instant::now();
+            if drained_by.is_none() && stop.load(Ordering::Acquire) {
+                drained_by = Some(now + DRAIN_TIMEOUT);
+            }
+            if drained_by.is_some_and(|by| now > by) {
+                break Some("packets came faster than they could be read".into());
+            }
+            if now >= due {
+                due += INTERVAL;
+                tell(self.take());
+            }
+        };
+        tell(Interval { failure, last: true, ..self.take() });
+    }
+}
+
+/// Whether this process may open raw sockets.
+#[must_use]
+pub fn is_permitted() -> bool {
+    Socket::new(Domain::PACKET, Type::RAW, None).is_ok()
+}
+
+fn find(name: &str) -> Result<NetworkInterface, CaptureError> {
+    let all = pnet_datalink::interfaces();
+    let others = all.iter().map(|interface| interface.name.clone()).collect::<Vec<_>>().join(", ");
+    all.into_iter()
+        .find(|interface| interface.name == name)
+        .ok_or_else(|| CaptureError::NoInterface { name: name.into(), others })
+}
+
+fn open_socket(settings: &Settings, loopback: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    let program = filter::program(settings, loopback);
+    let program: Vec<SockFilter> =
+        program.iter().map(|step| SockFilter::new(step.code, step.jt, step.jf, step.k)).collect();
+    socket.attach_filter(&program)?;
+    force_buffer(&socket, settings.buffer_bytes)?;
+    Ok(socket)
+}
+
+/// Sets the receive buffer beyond the limit for others, where this process may; else up to the limit.
+fn force_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option's value is an int that outlives the call, and its size is given.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const wanted).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if outcome < 0 { socket.set_recv_buffer_size(bytes) } else { Ok(()) }
+}
+
+/// Packets that the kernel dropped since the last question.
+fn dropped(socket: &Socket) -> u64 {
+    /// `struct tpacket_stats`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Statistics {
+        packets: libc::c_uint,
+        drops: libc::c_uint,
+    }
+    let mut statistics = Statistics::default();
+    let mut size = size_of::<Statistics>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes into a value of that size.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut size,
+        )
+    };
+    if outcome < 0 { 0 } else { u64::from(statistics.drops) }
+}
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Capture {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Begins; `tell` is called about every second on the capture's thread, and a last time at the end.
+    ///
+    /// # Errors
+    /// See [`CaptureError`].
+    pub fn start(
+        settings: &Settings,
+        tell: impl FnMut(Interval) + Send + 'static,
+    ) -> Result<Self, CaptureError> {
+        let sniffer = Sniffer::open(settings)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name("capture".into()).spawn({
+            let stop = stop.clone();
+            move || sniffer.run(&stop, tell)
+        });
+        let failed = |source| CaptureError::System { name: settings.interface.clone(), source };
+        Ok(Self { stop, thread: Some(thread.map_err(failed)?) })
+    }
+
+    /// Whether it still reads.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Asks it to read what is left and to end; does not wait.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// Reads what is left and ends.
+    pub fn finish(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the capture's thread panicked");
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.join();
+    }
+}

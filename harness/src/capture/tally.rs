@@ -1,0 +1,267 @@
+//! Packet heads to counts. Pure and total: any bytes are counted somewhere or not at all.
+//!
+//! A packet counts with its IP total length, header included, whatever was captured of it. It belongs to the counted
+//! port that it goes to, else to the one it comes from. Later fragments carry no ports: they belong to the first
+//! fragment of their datagram, if that was seen before.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
+
+use pnet_packet::Packet as _;
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
+use pnet_packet::ip::IpNextHeaderProtocols;
+use pnet_packet::ipv4::Ipv4Packet;
+use serde::{Deserialize, Serialize};
+
+/// Stands for every port that is not counted apart, and for packets that have none.
+pub const OTHER_PORT: u16 = 0;
+
+/// Bytes of an Ethernet header as captured: without a VLAN tag, which the kernel takes off.
+pub const ETHERNET_HEADER_BYTES: u64 = 14;
+
+/// Datagrams whose later fragments may still come.
+const MAX_FRAGMENTED: usize = 1024;
+
+/// MF, in pnet's order of the three flags.
+const MORE_FRAGMENTS: u8 = 0b001;
+
+/// Where a packet goes, seen from the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// It leaves.
+    Egress,
+    /// It comes in.
+    Ingress,
+}
+
+impl Direction {
+    /// As written in result files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
+/// Packets and bytes of one port and direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// The port, or [`OTHER_PORT`].
+    pub port: u16,
+    /// The direction.
+    pub direction: Direction,
+    /// Packets; each fragment is one.
+    pub packets: u64,
+    /// Bytes at IP level, headers included; of other protocols, those behind the Ethernet header.
+    pub bytes: u64,
+}
+
+/// How the direction of a packet is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// The interface's Ethernet address: what bears it as source leaves.
+    Mac([u8; 6]),
+    /// The filter lets only packets through that leave.
+    Outgoing,
+}
+
+/// The datagram a fragment belongs to.
+type FragmentKey = (Ipv4Addr, Ipv4Addr, u8, u16);
+
+/// Counts packets.
+#[derive(Debug)]
+pub struct Tally {
+    ports: Vec<u16>,
+    others: bool,
+    own: Own,
+    counts: BTreeMap<(u16, Direction), (u64, u64)>,
+    fragmented: BTreeMap<FragmentKey, u16>,
+    /// The keys of `fragmented`, the oldest first.
+    order: VecDeque<FragmentKey>,
+}
+
+impl Tally {
+    /// Counts `ports` apart, and everything else as [`OTHER_PORT`] if `others`.
+    #[must_use]
+    pub fn new(ports: &[u16], others: bool, own: Own) -> Self {
+        Self {
+            ports: ports.to_vec(),
+            others,
+            own,
+            counts: BTreeMap::new(),
+            fragmented: BTreeMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    /// Counts the packet that begins with `frame`, an Ethernet header and what follows.
+    pub fn packet(&mut self, frame: &[u8]) {
+        let Some(ethernet) = EthernetPacket::new(frame) else { return };
+        let source = ethernet.get_source();
+        let direction = match self.own {
+            Own::Mac(own) if <[u8; 6]>::from(source) != own => Direction::Ingress,
+            Own::Mac(_) | Own::Outgoing => Direction::Egress,
+        };
+        let behind = ethernet.payload();
+        let (port, bytes) = match (ethernet.get_ethertype(), Ipv4Packet::new(behind)) {
+            (EtherTypes::Ipv4, Some(ip)) => (self.port_of(&ip), u64::from(ip.get_total_length())),
+            _ => (OTHER_PORT, behind.len() as u64),
+        };
+        if port == OTHER_PORT && !self.others {
+            return;
+        }
+        let count = self.counts.entry((port, direction)).or_default();
+        count.0 += 1;
+        count.1 += bytes;
+    }
+
+    /// What was counted since the last call.
+    pub fn take(&mut self) -> Vec<Count> {
+        let counts = std::mem::take(&mut self.counts).into_iter();
+        counts
+            .map(|((port, direction), (packets, bytes))| Count { port, direction, packets, bytes })
+            .collect()
+    }
+
+    fn port_of(&mut self, ip: &Ipv4Packet<'_>) -> u16 {
+        let protocol = ip.get_next_level_protocol();
+        let key = (ip.get_source(), ip.get_destination(), protocol.0, ip.get_identification());
+        let more = ip.get_flags() & MORE_FRAGMENTS != 0;
+        if ip.get_fragment_offset() > 0 {
+            let port = self.fragmented.get(&key).copied();
+            if !more && port.is_some() {
+                self.fragmented.remove(&key);
+                self.order.retain(|other| *other != key);
+            }
+            return port.unwrap_or(OTHER_PORT);
+        }
+        if !matches!(protocol, IpNextHeaderProtocols::Udp | IpNextHeaderProtocols::Tcp) {
+            return OTHER_PORT;
+        }
+        let header = usize::from(ip.get_header_length()) * 4;
+        let Some(&[from_high, from_low, to_high, to_low]) = ip.packet().get(header..header + 4) else {
+            return OTHER_PORT;
+        };
+        let (from, to) = (u16::from_be_bytes([from_high, from_low]), u16::from_be_bytes([to_high, to_low]));
+        let counted = |port: u16| self.ports.contains(&port);
+        let port = [to, from].into_iter().find(|port| counted(*port)).unwrap_or(OTHER_PORT);
+        if more {
+            self.remember(key, port);
+        }
+        port
+    }
+
+    fn remember(&mut self, key: FragmentKey, port: u16) {
+        if self.fragmented.insert(key, port).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > MAX_FRAGMENTED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.fragmented.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    /// The head of an IPv4 packet over Ethernet, without what its length says.
+    fn head(source: [u8; 6], length: u16, id: u16, fragment: u16, ports: (u16, u16)) -> Vec<u8> {
+        let mut frame = [PEER, source].concat();
+        frame.extend([0x08, 0x00, 0x45, 0]);
+        for word in [length, id, fragment] {
+            frame.extend(word.to_be_bytes());
+        }
+        frame.extend([64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        for word in [ports.0, ports.1, 0, 0] {
+            frame.extend(word.to_be_bytes());
+        }
+        frame
+    }
+
+    fn tally(others: bool) -> Tally {
+        Tally::new(&[8080, 5000], others, Own::Mac(OWN))
+    }
+
+    fn count(port: u16, direction: Direction, packets: u64, bytes: u64) -> Count {
+        Count { port, direction, packets, bytes }
+    }
+
+    #[test]
+    fn a_packet_counts_once_with_its_total_length() {
+        let mut tally = tally(true);
+        tally.packet(&head(OWN, 1500, 1, 0, (8080, 8080)));
+        tally.packet(&head(OWN, 40, 2, 0, (40_000, 5000)));
+        tally.packet(&head(PEER, 60, 3, 0, (5000, 40_000)));
+        tally.packet(&head(OWN, 100, 4, 0, (53, 54)));
+        let expected = [
+            count(OTHER_PORT, Direction::Egress, 1, 100),
+            count(5000, Direction::Egress, 1, 40),
+            count(5000, Direction::Ingress, 1, 60),
+            count(8080, Direction::Egress, 1, 1500),
+        ];
+        assert_eq!(tally.take(), expected);
+        assert_eq!(tally.take(), [], "what was taken is not counted again");
+    }
+
+    #[test]
+    fn later_fragments_belong_to_the_first() {
+        let mut tally = tally(true);
+        tally.packet(&head(OWN, 1500, 9, 0x2000, (40_000, 8080)));
+        tally.packet(&head(OWN, 1500, 9, 0x2000 | 185, (1, 1)));
+        tally.packet(&head(OWN, 200, 9, 370, (1, 1)));
+        assert_eq!(tally.take(), [count(8080, Direction::Egress, 3, 3200)]);
+        tally.packet(&head(OWN, 200, 9, 370, (8080, 8080)));
+        assert_eq!(tally.take(), [count(OTHER_PORT, Direction::Egress, 1, 200)], "the datagram was complete");
+    }
+
+    #[test]
+    fn fragments_of_others_are_not_counted_under_a_filter() {
+        let mut tally = tally(false);
+        tally.packet(&head(OWN, 1500, 1, 370, (8080, 8080)));
+        tally.packet(&head(OWN, 100, 4, 0, (53, 54)));
+        assert_eq!(tally.take(), []);
+    }
+
+    #[test]
+    fn the_memory_of_fragments_is_bounded() {
+        let mut tally = tally(true);
+        for id in 0..u16::MAX {
+            tally.packet(&head(OWN, 1500, id, 0x2000, (40_000, 8080)));
+        }
+        assert_eq!((tally.fragmented.len(), tally.order.len()), (MAX_FRAGMENTED, MAX_FRAGMENTED));
+    }
+
+    #[test]
+    fn what_is_not_ip_counts_behind_its_ethernet_header() {
+        let mut tally = tally(true);
+        let mut arp = [PEER, OWN].concat();
+        arp.extend([0x08, 0x06]);
+        arp.extend([0; 28]);
+        tally.packet(&arp);
+        assert_eq!(tally.take(), [count(OTHER_PORT, Direction::Egress, 1, 28)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken(frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 0..20)) {
+            let mut tally = tally(true);
+            for frame in &frames {
+                tally.packet(frame);
+            }
+            let packets: u64 = tally.take().iter().map(|count| count.packets).sum();
+            let long_enough = frames.iter().filter(|frame| frame.len() >= ETHERNET_HEADER_BYTES as usize).count();
+            prop_assert_eq!(packets, long_enough as u64);
+        }
+    }
+}

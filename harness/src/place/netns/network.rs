@@ -1,0 +1,217 @@
+//! The network of a run: a bridge in a namespace of its own, and a namespace per node, joined to it by a veth pair.
+//!
+//! ```text
+//!   node 1: eth0 10.x.y.11 --- node1 |                          |
+//!   node 2: eth0 10.x.y.12 --- node2 | switch (a bridge), air0  |   all anonymous: no name outlives the processes
+//! ```
+//!
+//! Decides which commands of iproute2 make that ([`Step`]s, pure), and runs them. The rate of a link is a token bucket
+//! at both of its ends; air that all share is one token bucket on an IFB device, through which the bridge's ports
+//! redirect what nodes send.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use replication::NodeId;
+
+use super::namespace::{Namespace, enter};
+use super::offload;
+use crate::link::Link;
+use crate::plan::Member;
+
+/// The node's interface, as it sees it.
+pub const NODE_INTERFACE: &str = "eth0";
+/// Name of the bridge in its namespace.
+const BRIDGE: &str = "switch";
+/// The device whose token bucket is the air that all share.
+const AIR: &str = "air0";
+/// Largest packet, in bytes, IP header included.
+const MTU: &str = "1500";
+/// What may leave at once, as the token bucket needs it to keep up its rate between two timer ticks, in bytes.
+const MIN_BURST_BYTES: u64 = 4_000;
+/// A bucket fills within this, in milliseconds, so that a burst is no longer than that.
+const BURST_MS: u64 = 2;
+
+/// The namespaces of a run. Dropping it leaves them to the processes inside.
+#[derive(Debug)]
+pub struct Network {
+    /// Held, not used any more: with it the bridge would go.
+    _switch: Namespace,
+    nodes: BTreeMap<NodeId, Namespace>,
+}
+
+/// A command line of iproute2.
+type Step = Vec<String>;
+
+impl Network {
+    /// Makes the network of `members`, who share a /24.
+    ///
+    /// # Errors
+    /// If the system refuses, or a command of iproute2 fails, with its words.
+    pub fn build(members: &[Member], link: &Link) -> anyhow::Result<Self> {
+        let new = || Namespace::new().context("cannot make a network namespace");
+        let switch = new()?;
+        execute(&switch, &switch_steps(link))?;
+        let mut nodes = BTreeMap::new();
+        for member in members {
+            let inside = new()?;
+            let port = port(member.node);
+            execute(&switch, &port_steps(&port, &inside.path(), link))?;
+            execute(&inside, &node_steps(member, link))?;
+            for (namespace, interface) in [(&switch, port.as_str()), (&inside, NODE_INTERFACE)] {
+                let off = namespace.run(|| offload::switch_off(interface));
+                off.with_context(|| format!("cannot switch off the offloads of {interface}"))?;
+            }
+            nodes.insert(member.node, inside);
+        }
+        Ok(Self { _switch: switch, nodes })
+    }
+
+    /// Where `node` belongs.
+    #[must_use]
+    pub fn namespace(&self, node: NodeId) -> Option<&Namespace> {
+        self.nodes.get(&node)
+    }
+}
+
+/// Whether the commands that a network needs are there.
+///
+/// # Errors
+/// The one that is not.
+pub fn check_tools() -> Result<(), &'static str> {
+    let works = |program: &&str| {
+        let mut command = Command::new(program);
+        command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    match ["ip", "tc"].iter().find(|program| !works(program)) {
+        Some(missing) => Err(missing),
+        None => Ok(()),
+    }
+}
+
+fn port(node: NodeId) -> String {
+    format!("node{node}")
+}
+
+fn step(line: &str) -> Step {
+    line.split(' ').map(str::to_owned).collect()
+}
+
+fn switch_steps(link: &Link) -> Vec<Step> {
+    let mut steps = vec![
+        step(&format!("ip link add name {BRIDGE} mtu {MTU} type bridge mcast_snooping 0")),
+        step(&format!("ip link set dev {BRIDGE} addrgenmode none")),
+        step(&format!("ip link set dev {BRIDGE} up")),
+    ];
+    if link.shared_air
+        && let Some(bucket) = bucket(AIR, link)
+    {
+        steps.push(step(&format!("ip link add name {AIR} mtu {MTU} type ifb")));
+        steps.push(step(&format!("ip link set dev {AIR} addrgenmode none up")));
+        steps.push(bucket);
+    }
+    steps
+}
+
+/// One port of the bridge and the interface at its other end, in the namespace at `path`.
+fn port_steps(port: &str, path: &str, link: &Link) -> Vec<Step> {
+    let mut steps = vec![
+        step(&format!(
+            "ip link add name {port} mtu {MTU} type veth peer name {NODE_INTERFACE} mtu {MTU} netns {path}"
+        )),
+        step(&format!("ip link set dev {port} addrgenmode none gso_max_segs 1 master {BRIDGE}")),
+        step(&format!("ip link set dev {port} up")),
+    ];
+    if link.shared_air && link.rate_bits_per_s().is_some() {
+        steps.push(step(&format!("tc qdisc add dev {port} handle ffff: ingress")));
+        steps.push(step(&format!(
+            "tc filter add dev {port} parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev {AIR}"
+        )));
+    } else {
+        steps.extend(bucket(port, link));
+    }
+    steps
+}
+
+fn node_steps(member: &Member, link: &Link) -> Vec<Step> {
+    let mut steps = vec![
+        step("ip link set dev lo up"),
+        step(&format!("ip link set dev {NODE_INTERFACE} addrgenmode none gso_max_segs 1")),
+        step(&format!("ip address add {}/24 dev {NODE_INTERFACE}", member.ip)),
+        step(&format!("ip link set dev {NODE_INTERFACE} up")),
+    ];
+    if !link.shared_air {
+        steps.extend(bucket(NODE_INTERFACE, link));
+    }
+    steps
+}
+
+/// A token bucket with the link's rate, if it has one.
+fn bucket(device: &str, link: &Link) -> Option<Step> {
+    let rate = link.rate_bits_per_s()?;
+    let burst = (rate / 8 * BURST_MS / 1000).max(MIN_BURST_BYTES);
+    let queue = link.queue_ms;
+    Some(step(&format!("tc qdisc add dev {device} root tbf rate {rate}bit burst {burst}b latency {queue}ms")))
+}
+
+fn execute(namespace: &Namespace, steps: &[Step]) -> anyhow::Result<()> {
+    for words in steps {
+        let line = words.join(" ");
+        let (program, arguments) = words.split_first().context("an empty command")?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
+        let handle = namespace.handle()?;
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns is a system call.
+        unsafe {
+            command.pre_exec(move || enter(&handle));
+        }
+        let output = command.output().with_context(|| format!("cannot run `{line}`"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+            bail!("`{line}` failed: {said}");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::tests::link;
+
+    fn lines(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(|words| words.join(" ")).collect()
+    }
+
+    #[test]
+    fn a_rate_is_a_bucket_at_both_ends_of_a_link() {
+        let link = link("rate_mbit_per_s = 100");
+        let bucket = "root tbf rate 100000000bit burst 25000b latency 50ms";
+        let member = Member { node: NodeId(3), ip: "10.1.2.13".parse().unwrap() };
+        assert!(lines(&node_steps(&member, &link)).contains(&format!("tc qdisc add dev eth0 {bucket}")));
+        assert!(
+            lines(&port_steps("node3", "/n", &link)).contains(&format!("tc qdisc add dev node3 {bucket}"))
+        );
+        assert!(!lines(&switch_steps(&link)).iter().any(|line| line.contains("ifb")));
+    }
+
+    #[test]
+    fn shared_air_is_one_bucket_that_every_port_is_redirected_to() {
+        let link = link("rate_mbit_per_s = 20\nshared_air = true");
+        let buckets = |steps: &[Step]| lines(steps).iter().filter(|line| line.contains("tbf")).count();
+        let member = Member { node: NodeId(3), ip: "10.1.2.13".parse().unwrap() };
+        assert_eq!(buckets(&switch_steps(&link)), 1);
+        assert_eq!(buckets(&port_steps("node3", "/n", &link)) + buckets(&node_steps(&member, &link)), 0);
+        assert!(lines(&port_steps("node3", "/n", &link)).last().unwrap().ends_with("redirect dev air0"));
+    }
+
+    #[test]
+    fn without_a_rate_there_is_no_bucket() {
+        let link = Link::default();
+        let steps = [switch_steps(&link), port_steps("node1", "/n", &link)].concat();
+        assert!(!lines(&steps).iter().any(|line| line.starts_with("tc")), "{steps:?}");
+    }
+}

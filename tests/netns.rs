@@ -1,0 +1,371 @@
+//! Nodes in network namespaces, and what captures count there. Needs root, as the placement does.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use harness::capture::sniff::Sniffer;
+use harness::capture::{Capture, Count, Direction, Interval, Settings};
+use harness::link::Link;
+use harness::place::netns::network::{NODE_INTERFACE, Network};
+use harness::place::netns::offload_state;
+use harness::plan::{Member, Plan};
+use replication::NodeId;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The transport counts established connections. Whoever starts first repeats the first packet of a handshake, 1200 B
+/// and headers, until the other listens: at most eight for each plane were seen among four nodes, so twice that.
+const UNCOUNTED_HANDSHAKE_BYTES: u64 = 16 * 1228;
+const SMALL: [&str; 4] = ["--examples-per-node", "64", "--test-examples-per-node", "32"];
+
+/// These tests cannot say anything without root, and must not pass then.
+fn need_root() {
+    assert!(rustix::process::geteuid().is_root(), "this test makes network namespaces: run it as root");
+}
+
+fn harness(dir: &Path, options: &[&str]) -> Command {
+    need_root();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
+    command.args(["run", "--placement", "netns", "--nodes", "4", "--seed", "7", "--json", "--quiet"]);
+    command.args(SMALL).args(options).current_dir(dir).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+struct Finished {
+    summary: Value,
+    results: PathBuf,
+}
+
+fn finished(dir: &Path, output: Output) -> Finished {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let results = dir.join(summary["results"].as_str().unwrap());
+    Finished { summary, results }
+}
+
+impl Finished {
+    fn rows(&self, file: &str) -> Vec<BTreeMap<String, String>> {
+        let mut reader = csv::Reader::from_path(self.results.join(file)).unwrap();
+        reader.deserialize().map(|row| row.unwrap()).collect()
+    }
+
+    /// Capture and interface agree for every node, and with the transport if nodes were there to the end.
+    fn assert_counts_agree(&self, all_lived: bool) {
+        let traffic = &self.summary["traffic"];
+        assert_eq!((&traffic["source"], &traffic["valid"]), (&"capture".into(), &true.into()), "{traffic}");
+        assert_eq!(traffic["dropped_packets"], 0);
+        let totals = self.rows("capture_totals.csv");
+        assert_eq!(totals.len(), 8, "four nodes, two directions");
+        for row in &totals {
+            let number = |name: &str| row[name].parse::<u64>().unwrap();
+            assert_eq!(row["complete"], "true");
+            let planes = number("learning_bytes") + number("replication_bytes");
+            let close = |other: u64, share: f64| planes.abs_diff(other) as f64 <= share * planes as f64;
+            let interface = number("interface_bytes") - number("other_bytes");
+            assert!(close(interface, 0.001), "{row:?}");
+            // What a killed node's transport counted last, nobody knows; and attempts to reach it belong to no connection.
+            if row["direction"] == "egress" && all_lived {
+                for plane in ["learning", "replication"] {
+                    let captured = number(&format!("{plane}_bytes"));
+                    let transport = number(&format!("transport_{plane}_bytes"));
+                    let explained = captured / 200 + UNCOUNTED_HANDSHAKE_BYTES;
+                    assert!(captured.abs_diff(transport) <= explained, "{plane}: {row:?}");
+                }
+            }
+        }
+        let sum: u64 = self
+            .rows("capture.csv")
+            .iter()
+            .filter(|row| row["port"] == "8080" && row["direction"] == "egress")
+            .map(|row| row["bytes"].parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(Some(sum), traffic["learning_bytes"].as_u64(), "seconds add up to the total");
+    }
+}
+
+#[test]
+fn two_runs_side_by_side_complete_and_their_counts_agree() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let runs = dirs.each_ref().map(|dir| harness(dir.path(), &["--rounds", "6"]).spawn().unwrap());
+    for (dir, run) in dirs.iter().zip(runs) {
+        let run = finished(dir.path(), run.wait_with_output().unwrap());
+        assert_eq!(run.summary["rounds_finished"], 6);
+        run.assert_counts_agree(true);
+    }
+}
+
+#[test]
+fn the_packets_of_a_killed_node_are_counted_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let output =
+        harness(dir.path(), &["--rounds", "3", "--fault", "kill@aggregator,round:2"]).output().unwrap();
+    let run = finished(dir.path(), output);
+    assert_eq!(run.summary["faults_struck"], 1);
+    run.assert_counts_agree(false);
+    let nodes = run.rows("nodes.csv");
+    let killed = nodes.iter().find(|row| row["state"] == "killed (SIGKILL)").unwrap();
+    let totals = run.rows("capture_totals.csv");
+    let sent =
+        totals.iter().find(|row| row["node"] == killed["node"] && row["direction"] == "egress").unwrap();
+    // It sent at least the first round's average to its three workers: 62,006 parameters of four bytes.
+    assert!(sent["learning_bytes"].parse::<u64>().unwrap() > 3 * 248_024, "{sent:?}");
+}
+
+#[test]
+fn shared_air_with_delay_and_loss_limits_the_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = harness(dir.path(), &["--rounds", "1", "--link", "wifi-pi3"]).output().unwrap();
+    let run = finished(dir.path(), output);
+    run.assert_counts_agree(true);
+    let bytes = run.summary["traffic"]["interface_bytes"].as_u64().unwrap();
+    let seconds = run.summary["elapsed_ns"].as_u64().unwrap() as f64 / 1e9;
+    // 20 Mbit/s, with a little for what the buckets hold.
+    assert!(bytes as f64 <= 1.05 * seconds * 20e6 / 8.0, "{bytes} B in {seconds} s");
+}
+
+#[test]
+fn without_capture_the_transport_s_counts_are_marked_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = harness(dir.path(), &["--rounds", "1", "--capture", "off"]).output().unwrap();
+    let run = finished(dir.path(), output);
+    assert_eq!(run.summary["traffic"]["source"], "transport");
+    assert!(run.rows("capture_totals.csv").iter().all(|row| row["source"] == "transport"));
+    assert!(!run.results.join("capture.csv").exists());
+}
+
+/// Numbers of the network namespaces of all processes.
+fn namespaces_in_use() -> BTreeMap<String, i32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let of = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    pids.filter_map(|pid| Some((of(pid)?.to_string_lossy().into_owned(), pid))).collect()
+}
+
+fn await_some<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn children_of(parent: u32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task")).unwrap().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// A controller in the middle of a run, and the namespaces of its four nodes.
+fn running(dir: &Path) -> (Child, Vec<i32>, Vec<String>) {
+    let controller = harness(dir, &["--rounds", "100000"]).spawn().unwrap();
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    let found = await_some("four nodes in namespaces", || {
+        let nodes = children_of(controller.id());
+        let links = nodes.iter().filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok());
+        let others: Vec<String> =
+            links.filter(|link| *link != own).map(|link| link.to_string_lossy().into_owned()).collect();
+        let executed = nodes.iter().all(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0node\0"))
+        });
+        (others.len() == 4 && executed).then_some((nodes, others))
+    });
+    (controller, found.0, found.1)
+}
+
+#[test]
+fn a_killed_controller_leaves_no_process_no_namespace_and_no_interface() {
+    let interfaces = || fs::read_to_string("/proc/self/net/dev").unwrap().lines().count();
+    let before = interfaces();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut controller, nodes, namespaces) = running(dir.path());
+    controller.kill().unwrap();
+    controller.wait().unwrap();
+    await_some("the nodes' end", || {
+        let gone = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+        };
+        nodes.iter().all(gone).then_some(())
+    });
+    await_some("the namespaces' end", || {
+        let used = namespaces_in_use();
+        namespaces.iter().all(|namespace| !used.contains_key(namespace)).then_some(())
+    });
+    // A namespace without a process can only be kept by a mount or a descriptor; the run makes none of the former.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(namespaces.iter().all(|namespace| !mounts.contains(namespace.as_str())), "{mounts}");
+    assert_eq!(interfaces(), before, "nothing was made in this namespace");
+}
+
+/// Two nodes' namespaces.
+fn pair() -> (Network, Vec<Member>) {
+    need_root();
+    let members = Plan::members_in("10.9.9.0".parse().unwrap(), 2);
+    (Network::build(&members, &Link::default()).unwrap(), members)
+}
+
+fn inside<T: Send>(network: &Network, node: u64, work: impl FnOnce() -> io::Result<T> + Send) -> T {
+    network.namespace(NodeId(node)).unwrap().run(work).unwrap()
+}
+
+/// Sends `sizes` from node 1 to node 2 and returns what a capture at node 1 counted of it.
+fn counted(sizes: &[usize]) -> (Vec<Count>, Interval) {
+    let (network, members) = pair();
+    let receiver = inside(&network, 2, || UdpSocket::bind((members[1].ip, 8080)));
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sender = inside(&network, 1, || UdpSocket::bind((members[0].ip, 40_000)));
+    let (tell, told) = mpsc::channel();
+    let settings = Settings::everything(NODE_INTERFACE, &[8080, 5000]);
+    let capture = inside(&network, 1, || {
+        // The thread of the capture inherits the namespace.
+        Capture::start(&settings, move |interval| drop(tell.send(interval))).map_err(io::Error::other)
+    });
+    let mut buffer = vec![0; 70_000];
+    for size in sizes {
+        sender.send_to(&vec![7; *size], (members[1].ip, 8080)).unwrap();
+        assert_eq!(receiver.recv(&mut buffer).unwrap(), *size);
+    }
+    capture.finish();
+    let intervals: Vec<Interval> = told.iter().collect();
+    let last = intervals.last().unwrap().clone();
+    assert!(last.last && last.failure.is_none(), "{last:?}");
+    assert_eq!(intervals.iter().map(|interval| interval.dropped_packets).sum::<u64>(), 0);
+    (intervals.into_iter().flat_map(|interval| interval.counts).collect(), last)
+}
+
+fn sum(counts: &[Count], direction: Direction, of_port: impl Fn(u16) -> bool) -> (u64, u64) {
+    let counts = counts.iter().filter(|count| count.direction == direction && of_port(count.port));
+    counts.fold((0, 0), |sum, count| (sum.0 + count.packets, sum.1 + count.bytes))
+}
+
+#[test]
+fn a_crafted_flow_is_counted_exactly_fragmented_or_not() {
+    // Up to 1472 bytes fit one packet of 1500; each fragment carries 1480 bytes behind a header of 20.
+    for (size, packets, headers) in
+        [(1, 1, 28), (1472, 1, 28), (1473, 2, 48), (8000, 6, 128), (65_000, 44, 888)]
+    {
+        let (counts, last) = counted(&[size; 20]);
+        let flow = sum(&counts, Direction::Egress, |port| port == 8080);
+        assert_eq!(flow, (20 * packets, 20 * (size as u64 + headers)), "datagrams of {size} B");
+        let all = sum(&counts, Direction::Egress, |_| true);
+        assert_eq!(all, (last.interface.sent_packets, last.interface.sent_bytes), "datagrams of {size} B");
+    }
+}
+
+#[test]
+fn a_capture_that_is_too_slow_reports_what_it_dropped() {
+    let (network, members) = pair();
+    let receiver = inside(&network, 2, || UdpSocket::bind((members[1].ip, 8080)));
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sender = inside(&network, 1, || UdpSocket::bind((members[0].ip, 40_000)));
+    // Packets that wait for an address to be resolved may be dropped before they leave: here none has to.
+    sender.send_to(&[7], (members[1].ip, 8080)).unwrap();
+    receiver.recv(&mut [0; 1]).unwrap();
+    let settings = Settings { buffer_bytes: 4096, ..Settings::everything(NODE_INTERFACE, &[8080]) };
+    let (read, dropped) = inside(&network, 1, || {
+        let mut sniffer = Sniffer::open(&settings).map_err(io::Error::other)?;
+        for _ in 0..500 {
+            sender.send_to(&[7; 1000], (members[1].ip, 8080))?;
+        }
+        while sniffer.step()? {}
+        let interval = sniffer.take();
+        Ok((sum(&interval.counts, Direction::Egress, |port| port == 8080).0, interval.dropped_packets))
+    });
+    assert!(dropped > 0 && read + dropped >= 500, "read {read}, dropped {dropped}");
+}
+
+#[test]
+fn an_interface_that_vanishes_ends_the_capture_with_a_reason() {
+    let (network, _) = pair();
+    let (tell, told) = mpsc::channel();
+    let settings = Settings::everything(NODE_INTERFACE, &[8080]);
+    let capture = inside(&network, 1, || {
+        Capture::start(&settings, move |interval| drop(tell.send(interval))).map_err(io::Error::other)
+    });
+    inside(&network, 1, || {
+        let status = Command::new("ip").args(["link", "delete", NODE_INTERFACE]).status()?;
+        assert!(status.success());
+        Ok(())
+    });
+    await_some("the capture's end", || (!capture.is_running()).then_some(()));
+    let last = told.iter().last().unwrap();
+    assert!(last.last && last.failure.is_some(), "{last:?}");
+}
+
+#[test]
+fn offloads_of_a_node_s_interface_are_off() {
+    let (network, _) = pair();
+    let state = inside(&network, 1, || offload_state(NODE_INTERFACE));
+    assert!(state.iter().all(|(_, on)| !on), "{state:?}");
+}
+
+#[test]
+fn without_root_the_placement_is_refused_and_says_why() {
+    need_root();
+    let dir = tempfile::tempdir().unwrap();
+    // A copy that everybody may execute, in a folder that everybody may enter.
+    let everybody = |path: &Path| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let program = dir.path().join("harness");
+    fs::copy(env!("CARGO_BIN_EXE_harness"), &program).unwrap();
+    everybody(dir.path());
+    everybody(&program);
+    let said = |words: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(words).current_dir("/").uid(65_534).gid(65_534).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let out = "/tmp";
+    let refused = said(&["run", "--placement", "netns", "--out", out]);
+    assert!(refused.starts_with("error: --placement netns: a network namespace cannot be made"), "{refused}");
+    assert!(refused.contains("it needs root"), "{refused}");
+    let refused = said(&["run", "--capture", "required", "--network", "127.99.98.0", "--out", out]);
+    assert!(refused.starts_with("error: --capture required: a raw socket needs root"), "{refused}");
+    let refused = said(&["capture", "--interface", "lo", "--port", "8080"]);
+    assert!(refused.starts_with("error: --interface lo: a raw socket needs root"), "{refused}");
+}
+
+#[test]
+fn harness_capture_counts_each_packet_of_loopback_once() {
+    need_root();
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = receiver.local_addr().unwrap().port().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
+    command.args(["capture", "--interface", "lo", "--port", &port, "--csv", "x.csv", "--quiet"]);
+    command.current_dir(dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let child = command.spawn().unwrap();
+    // The file is made once the capture reads, and the handler of the signal is there when it has a header.
+    let csv = dir.path().join("x.csv");
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    await_some("the capture", || csv.exists().then_some(()));
+    for _ in 0..10 {
+        sender.send_to(&[7; 72], receiver.local_addr().unwrap()).unwrap();
+    }
+    await_some("a row", || fs::read_to_string(&csv).unwrap().contains("egress").then_some(()));
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let mut rows = csv::Reader::from_path(&csv).unwrap();
+    let rows: Vec<BTreeMap<String, String>> = rows.deserialize().map(|row| row.unwrap()).collect();
+    let sum = |name: &str| rows.iter().map(|row| row[name].parse::<u64>().unwrap()).sum::<u64>();
+    assert_eq!((sum("packets"), sum("bytes")), (10, 1000), "{rows:?}");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("1000"));
+}
