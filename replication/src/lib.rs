@@ -23,6 +23,7 @@ pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod error;
+mod forward;
 pub mod gossip;
 mod ledger;
 pub mod memory;

@@ -38,6 +38,7 @@ use self::succession::Succession;
 use crate::blob::{Blobs, Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
+use crate::forward;
 use crate::ledger::{Ledger, Record};
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
@@ -110,17 +111,13 @@ impl BackupStore {
     /// Sends a write to the aggregator.
     async fn forward(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
         let to = checkpoint.id().epoch.node;
-        let record = Record::from(&checkpoint);
-        let timeout = self.node.put_timeout(record.bytes) + transfer_timeout(record.bytes);
-        let frame = Frame::new(wire::BACKUP_FORWARD, wire::encode(&record))
-            .with_segment(checkpoint.parameters().clone());
-        let unavailable = |reason: String| StoreError::Unavailable { reason };
-        let response = tokio::time::timeout(timeout, self.node.transport.request(to, Class::Blob, frame))
-            .await
-            .map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
-            .map_err(|error| unavailable(error.to_string()))?;
-        wire::decode::<Result<Receipt, StoreError>>(&response.head)
-            .map_err(|refusal| unavailable(refusal.0))?
+        let bytes = checkpoint.parameters().len() as u64;
+        let timeout = self.node.put_timeout(bytes) + transfer_timeout(bytes);
+        let transport = self.node.transport.as_ref();
+        let writing = forward::put(transport, wire::BACKUP_FORWARD, &checkpoint, false);
+        let late =
+            Err(StoreError::Unavailable { reason: format!("node {to} did not answer within {timeout:?}") });
+        tokio::time::timeout(timeout, writing).await.unwrap_or(late)
     }
 
     /// What the aggregator answers; if it does not, what is known here.

@@ -53,6 +53,7 @@ use self::recovery::Recovered;
 use crate::blob::{Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
+use crate::forward;
 use crate::ledger::Record;
 use crate::storage::Storage;
 use crate::store::Payload;
@@ -60,7 +61,6 @@ use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
-use crate::transport::{Class, Frame, TransportError};
 use crate::wire;
 
 /// The log is compacted when it holds this many bytes of checkpoints ...
@@ -196,39 +196,19 @@ impl RaftStore {
     /// Sends a write to the node that leads.
     async fn forward(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
         let to = checkpoint.id().epoch.node;
-        let record = Record::from(&checkpoint);
-        let timeout = self.proposer.timeout(record.bytes) + transfer_timeout(record.bytes);
-        let frame = Frame::new(wire::FORWARD_PUT, wire::encode(&record))
-            .with_segment(checkpoint.parameters().clone());
-        let unavailable = |reason: String| StoreError::Unavailable { reason };
+        let bytes = checkpoint.parameters().len() as u64;
+        let timeout = self.proposer.timeout(bytes) + transfer_timeout(bytes);
+        let inline = self.proposer.config.payload == Payload::Inline;
+        let transport = self.proposer.transport.as_ref();
+        let unavailable = |reason: String| Err(StoreError::Unavailable { reason });
         let mut aggregator = self.aggregator();
-        let response = tokio::select! {
+        tokio::select! {
             biased;
-            response = tokio::time::timeout(timeout, self.request_once_connected(to, frame)) => {
-                response.map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
-            }
+            receipt = forward::put(transport, wire::FORWARD_PUT, &checkpoint, inline) => receipt,
             _ = aggregator.wait_for(|now| *now != Some(checkpoint.id().epoch)) => {
-                return Err(unavailable(format!("node {to} lost its office meanwhile")));
+                unavailable(format!("node {to} lost its office meanwhile"))
             }
-        };
-        let response = response.map_err(|error| unavailable(error.to_string()))?;
-        wire::decode::<Result<Receipt, StoreError>>(&response.head)
-            .map_err(|refusal| unavailable(refusal.0))?
-    }
-
-    /// A node may hear of a leader before both of its connections to it stand.
-    async fn request_once_connected(&self, to: NodeId, frame: Frame) -> Result<Frame, TransportError> {
-        let transport = &self.proposer.transport;
-        let mut connected = transport.connected();
-        loop {
-            let there = connected.wait_for(|peers| peers.contains(&to)).await.is_ok();
-            match transport.request(to, Class::Log, frame.clone()).await {
-                Err(TransportError::Unreachable { .. }) if there => {
-                    let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
-                    tokio::time::sleep(pause).await;
-                }
-                answer => return answer,
-            }
+            () = tokio::time::sleep(timeout) => unavailable(format!("node {to} did not answer within {timeout:?}")),
         }
     }
 

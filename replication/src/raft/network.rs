@@ -28,6 +28,7 @@ use super::proposer::Proposer;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
+use crate::forward;
 use crate::ledger::{Ledger, Record};
 use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
@@ -349,16 +350,8 @@ impl Inbox {
     }
 
     async fn forwarded_put(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
-        let record: Record = wire::decode(&request.head)?;
-        let Record { id, digest, metadata, .. } = record;
-        let outcome = match Checkpoint::verified(id, digest, request.into_body(), metadata, from) {
-            Ok(checkpoint) => self.proposer.put(checkpoint, from, Carrier::Store).await,
-            Err(error) => {
-                self.observer.observe(StoreEvent::CorruptBlob { from, digest });
-                Err(error)
-            }
-        };
-        Ok(Frame::new(wire::FORWARD_PUT, wire::encode::<Result<crate::Receipt, StoreError>>(&outcome)))
+        let write = async |checkpoint: Checkpoint| self.proposer.put(checkpoint, from, Carrier::Store).await;
+        forward::answer(from, request, self.exchange.blobs(), self.observer.as_ref(), write).await
     }
 }
 
