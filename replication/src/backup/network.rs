@@ -10,7 +10,7 @@ use super::node::{Node, Wanted};
 use crate::error::StoreError;
 use crate::forward;
 use crate::ledger::Record;
-use crate::store::{Carrier, Checkpoint, Epoch, MAX_PARAMETER_BYTES, NodeId, Receipt, StoreEvent};
+use crate::store::{Carrier, Checkpoint, Epoch, MAX_PARAMETER_BYTES, NodeId, StoreEvent};
 use crate::transport::{Frame, Handler, Refusal};
 use crate::wire;
 

@@ -27,7 +27,6 @@ use super::notice::Notice;
 use super::proposer::Proposer;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
-use crate::error::StoreError;
 use crate::forward;
 use crate::ledger::{Ledger, Record};
 use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
