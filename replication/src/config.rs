@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::{BackupConfig, BackupStore};
 use crate::gossip::{GossipConfig, GossipStore};
+use crate::local::{LocalConfig, LocalStore};
 use crate::raft::{RaftConfig, RaftStore};
 use crate::storage::{Storage, StorageError};
 use crate::store::{AnyStore, NodeId, Observer};
@@ -22,6 +23,8 @@ pub enum Backend {
     Gossip(GossipConfig),
     /// Primary and backups, without consensus.
     Backup(BackupConfig),
+    /// The lowest node keeps everything; nobody takes over.
+    Local(LocalConfig),
 }
 
 /// What one node brings to its store.
@@ -56,13 +59,14 @@ impl std::fmt::Debug for Site {
 /// # Errors
 /// A configuration that contradicts itself, or a storage that cannot be used.
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
-    if site.storage.is_some() && !matches!(backend, Backend::Raft(_)) {
+    if site.storage.is_some() && matches!(backend, Backend::Gossip(_) | Backend::Backup(_)) {
         return Err(ConfigError::MemoryOnly);
     }
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
         Backend::Gossip(config) => Ok(GossipStore::open(config, site).await?),
         Backend::Backup(config) => Ok(BackupStore::open(config, site)?),
+        Backend::Local(config) => Ok(LocalStore::open(config, site).await?),
     }
 }
 

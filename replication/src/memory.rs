@@ -140,9 +140,9 @@ impl CheckpointStore for MemoryStore {
 
     fn provide(&self, _blob: Blob) {}
 
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
         let shared = self.living()?;
-        shared.read(shared.ledger.latest())
+        shared.read(shared.ledger.newest(slot))
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {

@@ -51,3 +51,9 @@ pub(crate) const BACKUP_HAND_OVER: u8 = 51;
 pub(crate) const BACKUP_READ: u8 = 52;
 /// A worker's own checkpoint, to the aggregator.
 pub(crate) const BACKUP_FORWARD: u8 = 53;
+/// Who aggregates, from the one who always does.
+pub(crate) const LOCAL_EPOCH: u8 = 54;
+/// A read, to the aggregator.
+pub(crate) const LOCAL_READ: u8 = 55;
+/// A worker's own checkpoint, to the aggregator.
+pub(crate) const LOCAL_FORWARD: u8 = 56;

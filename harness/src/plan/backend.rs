@@ -363,6 +363,7 @@ mod tests {
                 }
                 replication::Backend::Gossip(config) => scheme == GOSSIP && config.holders == 6,
                 replication::Backend::Backup(config) => config.backups == 2,
+                replication::Backend::Local(_) => false,
             };
             assert!(matches, "{scheme:?}");
         }

@@ -20,7 +20,7 @@ mod office;
 mod succession;
 mod writing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -50,8 +50,8 @@ use crate::wire;
 /// Primary and backups behind the store's contract.
 pub struct BackupStore {
     node: Arc<Node>,
-    /// The newest checkpoint handed out: nothing older is, whoever aggregates.
-    shown: Mutex<Option<Checkpoint>>,
+    /// The newest checkpoint of a slot that was handed out: nothing older is, whoever aggregates.
+    shown: Mutex<BTreeMap<Slot, Checkpoint>>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -190,19 +190,15 @@ impl CheckpointStore for BackupStore {
         }
     }
 
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
-        let found = self.read(Wanted::Latest).await;
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
+        let found = self.read(Wanted::Newest(slot)).await?;
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        match found {
-            Ok(found) => {
-                let newer = found.filter(|found| shown.as_ref().is_none_or(|shown| found.id() > shown.id()));
-                if newer.is_some() {
-                    *shown = newer;
-                }
-                Ok(shown.clone())
-            }
-            Err(error) => Err(error),
+        if let Some(found) = found
+            && shown.get(&slot).is_none_or(|shown| found.id() > shown.id())
+        {
+            shown.insert(slot, found);
         }
+        Ok(shown.get(&slot).cloned())
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {

@@ -28,6 +28,7 @@ mod proposer;
 mod recovery;
 mod types;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -71,8 +72,8 @@ const MAX_LOG_ENTRIES: usize = 512;
 pub struct RaftStore {
     proposer: Arc<Proposer>,
     log: RaftLog,
-    /// The newest checkpoint that `latest` returned, where a read may ask another node: reads never go back.
-    returned: std::sync::Mutex<Option<CheckpointId>>,
+    /// The newest checkpoint of a slot that was returned, where a read may ask another node: reads never go back.
+    returned: std::sync::Mutex<BTreeMap<Slot, CheckpointId>>,
     tasks: Mutex<JoinSet<()>>,
     storage: Option<Storage>,
 }
@@ -222,10 +223,13 @@ impl RaftStore {
         let deadline = Instant::now() + Duration::from_millis(self.proposer.config.put_timeout_ms);
         let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
         loop {
-            let newest = self.newest_returned();
+            let newest = match wanted {
+                Wanted::Newest(slot) => self.newest_returned(slot),
+                Wanted::Named(_) => None,
+            };
             let here = self.proposer.find(wanted);
             // A voter that joined lately may be behind what it read as a node outside of the group.
-            let behind = wanted == Wanted::Latest && here.as_ref().map(|record| record.id) < newest;
+            let behind = here.as_ref().map(|record| record.id) < newest;
             if self.holds_state() && !behind {
                 return self.read(here).await;
             }
@@ -236,8 +240,8 @@ impl RaftStore {
         }
     }
 
-    fn newest_returned(&self) -> Option<CheckpointId> {
-        *self.returned.lock().unwrap_or_else(PoisonError::into_inner)
+    fn newest_returned(&self, slot: Slot) -> Option<CheckpointId> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied()
     }
 
     async fn read(&self, record: Option<Record>) -> Result<Option<Checkpoint>, StoreError> {
@@ -283,7 +287,7 @@ impl CheckpointStore for RaftStore {
         }
     }
 
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
         if self.current().is_some_and(|epoch| epoch.node == self.local()) {
             let timeout = Duration::from_millis(self.proposer.config.put_timeout_ms);
             let caught_up = self.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex);
@@ -297,10 +301,13 @@ impl CheckpointStore for RaftStore {
                 }
             }
         }
-        let latest = self.read_anywhere(Wanted::Latest).await?;
-        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
-        *returned = latest.as_ref().map(Checkpoint::id).max(*returned);
-        Ok(latest)
+        let newest = self.read_anywhere(Wanted::Newest(slot)).await?;
+        if let Some(id) = newest.as_ref().map(Checkpoint::id) {
+            let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = returned.entry(slot).or_insert(id);
+            *before = id.max(*before);
+        }
+        Ok(newest)
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
@@ -313,7 +320,7 @@ impl CheckpointStore for RaftStore {
         }
         let blobs = self.proposer.exchange.blobs();
         self.proposer.machine.read(|ledger| {
-            let here = ledger.globals().find(|record| blobs.get(record.digest).is_some())?;
+            let here = ledger.newest_first(Slot::Global).find(|record| blobs.get(record.digest).is_some())?;
             Some(Held { id: here.id, digest: here.digest })
         })
     }

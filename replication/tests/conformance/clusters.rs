@@ -10,6 +10,7 @@ use redb::backends::InMemoryBackend;
 use replication::backup::BackupConfig;
 use replication::conformance::Cluster;
 use replication::gossip::GossipConfig;
+use replication::local::LocalConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
@@ -78,6 +79,16 @@ pub(crate) fn backup(backups: u32) -> Backend {
         put_timeout_ms: 3000,
         retained: DEFAULT_RETAINED,
         seed: 1,
+    })
+}
+
+/// The lowest node keeps everything.
+pub(crate) fn local() -> Backend {
+    Backend::Local(LocalConfig {
+        nodes: five().into_iter().collect(),
+        heartbeat_ms: 60,
+        put_timeout_ms: 3000,
+        retained: DEFAULT_RETAINED,
     })
 }
 

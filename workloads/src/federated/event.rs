@@ -78,6 +78,13 @@ pub enum Event {
         /// Time spent training.
         train_ns: u64,
     },
+    /// A worker that was started again has its own parameters back, and does not train this round again (on the worker).
+    UpdateRecovered {
+        /// The epoch of the instruction.
+        epoch: Epoch,
+        /// The round.
+        round: u64,
+    },
     /// A worker dropped work, because its epoch has ended or a newer instruction came (on the worker).
     WorkDropped {
         /// The epoch of the dropped work.
