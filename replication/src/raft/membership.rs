@@ -193,12 +193,15 @@ impl Steward {
         if voters.is_empty() || voters == self.announced {
             return;
         }
+        let founded = self.announced.is_empty();
         let (lost, joined) = difference(&self.announced, &voters);
         self.announced = voters.clone();
         let mut let_go = self.proposer.let_go.lock().unwrap_or_else(PoisonError::into_inner);
         let_go.retain(|voter| voters.contains(voter));
         drop(let_go);
-        if metrics.current_leader == Some(metrics.id) {
+        // Where everyone votes, who founds the group is no news.
+        let news = !founded || self.watch.grace.is_some();
+        if news && metrics.current_leader == Some(metrics.id) {
             let voters = voters.into_iter().collect();
             self.proposer.observer.observe(StoreEvent::VotersChanged { lost, joined, voters });
         }
