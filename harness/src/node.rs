@@ -136,7 +136,7 @@ impl Node {
         outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
         let observer = Arc::new(outbox.clone());
-        let site = Site { transport: replication.clone(), observer, resources, storage: None };
+        let site = Site { resources, ..Site::new(replication.clone(), observer) };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
         Ok(Self { id: start.node, learning, replication, store, score })

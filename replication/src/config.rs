@@ -38,13 +38,26 @@ pub struct Site {
     pub resources: Resources,
     /// Where state survives a restart; without it, it is lost with the process.
     pub storage: Option<Storage>,
+    /// This node joins a cluster that runs, instead of taking part in founding one. Its configuration's nodes are those it
+    /// knows, itself included.
+    pub joins: bool,
+    /// A joining node takes the place of this one, which is dead: in memory, a node that restarts has a new id. Only
+    /// where every node votes; elsewhere the group sees to it itself.
+    pub replaces: Option<NodeId>,
 }
 
 impl Site {
     /// A site with the reference's resources that keeps everything in memory.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, observer: Arc<dyn Observer>) -> Self {
-        Self { transport, observer, resources: Resources::default(), storage: None }
+        Self {
+            transport,
+            observer,
+            resources: Resources::default(),
+            storage: None,
+            joins: false,
+            replaces: None,
+        }
     }
 }
 
@@ -61,6 +74,9 @@ impl std::fmt::Debug for Site {
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
     if site.storage.is_some() && matches!(backend, Backend::Gossip(_) | Backend::Backup(_)) {
         return Err(ConfigError::MemoryOnly);
+    }
+    if site.joins && !matches!(backend, Backend::Raft(_)) {
+        return Err(ConfigError::FixedMembers);
     }
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
@@ -155,6 +171,11 @@ pub enum ConfigError {
     /// A storage for a backend that keeps its state in memory.
     #[error("this backend keeps its state in memory only")]
     MemoryOnly,
+    /// A node that joins later, where quorums are counted among the nodes of the configuration.
+    #[error(
+        "this backend's set of nodes is fixed: its quorums are counted among the nodes it was begun with"
+    )]
+    FixedMembers,
     /// What is on disk cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),

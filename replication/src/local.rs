@@ -378,6 +378,10 @@ impl CheckpointStore for LocalStore {
         Err(StoreError::Unavailable { reason: "there is nobody to hand over to".into() })
     }
 
+    async fn leave(&self) -> Result<(), StoreError> {
+        Err(StoreError::FixedMembers)
+    }
+
     fn guarantees(&self) -> Guarantees {
         Guarantees {
             acknowledged: self.node.guarantee(),

@@ -177,6 +177,18 @@ impl CheckpointStore for MemoryStore {
         now.ok_or(StoreError::NotAggregator { current: None })
     }
 
+    async fn leave(&self) -> Result<(), StoreError> {
+        let mut shared = self.living()?;
+        let others = shared.alive.iter().copied().find(|node| *node != self.node);
+        let next = others
+            .ok_or_else(|| StoreError::Unavailable { reason: "there is nobody to hand over to".into() })?;
+        if shared.aggregator.borrow().is_some_and(|epoch| epoch.node == self.node) {
+            shared.appoint(Some(next));
+        }
+        shared.alive.remove(&self.node);
+        Ok(())
+    }
+
     fn guarantees(&self) -> Guarantees {
         let nodes = self.cluster.shared().alive.len() as u32;
         Guarantees {

@@ -560,6 +560,14 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
     /// [`StoreError::NotAggregator`] if this node does not aggregate; [`StoreError::Unavailable`] if nobody took over.
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError>;
 
+    /// Leaves the cluster on purpose: hands over if this node aggregates, and is removed from whoever votes or holds. Returns
+    /// once that is in force: afterwards the store may be closed without being missed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if there is nobody to hand over to or no majority to agree;
+    /// [`StoreError::FixedMembers`] if the backend's set of nodes is fixed.
+    async fn leave(&self) -> Result<(), StoreError>;
+
     /// What may be relied upon.
     fn guarantees(&self) -> Guarantees;
 

@@ -261,9 +261,9 @@ impl Cluster {
     fn observe_store(&mut self, event: &StoreEvent) {
         match event {
             StoreEvent::AggregatorChanged { epoch: Some(epoch) } => self.saw(*epoch),
-            StoreEvent::VotersChanged { joined, voters, .. } => {
+            StoreEvent::VotersChanged { lost, joined, voters } => {
                 self.voters.clone_from(voters);
-                self.incidents.voters_replaced += u64::from(joined.is_some());
+                self.incidents.voters_replaced += u64::from(lost.is_some() && joined.is_some());
             }
             StoreEvent::RivalAggregators { stays, yields } => {
                 // Several nodes may learn of the same two.

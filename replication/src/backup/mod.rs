@@ -251,6 +251,10 @@ impl CheckpointStore for BackupStore {
         outcome
     }
 
+    async fn leave(&self) -> Result<(), StoreError> {
+        Err(StoreError::FixedMembers)
+    }
+
     fn guarantees(&self) -> Guarantees {
         let (nodes, backups) = (self.node.config.nodes.len() as u32, self.node.config.backups);
         Guarantees {

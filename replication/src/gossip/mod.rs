@@ -229,6 +229,10 @@ impl CheckpointStore for GossipStore {
         outcome
     }
 
+    async fn leave(&self) -> Result<(), StoreError> {
+        Err(StoreError::FixedMembers)
+    }
+
     fn guarantees(&self) -> Guarantees {
         let (holders, of) = (self.core.config.holders, self.core.config.nodes.len() as u32);
         let linear = self.core.config.linear();

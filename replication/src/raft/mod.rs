@@ -7,6 +7,7 @@
 //!   network        openraft's messages over transport
 //!   log, machine   openraft's storage: entries; acknowledged checkpoints and snapshots
 //!   founding       who begins                        membership who replaces a voter that stays away
+//!   joining        who comes and goes later
 //!   notice         what nodes outside of the group are told
 //!   outside        how they read                     recovery   what a node finds on disk when it starts
 //! ```
@@ -18,6 +19,7 @@
 mod config;
 mod election;
 mod founding;
+mod joining;
 mod log;
 mod machine;
 mod membership;
@@ -30,6 +32,7 @@ mod types;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +71,9 @@ use crate::wire;
 const MAX_LOG_BYTES: usize = 8 * 1024 * 1024;
 /// ... or this many entries.
 const MAX_LOG_ENTRIES: usize = 512;
+/// How long a node waits to be let go.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Full Raft behind the store's contract.
 pub struct RaftStore {
     proposer: Arc<Proposer>,
@@ -91,7 +97,7 @@ impl fmt::Display for RaftStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RaftConfig { nodes, payload, .. } = &self.proposer.config;
         match self.proposer.config.electorate {
-            Electorate::Everyone => write!(f, "raft ({} voters, {payload})", nodes.len()),
+            Electorate::Everyone => write!(f, "raft ({} voters, {payload})", self.proposer.voters()),
             Electorate::MostSuitable { voters, .. } => {
                 write!(f, "raft-subset ({voters} of {} voters, {payload})", nodes.len())
             }
@@ -108,7 +114,7 @@ impl RaftStore {
     /// used.
     pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, resources, storage } = site;
+        let Site { transport, observer, resources, storage, joins, replaces } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
@@ -137,6 +143,9 @@ impl RaftStore {
             observer: observer.clone(),
             spread: proposer::Spread::default(),
             background: std::sync::Mutex::default(),
+            changing: Mutex::default(),
+            let_go: std::sync::Mutex::default(),
+            leaving: AtomicBool::new(false),
         });
         let (contact, contacted) = watch::channel(Instant::now());
         let inbox = network::Inbox {
@@ -165,10 +174,15 @@ impl RaftStore {
         ));
         tasks.spawn(compact(raft, log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));
-        tasks.spawn(founding::run(proposer.clone()));
-        if let Electorate::MostSuitable { grace_ms, .. } = config.electorate {
+        tasks.spawn(membership::run(proposer.clone()));
+        let everyone = config.electorate == Electorate::Everyone;
+        if !everyone {
             tasks.spawn(notice::run(proposer.clone(), changed));
-            tasks.spawn(membership::run(proposer.clone(), Duration::from_millis(grace_ms)));
+        }
+        if !joins {
+            tasks.spawn(founding::run(proposer.clone()));
+        } else if everyone {
+            tasks.spawn(joining::run(proposer.clone(), replaces));
         }
         let returned = std::sync::Mutex::default();
         Ok(Arc::new(Self { proposer, log, returned, tasks: Mutex::new(tasks), storage }))
@@ -210,6 +224,32 @@ impl RaftStore {
                 unavailable(format!("node {to} lost its office meanwhile"))
             }
             () = tokio::time::sleep(timeout) => unavailable(format!("node {to} did not answer within {timeout:?}")),
+        }
+    }
+
+    /// Hands over, and asks whoever leads to be let go until that is in force.
+    async fn leave_group(&self) -> Result<(), StoreError> {
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
+        loop {
+            let reason = if self.current().is_some_and(|epoch| epoch.node == self.local()) {
+                self.step_down(None).await.err().map(|error| error.to_string())
+            } else {
+                match self.proposer.ask_leader(joining::Request::Leave).await {
+                    Ok(joining::Answer::Done(notice)) => {
+                        // The leader does not send this node the log any more.
+                        self.proposer.standing.hear(notice);
+                        return Ok(());
+                    }
+                    Ok(joining::Answer::UnderWay) => Some("the change of voters was not committed".into()),
+                    Ok(joining::Answer::Elsewhere(_)) => Some("no node that leads is connected".into()),
+                    Err(refusal) => return Err(StoreError::Unavailable { reason: refusal.0 }),
+                }
+            };
+            match reason {
+                Some(reason) if Instant::now() >= deadline => return Err(StoreError::Unavailable { reason }),
+                _ => tokio::time::sleep(pause).await,
+            }
         }
     }
 
@@ -360,8 +400,17 @@ impl CheckpointStore for RaftStore {
         }
     }
 
+    async fn leave(&self) -> Result<(), StoreError> {
+        self.proposer.leaving.store(true, Ordering::Relaxed);
+        let left = self.leave_group().await;
+        if left.is_err() {
+            self.proposer.leaving.store(false, Ordering::Relaxed);
+        }
+        left
+    }
+
     fn guarantees(&self) -> Guarantees {
-        let of = self.proposer.config.voters();
+        let of = self.proposer.voters();
         Guarantees {
             acknowledged: Guarantee::Majority { of },
             tolerated_losses: (of - 1) / 2,

@@ -329,8 +329,7 @@ impl Inbox {
 
     fn notice(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
         let notice: Notice = wire::decode(&request.head)?;
-        let config = &self.proposer.config;
-        let reason = if config.electorate == Electorate::Everyone || !config.nodes.contains(&from) {
+        let reason = if self.proposer.config.electorate == Electorate::Everyone {
             "notices are for nodes outside of the group, from its leader".into()
         } else if notice.epoch.node != from {
             format!("node {from} may not speak as node {}", notice.epoch.node)
@@ -378,6 +377,7 @@ impl Handler for Inbox {
             wire::REPORT => Ok(Frame::new(wire::REPORT, wire::encode(&self.proposer.report().await))),
             wire::FOUND => self.found(from, &request).await,
             wire::NOTICE => self.notice(from, &request),
+            wire::MEMBERSHIP => self.proposer.on_membership(from, &request).await,
             wire::READ => self.proposer.on_read(&request).await,
             wire::BLOB_PUSH => self.exchange.on_push(from, request).await,
             wire::BLOB_PULL => self.exchange.on_pull(&request),
