@@ -5,6 +5,7 @@
 mod backends;
 mod cli;
 mod federated;
+mod policy;
 mod signals;
 
 use std::sync::atomic::{AtomicU8, Ordering};

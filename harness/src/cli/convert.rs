@@ -69,7 +69,7 @@ impl RunArgs {
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: !self.no_reuse,
-            policy: workloads::federated::Policy::First,
+            policy: self.store.policy.0,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
                 EngineArg::Torch => EngineKind::Torch,
@@ -201,6 +201,8 @@ pub(super) mod tests {
             "digest",
             "--profile",
             "paper",
+            "--policy",
+            "rotate:2.5",
             "--round-deadline",
             "1.5s",
             "--network",

@@ -14,7 +14,7 @@ use crate::fault::Fault;
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
 pub use convert::shell_line;
-pub use values::{PartitionArg, Span, Thousandths, Window};
+pub use values::{PartitionArg, PolicyArg, Span, Thousandths, Window};
 
 /// Runs, breaks and measures replicated federated-learning jobs.
 ///

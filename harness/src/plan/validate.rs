@@ -1,7 +1,7 @@
 //! What can be wrong with a plan: pure. Every contradiction is named by option, value and remedy.
 
 use replication::Payload;
-use workloads::federated::Partition;
+use workloads::federated::{Partition, Policy};
 
 use super::{
     Backend, BackendPlan, MAX_NODES, MAX_ROUNDS, Plan, Scheme, TEST_EXAMPLES, TRAIN_EXAMPLES, Trial,
@@ -25,6 +25,7 @@ impl Plan {
         self.validate_window()?;
         self.validate_heartbeat()?;
         self.validate_scheme()?;
+        self.validate_policy()?;
         self.validate_suitability()?;
         self.validate_addresses()
     }
@@ -200,6 +201,14 @@ impl Plan {
         }
     }
 
+    fn validate_policy(&self) -> Result<(), Usage> {
+        if self.job.policy == (Policy::Rotate { every_ms: 0 }) {
+            let wrong = "nobody would stay in office for a round";
+            return Err(Usage::option("--policy", "rotate:0", wrong, "use for example rotate:10"));
+        }
+        Ok(())
+    }
+
     fn digest_only(&self, why: &str) -> Result<(), Usage> {
         if self.backend.payload == Payload::Digest {
             return Ok(());
@@ -347,6 +356,10 @@ mod tests {
         assert!(refused(|plan| plan.job.training.momentum = 1.0).starts_with("--momentum 1:"));
         assert!(refused(|plan| plan.job.rounds = 0).starts_with("--rounds 0:"));
         assert!(refused(|plan| plan.job.round_deadline_ms = 0).starts_with("--round-deadline 0s:"));
+        assert!(
+            refused(|plan| plan.job.policy = Policy::Rotate { every_ms: 0 })
+                .starts_with("--policy rotate:0:")
+        );
         assert!(refused(|plan| plan.learning_port = 5000).contains("--replication-port"));
         assert!(
             refused(|plan| plan.members[0].ip = Ipv4Addr::new(10, 0, 0, 1))

@@ -179,9 +179,7 @@ impl Recorder {
     /// If it cannot be written.
     pub fn node_event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
         self.line(&Line { at_ns, node: Some(node), event })?;
-        if let NodeEvent::Store(event) = event
-            && let Some(row) = StoreEventRow::of(node, at_ns, self.started_ns, event)
-        {
+        if let Some(row) = StoreEventRow::of(node, at_ns, self.started_ns, event) {
             write_row(&mut self.store_events, row)?;
         }
         let NodeEvent::Federated(event) = event else { return Ok(()) };
@@ -398,6 +396,8 @@ mod tests {
         ] {
             recorder.node_event(NodeId(2), at_ns, &NodeEvent::Store(event)).unwrap();
         }
+        let handing_over = Event::HandingOver { epoch: epoch(3, 2), to: NodeId(4) };
+        recorder.node_event(NodeId(2), at_ns, &NodeEvent::Federated(handing_over)).unwrap();
         let text = fs::read_to_string(recorder.dir().join("events.csv")).unwrap();
         let hex = digest.to_hex();
         let expected = format!(
@@ -405,7 +405,8 @@ mod tests {
              {at_ns},9,2,voters_changed,lost=1 joined=4 voters=2+3+4\n\
              {at_ns},9,2,rival_aggregators,stays=3@2 yields=3@1\n\
              {at_ns},9,2,corrupt_blob,from=5 digest={hex}\n\
-             {at_ns},9,2,false_claim,from=6 digest={hex}\n"
+             {at_ns},9,2,false_claim,from=6 digest={hex}\n\
+             {at_ns},9,2,handing_over,epoch=3@2 to=4\n"
         );
         assert_eq!(text, expected);
     }

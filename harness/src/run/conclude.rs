@@ -170,6 +170,7 @@ impl<P: Placement> Controller<P> {
             .nodes()
             .map(|(_, view)| Sent::during_job(view.begin.as_ref(), view.status.as_ref()))
             .sum();
+        let (hand_overs, take_overs) = (self.vacancies.hand_overs_ns(), self.vacancies.take_overs_ns());
         let checkpoint_bytes = cluster.puts.last().map(|put| put.bytes);
         let size = checkpoint_bytes.unwrap_or(0);
         Summary {
@@ -191,6 +192,10 @@ impl<P: Placement> Controller<P> {
             put_ns_median: median(cluster.puts.iter().map(|put| put.put_ns).collect()),
             round_ns_median: median(cluster.finished.values().map(|round| round.round_ns).collect()),
             epochs: cluster.epochs.len() as u64,
+            hand_overs: hand_overs.len() as u64,
+            hand_over_ns_median: median(hand_overs),
+            take_overs: take_overs.len() as u64,
+            take_over_ns_median: median(take_overs),
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
             voters_replaced: cluster.incidents.voters_replaced,

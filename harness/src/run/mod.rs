@@ -8,6 +8,7 @@ mod conclude;
 mod links;
 #[cfg(test)]
 mod tests;
+mod vacancy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use workloads::federated::Event;
 
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
+use self::vacancy::Vacancies;
 use crate::clock;
 use crate::control::{FromNode, NodeEvent, Start, ToNode, VERSION};
 use crate::fault::{Action, Timeline};
@@ -135,6 +137,7 @@ pub async fn run<P: Placement>(
         cluster: Cluster::new(&trial.plan.nodes()),
         timeline: Timeline::new(&trial.faults),
         links: Links::new(),
+        vacancies: Vacancies::default(),
         struck: BTreeSet::new(),
         faults_struck: 0,
         probes: BTreeMap::new(),
@@ -171,6 +174,7 @@ struct Controller<P> {
     links: Links,
     cluster: Cluster,
     timeline: Timeline,
+    vacancies: Vacancies,
     /// Nodes whose death is a fault's doing.
     struck: BTreeSet<NodeId>,
     faults_struck: u64,
@@ -269,6 +273,9 @@ impl<P: Placement> Controller<P> {
         self.recorder.node_event(node, at_ns, event)?;
         let was = (self.cluster.aggregator, self.cluster.completed);
         self.cluster.observe(node, event);
+        if let NodeEvent::Federated(event) = event {
+            self.vacancies.observe(at_ns, event);
+        }
         if is_progress(event) {
             self.heard = Instant::now();
         }
@@ -304,6 +311,9 @@ impl<P: Placement> Controller<P> {
             Action::Strike { fault, node } => {
                 self.struck.insert(node);
                 self.placement.kill(node)?;
+                if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == node) {
+                    self.vacancies.crashed(clock::monotonic_ns(), epoch);
+                }
                 self.faults_struck += 1;
                 self.progress.note(&format!("fault {fault}: node {node} was killed"));
                 self.recorder.controller_event(&ControllerEvent::FaultStruck {
