@@ -74,17 +74,30 @@ impl Running {
         }
     }
 
+    /// Its results folder, once it has one.
+    pub(crate) fn results(&self) -> PathBuf {
+        newest_results(self.dir.path()).unwrap()
+    }
+
     /// Sends a signal to the controller.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.controller.id() as i32).unwrap(), signal).unwrap();
     }
 }
 
+/// Events of one name in a results folder, in the order of the controller's file.
+pub(crate) fn events_in(results: &Path, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(results.join("events.jsonl")).unwrap();
+    let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.filter(|event| event["event"] == name).collect()
+}
+
 /// The results folder made last below `dir`.
-fn newest_results(dir: &Path) -> Option<PathBuf> {
+pub(crate) fn newest_results(dir: &Path) -> Option<PathBuf> {
     let folders = std::fs::read_dir(dir.join("results/run")).ok()?;
     let folders = folders.map(|folder| folder.unwrap().path());
-    folders.max_by_key(|folder| folder.metadata().and_then(|found| found.created()).unwrap())
+    // Names begin with the time; of one second, the later one has a suffix.
+    folders.max()
 }
 
 impl Run {
@@ -114,9 +127,7 @@ impl Run {
 
     /// Events of the federated job and the stores, in the order of the controller's file.
     pub(crate) fn events(&self, name: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.results().join("events.jsonl")).unwrap();
-        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        events.filter(|event| event["event"] == name).collect()
+        events_in(&self.results(), name)
     }
 
     pub(crate) fn assert_completed(&self, rounds: u64) {

@@ -4,6 +4,7 @@
 
 mod backends;
 mod cli;
+mod durability;
 mod federated;
 mod policy;
 mod signals;

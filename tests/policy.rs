@@ -34,9 +34,9 @@ fn every_node_has_its_turn_and_nothing_is_lost_or_trained_twice() {
 #[test]
 fn a_crash_between_hand_overs_is_told_apart_from_them() {
     let options =
-        ["--nodes", "5", "--rounds", "60", "--policy", "rotate:1", "--fault", "kill@aggregator,round:10"];
+        ["--nodes", "5", "--rounds", "120", "--policy", "rotate:1", "--fault", "kill@aggregator,round:10"];
     let run = run(&small(&options));
-    run.assert_completed(60);
+    run.assert_completed(120);
     run.assert_nothing_trained_twice();
     run.assert_restored_the_newest();
     let summary = run.summary();

@@ -12,7 +12,7 @@ use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::{AnyStore, NodeId, Site};
+use replication::{AnyStore, NodeId, Site, Storage};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
@@ -90,6 +90,16 @@ async fn resources_of(start: &Start) -> anyhow::Result<Resources> {
     Ok(given.map_or(measured, |given| given.apply(measured)))
 }
 
+/// This node's file, if stores are on disk.
+async fn storage_of(plan: &Plan, node: NodeId) -> anyhow::Result<Option<Storage>> {
+    let Some(disk) = &plan.disk else { return Ok(None) };
+    let file = disk.file(node);
+    let failed = || format!("cannot use the store in {}", disk.dir.display());
+    let storage = tokio::task::spawn_blocking(|| Storage::open(file)).await?.with_context(failed)?;
+    storage.identify(node, &disk.cluster).await.with_context(failed)?;
+    Ok(Some(storage))
+}
+
 impl Node {
     async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
@@ -105,7 +115,8 @@ impl Node {
         outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
         let observer = Arc::new(outbox.clone());
-        let site = Site { transport: replication.clone(), observer, resources, storage: None };
+        let storage = storage_of(plan, start.node).await?;
+        let site = Site { transport: replication.clone(), observer, resources, storage };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
         Ok(Self { id: start.node, learning, replication, store, score })

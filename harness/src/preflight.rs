@@ -9,8 +9,9 @@ use rustix::fs::{Access, access};
 use workloads::federated::EngineKind;
 
 use crate::data;
+use crate::disk;
 use crate::exit::Usage;
-use crate::plan::{Plan, Trial};
+use crate::plan::{Durability, Plan, Trial};
 
 /// Checks that this machine can run `trial`.
 ///
@@ -22,6 +23,9 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
         data::check(path)?;
     }
     check_out(&trial.out)?;
+    if let Durability::Disk { dir: Some(dir) } = &trial.durability {
+        disk::check(dir, &trial.plan)?;
+    }
     check_ports(&trial.plan)
 }
 

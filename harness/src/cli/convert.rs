@@ -3,9 +3,9 @@
 use clap::ValueEnum;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
-use super::{EngineArg, PlacementArg, ProfileArg, RunArgs};
+use super::{DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs};
 use crate::exit::Usage;
-use crate::plan::{self, PlacementKind, Plan, Trial};
+use crate::plan::{self, Durability, PlacementKind, Plan, Trial};
 
 impl RunArgs {
     /// The trial these options describe. `random_seed` is used where no seed was given.
@@ -34,7 +34,9 @@ impl RunArgs {
                 members: Plan::members_in(self.network, self.nodes),
                 learning_port: self.learning_port,
                 replication_port: self.replication_port,
+                disk: None,
             },
+            durability: self.durability()?,
             faults: self.fault.clone(),
             out: self.out.clone(),
             json: self.json,
@@ -42,6 +44,17 @@ impl RunArgs {
         };
         trial.validate()?;
         Ok(trial)
+    }
+
+    fn durability(&self) -> Result<Durability, Usage> {
+        match (self.durability, &self.store_dir) {
+            (DurabilityArg::Disk, dir) => Ok(Durability::Disk { dir: dir.clone() }),
+            (DurabilityArg::Memory, None) => Ok(Durability::Memory),
+            (DurabilityArg::Memory, Some(dir)) => {
+                let remedy = "add --durability disk, or leave it out";
+                Err(Usage::option("--store", dir.display(), "nothing is stored on disk", remedy))
+            }
+        }
     }
 
     fn job(&self, random_seed: u64) -> Config {
@@ -84,7 +97,7 @@ impl RunArgs {
     }
 
     /// The command that repeats the trial: every option spelled out, so that a later change of a default does not
-    /// change it.
+    /// change it. Without --store: what is there now is the state at the end.
     #[must_use]
     pub fn repeat_command(&self, seed: u64) -> Vec<String> {
         let mut words: Vec<String> = ["harness", "run"].map(String::from).to_vec();
@@ -94,6 +107,7 @@ impl RunArgs {
         for (name, value) in self.store.repeat(self.nodes) {
             option(name, &value);
         }
+        option("durability", &word(self.durability));
         option("profile", &word(self.profile));
         option("nodes", &self.nodes);
         option("rounds", &self.rounds);
@@ -148,6 +162,26 @@ pub fn shell_line(words: &[String]) -> String {
         }
     };
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// The words of a line that [`shell_line`] wrote; none if it is not one.
+#[must_use]
+pub fn shell_words(line: &str) -> Option<Vec<String>> {
+    let (mut words, mut word) = (Vec::new(), None::<String>);
+    let (mut quoted, mut letters) = (false, line.chars());
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\'' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            '\\' if !quoted => word.get_or_insert_default().push(letters.next()?),
+            ' ' if !quoted => words.extend(word.take()),
+            letter => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    (!quoted).then_some(words)
 }
 
 #[cfg(test)]
@@ -235,5 +269,7 @@ pub(super) mod tests {
     fn words_are_quoted_for_the_shell() {
         let words = ["a b", "it's", "plain-1.5", ""].map(String::from);
         assert_eq!(shell_line(&words), r"'a b' 'it'\''s' plain-1.5 ''");
+        assert_eq!(shell_words(&shell_line(&words)).as_deref(), Some(&words[..]));
+        assert_eq!(shell_words("'open"), None);
     }
 }

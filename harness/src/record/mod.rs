@@ -41,6 +41,8 @@ pub enum ControllerEvent {
     NodeStarted {
         /// The node.
         target: NodeId,
+        /// Which of its lives begins, from 1.
+        life: u32,
     },
     /// Every node has its data and can be given work.
     AllReady {
@@ -345,7 +347,7 @@ mod tests {
         recorder.node_event(NodeId(2), 77, &finished(1)).unwrap();
         recorder.node_event(NodeId(2), 78, &put()).unwrap();
         recorder.controller_event(&ControllerEvent::AllReady { start_ns: 5 }).unwrap();
-        recorder.controller_event(&ControllerEvent::NodeStarted { target: NodeId(9) }).unwrap();
+        recorder.controller_event(&ControllerEvent::NodeStarted { target: NodeId(9), life: 1 }).unwrap();
         let rounds = read(&recorder, "rounds.csv");
         let row = rounds.lines().nth(1).unwrap();
         assert!(row.starts_with("1,4,2,2,77,5000000000,4000000000,9,9000,2.25,9,1800,NaN,,"), "{row}");

@@ -254,6 +254,7 @@ impl StoreEventRow {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NodeRow {
     node: u64,
+    life: u32,
     state: String,
     latest_round: Option<u64>,
     latest_phase: Option<String>,
@@ -276,8 +277,9 @@ pub struct NodeRow {
 
 impl NodeRow {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&str; 19] = [
+    pub const COLUMNS: [&str; 20] = [
         "node",
+        "life",
         "state",
         "latest_round",
         "latest_phase",
@@ -298,10 +300,10 @@ impl NodeRow {
         "score",
     ];
 
-    /// The row of `node`, which is in `state`, by its last status and by what it has to offer.
+    /// The row of a node in one of its lives (from 1), which is in `state`, by its last status and by what it has to offer.
     #[must_use]
     pub fn of(
-        node: NodeId,
+        (node, life): (NodeId, u32),
         state: &str,
         status: Option<&Status>,
         resources: Option<(Resources, u32)>,
@@ -309,6 +311,7 @@ impl NodeRow {
         let (offer, score) = resources.unzip();
         let row = Self {
             node: node.0,
+            life,
             state: state.into(),
             cpu_mb_per_s: offer.map(|offer| offer.cpu_mb_per_s),
             memory_bytes: offer.map(|offer| offer.memory_bytes),
