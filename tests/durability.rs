@@ -196,3 +196,56 @@ fn what_cannot_be_resumed_is_refused() {
     let results = in_memory.results();
     refused(in_memory.dir, &["--resume", results.to_str().unwrap()], "in memory only");
 }
+
+/// The output of `harness recover`, run in `dir`.
+fn recover(dir: &Path, options: &[&str]) -> (i32, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_harness"));
+    let output = command.arg("recover").args(options).current_dir(dir).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_new_cluster_goes_on_from_one_survivor() {
+    let mut running = start(&on_disk(&["--rounds", "30"]));
+    await_rounds(&mut running, 3);
+    let (code, text) = recover(Path::new("."), &["--from", running.results().to_str().unwrap()]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("of its cluster run, and a majority is there (5 of 5)"), "{text}");
+    running.signal(Signal::INT);
+    let stopped = running.wait();
+    let old = newest_results(stopped.dir.path()).unwrap();
+    let before = acknowledged(&old);
+
+    // The disks of a majority are gone; two nodes are left.
+    for node in [1, 2, 4] {
+        std::fs::remove_file(old.join(format!("store/node-{node}.redb"))).unwrap();
+    }
+    let dir = stopped.dir.path();
+    let from = ["--from", old.to_str().unwrap()];
+    let (code, text) = recover(dir, &from);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("node 1: missing") && text.contains("lost is what was acknowledged after that"),
+        "{text}"
+    );
+    assert!(!dir.join("new").exists());
+    let told = text;
+    let (code, text) = recover(dir, &[&from[..], &["--to", "new"]].concat());
+    assert_eq!(code, 2, "without --accept-loss: {text}");
+    let (code, text) = recover(dir, &[&from[..], &["--accept-loss", "--to", "new"]].concat());
+    assert_eq!(code, 0, "{text}");
+
+    let resumed = start_in(stopped.dir, &["--resume", old.to_str().unwrap(), "--store", "new"]).wait();
+    assert_eq!(resumed.code(), 0, "{}", resumed.text());
+    let restored = &resumed.events("restored")[0];
+    let digest = restored["digest"].as_str().unwrap();
+    assert!(
+        told.contains(&format!("digest {}", &digest[..16])),
+        "{told}
+{restored}"
+    );
+    assert!(restored["from"]["round"].as_u64() <= Some(before), "{restored} {before}");
+    assert_eq!(resumed.summary()["checkpoint"]["round"], 30);
+    assert_eq!(resumed.summary()["checkpoint"]["holders"].as_array().unwrap().len(), 5);
+}

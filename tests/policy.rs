@@ -49,6 +49,47 @@ fn a_crash_between_hand_overs_is_told_apart_from_them() {
     println!("{}", figures(&summary));
 }
 
+#[test]
+fn with_a_subset_of_voters_only_these_have_turns() {
+    let subset = ["--backend", "raft-subset", "--voters", "3", "--nodes", "5"];
+    let mut running = start(&small(&[&subset[..], &["--rounds", "100000", "--policy", "rotate:1"]].concat()));
+    running.await_events("a second turn", |events| {
+        events.iter().filter(|event| event["event"] == "handing_over").count() >= 4
+    });
+    running.signal(Signal::INT);
+    let run = running.wait();
+    run.assert_nothing_trained_twice();
+    let served: BTreeSet<u64> =
+        run.events("serving").iter().map(|event| event["epoch"]["node"].as_u64().unwrap()).collect();
+    let voters = run.events("voters_changed");
+    let voters: BTreeSet<u64> =
+        voters[0]["voters"].as_array().unwrap().iter().map(|voter| voter.as_u64().unwrap()).collect();
+    assert_eq!(served, voters);
+}
+
+#[test]
+fn the_most_suitable_node_is_handed_the_office_once() {
+    let resources: Vec<String> = (1..=4)
+        .flat_map(|node| {
+            let offer = if node == 3 {
+                "cpu=8000,memory=8000000000,mains=yes"
+            } else {
+                "cpu=10,memory=500000000,mains=no"
+            };
+            ["--suitability".to_owned(), format!("{node}:{offer},bandwidth=1000000000")]
+        })
+        .collect();
+    let resources: Vec<&str> = resources.iter().map(String::as_str).collect();
+    let options = ["--nodes", "4", "--rounds", "12", "--policy", "suitability"];
+    let run = run(&small(&[&options[..], &resources].concat()));
+    run.assert_completed(12);
+    run.assert_nothing_trained_twice();
+    let served: Vec<u64> =
+        run.events("serving").iter().map(|event| event["epoch"]["node"].as_u64().unwrap()).collect();
+    assert_eq!(served.last(), Some(&3), "{served:?}");
+    assert!(run.events("handing_over").len() <= 1, "{served:?}");
+}
+
 fn figures(summary: &Value) -> String {
     let names = ["hand_overs", "hand_over_ns_median", "take_overs", "take_over_ns_median"];
     names.map(|name| format!("{name} {}", summary[name])).join(", ")

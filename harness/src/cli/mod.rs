@@ -38,6 +38,11 @@ pub struct Cli {
 pub enum Command {
     /// Run one federated job over a replicated checkpoint store.
     Run(Box<RunArgs>),
+    /// Make a new cluster from a survivor's store, when the majority of nodes is gone for good.
+    ///
+    /// Shows what the store holds. With --accept-loss it writes stores for a new cluster that begins with that; continue
+    /// with `harness run --resume RESULTS_DIR --store DIR`. What was acknowledged without the survivor is lost.
+    Recover(RecoverArgs),
     /// Be a node: controlled over stdin and stdout, started by `run`.
     #[command(hide = true)]
     Node,
@@ -54,6 +59,20 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+/// `harness recover`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RecoverArgs {
+    /// The survivor's store (node-N.redb), or a folder of stores or results, of which the store that has seen most is taken.
+    #[arg(long, value_name = "DIR|FILE")]
+    pub from: PathBuf,
+    /// Write the new cluster's stores, although what was acknowledged without the survivor is lost.
+    #[arg(long, requires = "to")]
+    pub accept_loss: bool,
+    /// New folder that receives the new cluster's stores.
+    #[arg(long, value_name = "DIR", requires = "accept_loss")]
+    pub to: Option<PathBuf>,
 }
 
 /// `harness data`.

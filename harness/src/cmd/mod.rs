@@ -2,6 +2,7 @@
 
 mod data;
 mod node;
+mod recover;
 mod run;
 
 use clap::CommandFactory as _;
@@ -16,6 +17,7 @@ use crate::exit::Exit;
 pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {
