@@ -40,7 +40,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     let mut job = std::pin::pin!(federated::run(participant));
     let outcome = loop {
         tokio::select! {
-            ended = &mut job => break ended.map_err(anyhow::Error::from),
+            ended = &mut job => break node.because_of_its_disk(ended.map_err(anyhow::Error::from)).await,
             command = commands.recv() => match command {
                 Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
                 Some(Command::Finish) | None => break Ok(()),
@@ -58,6 +58,7 @@ struct Node {
     learning: Arc<QuicTransport>,
     replication: Arc<QuicTransport>,
     store: AnyStore,
+    storage: Option<Storage>,
     /// This node's suitability.
     score: u32,
 }
@@ -116,10 +117,10 @@ impl Node {
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
         let observer = Arc::new(outbox.clone());
         let storage = storage_of(plan, start.node).await?;
-        let site = Site { transport: replication.clone(), observer, resources, storage };
+        let site = Site { transport: replication.clone(), observer, resources, storage: storage.clone() };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
-        Ok(Self { id: start.node, learning, replication, store, score })
+        Ok(Self { id: start.node, learning, replication, store, storage, score })
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
@@ -166,6 +167,14 @@ impl Node {
             usage: meter::usage(),
             learning: self.learning.traffic(),
             replication: self.replication.traffic(),
+        }
+    }
+
+    /// Why the job ended: a store whose disk failed stops, which says less than the disk's own words.
+    async fn because_of_its_disk(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
+        match &self.storage {
+            Some(storage) => storage.flush().await.map_err(anyhow::Error::from).and(ended),
+            None => ended,
         }
     }
 
