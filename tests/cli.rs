@@ -155,7 +155,7 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--profile all", "[possible values: once, paper, prototype, workers]"),
         ("--network localhost", "for '--network <A.B.C.0>'"),
         ("--fault stop@worker,round:1", "unknown kind 'stop'"),
-        ("--fault kill@boss,round:1", "use aggregator, worker or node:ID"),
+        ("--fault kill@boss,round:1", "use aggregator, worker, node:ID or all"),
         ("--fault kill@worker,round:0", "use round:N, N from 1, or voters-changed"),
         ("--frobnicate", "unexpected argument '--frobnicate'"),
     ] {

@@ -4,8 +4,10 @@
 
 mod backends;
 mod cli;
+mod durability;
 mod federated;
 mod netns;
+mod policy;
 mod signals;
 
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,7 +1,7 @@
 //! Faults and when they strike: a pure function of events. Events in, actions out; who carries an action out is not
 //! known here.
 //!
-//! A fault is written `KIND@WHO,WHEN`, for example `kill@aggregator,round:2`. `round:N` is the middle of the first
+//! A fault is written `KIND@WHO,WHEN`, for example `kill@aggregator,round:2` or `restart@all,round:2,after:3s`. `round:N` is the middle of the first
 //! round from N on: its `RoundStarted` was seen, and a `FitStarted` of a worker. Faults strike in the order given,
 //! each once: the next one waits for the one before it.
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use workloads::federated::Event;
 
 use crate::control::NodeEvent;
+use crate::units::{Bare, exact_ms, nanoseconds, parse_duration};
 
 /// What is done to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +22,15 @@ use crate::control::NodeEvent;
 pub enum Kind {
     /// SIGKILL.
     Kill,
+    /// SIGKILL, and the same node is started again.
+    Restart {
+        /// How long after the kill.
+        after_ns: u64,
+    },
 }
+
+/// How long a node that is restarted stays away, where the fault does not say it.
+const DEFAULT_AFTER_NS: u64 = 1_000_000_000;
 
 /// Whom a fault strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +42,8 @@ pub enum Who {
     Worker,
     /// One node, whatever it does.
     Node(NodeId),
+    /// Every node that lives.
+    All,
 }
 
 /// When a fault strikes.
@@ -84,12 +95,20 @@ pub enum Action {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Kind::Kill = self.kind;
+        let kind = match self.kind {
+            Kind::Kill => "kill",
+            Kind::Restart { .. } => "restart",
+        };
         let when = self.when;
         match self.who {
-            Who::Aggregator => write!(f, "kill@aggregator,{when}"),
-            Who::Worker => write!(f, "kill@worker,{when}"),
-            Who::Node(node) => write!(f, "kill@node:{node},{when}"),
+            Who::Aggregator => write!(f, "{kind}@aggregator,{when}"),
+            Who::Worker => write!(f, "{kind}@worker,{when}"),
+            Who::Node(node) => write!(f, "{kind}@node:{node},{when}"),
+            Who::All => write!(f, "{kind}@all,{when}"),
+        }?;
+        match self.kind {
+            Kind::Kill => Ok(()),
+            Kind::Restart { after_ns } => write!(f, ",after:{}", exact_ms(after_ns)),
         }
     }
 }
@@ -101,15 +120,22 @@ impl FromStr for Fault {
         let form = "write KIND@WHO,WHEN, for example kill@aggregator,round:2";
         let (kind, rest) = text.split_once('@').ok_or(form)?;
         let (who, when) = rest.split_once(',').ok_or(form)?;
-        let kind = match kind {
-            "kill" => Kind::Kill,
-            other => return Err(format!("unknown kind '{other}'; the only one is kill")),
+        let (when, after) = match when.split_once(",after:") {
+            Some((when, after)) => (when, Some(nanoseconds(parse_duration(after, Bare::Seconds)?))),
+            None => (when, None),
+        };
+        let kind = match (kind, after) {
+            ("kill", None) => Kind::Kill,
+            ("kill", Some(_)) => return Err("a killed node stays away; after: is for restart".into()),
+            ("restart", after) => Kind::Restart { after_ns: after.unwrap_or(DEFAULT_AFTER_NS) },
+            (other, _) => return Err(format!("unknown kind '{other}'; use kill or restart")),
         };
         let who = match (who, who.strip_prefix("node:").map(str::parse)) {
             ("aggregator", _) => Who::Aggregator,
             ("worker", _) => Who::Worker,
+            ("all", _) => Who::All,
             (_, Some(Ok(node))) => Who::Node(NodeId(node)),
-            _ => return Err(format!("unknown node '{who}'; use aggregator, worker or node:ID")),
+            _ => return Err(format!("unknown node '{who}'; use aggregator, worker, node:ID or all")),
         };
         let when = match (when, when.strip_prefix("round:").map(str::parse)) {
             ("voters-changed", _) => When::VotersChanged,
@@ -136,16 +162,20 @@ struct Motion {
 pub struct Timeline {
     waiting: Vec<Fault>,
     motion: Option<Motion>,
+    nodes: Vec<NodeId>,
     dead: BTreeSet<NodeId>,
+    /// The newest epoch whose aggregator died: late news of it must not count once its node is back.
+    over: Option<Epoch>,
     /// Whether a voter was replaced since the last fault.
     voters_changed: bool,
 }
 
 impl Timeline {
-    /// These faults, in this order.
+    /// These faults, in this order, among `nodes`.
     #[must_use]
-    pub fn new(faults: &[Fault]) -> Self {
-        Self { waiting: faults.iter().rev().copied().collect(), ..Self::default() }
+    pub fn new(faults: &[Fault], nodes: &[NodeId]) -> Self {
+        let waiting = faults.iter().rev().copied().collect();
+        Self { waiting, nodes: nodes.to_vec(), ..Self::default() }
     }
 
     /// Takes note of an event of `node`; returns what is to be done now, in order.
@@ -177,10 +207,17 @@ impl Timeline {
     /// Takes note of a node's death, by a fault or not.
     pub fn died(&mut self, node: NodeId) {
         self.dead.insert(node);
-        self.motion.take_if(|motion| motion.epoch.node == node);
+        if let Some(motion) = self.motion.take_if(|motion| motion.epoch.node == node) {
+            self.over = self.over.max(Some(motion.epoch));
+        }
         if let Some(motion) = &mut self.motion {
             motion.training.retain(|worker| *worker != node);
         }
+    }
+
+    /// Takes note that a dead node was started again.
+    pub fn returned(&mut self, node: NodeId) {
+        self.dead.remove(&node);
     }
 
     /// Faults that have not struck, in order.
@@ -191,7 +228,7 @@ impl Timeline {
 
     /// The round in motion that an event belongs to; none if the event is of an older round or a dead aggregator.
     fn motion_of(&mut self, epoch: Epoch, round: u64) -> Option<&mut Motion> {
-        if self.dead.contains(&epoch.node) {
+        if self.dead.contains(&epoch.node) || Some(epoch) <= self.over {
             return None;
         }
         let current = self.motion.as_ref().map(|motion| (motion.epoch, motion.round));
@@ -212,16 +249,19 @@ impl Timeline {
             if !come || !motion.started || motion.training.is_empty() {
                 break;
             }
-            let node = match fault.who {
-                Who::Aggregator => motion.epoch.node,
-                Who::Worker => motion.training[0],
-                Who::Node(node) => node,
+            let mut struck = match fault.who {
+                Who::Aggregator => vec![motion.epoch.node],
+                Who::Worker => vec![motion.training[0]],
+                Who::Node(node) => vec![node],
+                Who::All => self.nodes.clone(),
             };
+            struck.retain(|node| !self.dead.contains(node));
             self.waiting.pop();
             self.voters_changed = false;
-            if self.dead.contains(&node) {
+            if struck.is_empty() {
                 actions.push(Action::Missed { fault });
-            } else {
+            }
+            for node in struck {
                 self.died(node);
                 actions.push(Action::Strike { fault, node });
             }
@@ -248,7 +288,7 @@ mod tests {
 
     fn timeline(faults: &[&str]) -> Timeline {
         let faults: Vec<Fault> = faults.iter().map(|text| text.parse().unwrap()).collect();
-        Timeline::new(&faults)
+        Timeline::new(&faults, &[1, 2, 3, 4].map(NodeId))
     }
 
     fn struck(actions: &[Action]) -> Vec<u64> {
@@ -261,9 +301,16 @@ mod tests {
 
     #[test]
     fn faults_are_read_and_written_alike() {
-        for text in ["kill@aggregator,round:2", "kill@worker,round:1", "kill@node:7,voters-changed"] {
+        for text in [
+            "kill@aggregator,round:2",
+            "kill@worker,round:1",
+            "kill@node:7,voters-changed",
+            "restart@all,round:3,after:1500ms",
+        ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
+        let restart: Fault = "restart@worker,round:1".parse().unwrap();
+        assert_eq!(restart.to_string(), "restart@worker,round:1,after:1000ms");
         for text in [
             "",
             "kill",
@@ -271,6 +318,8 @@ mod tests {
             "stop@worker,round:1",
             "kill@node:x,round:1",
             "kill@worker,round:0",
+            "kill@worker,round:1,after:1s",
+            "restart@worker,round:1,after:soon",
         ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
@@ -324,6 +373,19 @@ mod tests {
         assert!(faults.observe(NodeId(2), &fit(epoch(2, 3), 1)).is_empty());
         assert!(faults.observe(NodeId(3), &voters(None)).is_empty(), "founding is no replacement");
         assert_eq!(struck(&faults.observe(NodeId(3), &voters(Some(4)))), [3]);
+    }
+
+    #[test]
+    fn a_node_that_is_back_can_be_struck_again_but_not_by_late_news_of_its_old_epoch() {
+        let mut faults = timeline(&["restart@aggregator,round:1", "restart@all,round:1"]);
+        faults.observe(NodeId(1), &started(epoch(1, 1), 1));
+        assert_eq!(struck(&faults.observe(NodeId(2), &fit(epoch(1, 1), 1))), [1]);
+        faults.returned(NodeId(1));
+        faults.observe(NodeId(1), &started(epoch(1, 1), 1));
+        assert!(faults.observe(NodeId(2), &fit(epoch(1, 1), 1)).is_empty(), "late news");
+        faults.died(NodeId(4));
+        faults.observe(NodeId(1), &started(epoch(2, 1), 1));
+        assert_eq!(struck(&faults.observe(NodeId(2), &fit(epoch(2, 1), 1))), [1, 2, 3]);
     }
 
     #[test]

@@ -91,6 +91,12 @@ impl Progress {
             NodeEvent::Federated(Event::Restored { from: Some(id), .. }) => {
                 self.note(&format!("node {node} continues from {id}"));
             }
+            NodeEvent::Federated(Event::HandingOver { epoch, to }) => {
+                self.note(&format!("node {node} (epoch {epoch}) hands over to node {to}"));
+            }
+            NodeEvent::Federated(Event::HandOverFailed { to, reason, .. }) => {
+                self.note(&format!("node {node} stays, because node {to} did not take over: {reason}"));
+            }
             NodeEvent::Store(event) => {
                 if let Some(line) = store_line(node, event) {
                     self.note(&line);
@@ -229,6 +235,15 @@ pub fn summary_text(summary: &Summary) -> String {
     ] {
         table.add_row([name, &value]);
     }
+    for (name, changes, median) in [
+        ("hand-overs", summary.hand_overs, summary.hand_over_ns_median),
+        ("take-overs after a crash", summary.take_overs, summary.take_over_ns_median),
+    ] {
+        if changes > 0 {
+            let text = format!("{changes}, median {} without an aggregator", time(median));
+            table.add_row([name, &text]);
+        }
+    }
     for (name, count) in [
         ("voters replaced", summary.voters_replaced),
         ("rival aggregators", summary.rival_aggregators),
@@ -266,6 +281,8 @@ mod tests {
             checkpoint_bytes: Some(248_024),
             replication_s_per_checkpoint: Some(9.25),
             voters_replaced: 1,
+            hand_overs: 4,
+            hand_over_ns_median: Some(52_000_000),
             results: "results/run/x".into(),
             ..Summary::default()
         };
@@ -277,6 +294,7 @@ mod tests {
             "31 ms of 248.0 kB",
             "9.25 S (replication)",
             "voters replaced",
+            "4, median 52 ms without an aggregator",
             "results: results/run/x\n",
         ] {
             assert!(text.contains(part), "{part} in {text}");

@@ -2,6 +2,7 @@
 
 mod backend;
 mod convert;
+mod resume;
 mod values;
 
 use std::net::Ipv4Addr;
@@ -13,8 +14,8 @@ use clap_complete::Shell;
 use crate::fault::Fault;
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
-pub use convert::shell_line;
-pub use values::{PartitionArg, Span, Thousandths, Window};
+pub use convert::{shell_line, shell_words};
+pub use values::{PartitionArg, PolicyArg, Span, Thousandths, Window};
 
 /// Runs, breaks and measures replicated federated-learning jobs.
 ///
@@ -37,6 +38,11 @@ pub struct Cli {
 pub enum Command {
     /// Run one federated job over a replicated checkpoint store.
     Run(Box<RunArgs>),
+    /// Make a new cluster from a survivor's store, when the majority of nodes is gone for good.
+    ///
+    /// Shows what the store holds. With --accept-loss it writes stores for a new cluster that begins with that; continue
+    /// with `harness run --resume RESULTS_DIR --store DIR`. What was acknowledged without the survivor is lost.
+    Recover(RecoverArgs),
     /// Be a node: controlled over stdin and stdout, started by `run`.
     #[command(hide = true)]
     Node,
@@ -58,6 +64,20 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+/// `harness recover`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RecoverArgs {
+    /// The survivor's store (node-N.redb), or a folder of stores or results, of which the store that has seen most is taken.
+    #[arg(long, value_name = "DIR|FILE")]
+    pub from: PathBuf,
+    /// Write the new cluster's stores, although what was acknowledged without the survivor is lost.
+    #[arg(long, requires = "to")]
+    pub accept_loss: bool,
+    /// New folder that receives the new cluster's stores.
+    #[arg(long, value_name = "DIR", requires = "accept_loss")]
+    pub to: Option<PathBuf>,
 }
 
 /// `harness data`.
@@ -115,6 +135,15 @@ pub enum EngineArg {
     Torch,
 }
 
+/// Whether what nodes store survives their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DurabilityArg {
+    /// In memory: a node that ends is lost.
+    Memory,
+    /// On disk before it is acknowledged: a node can be started again.
+    Disk,
+}
+
 /// Where nodes run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PlacementArg {
@@ -169,6 +198,13 @@ pub struct RunArgs {
     /// --payload inline.
     #[arg(long, help_heading = "Replication")]
     pub no_reuse: bool,
+    /// Whether what nodes store survives their end.
+    #[arg(long, value_enum, default_value_t = DurabilityArg::Memory, help_heading = "Replication")]
+    pub durability: DurabilityArg,
+    /// Folder of the stores with --durability disk, a file node-N.redb for each node. If it holds stores, nodes go on from
+    /// them [default: the folder store in the results folder].
+    #[arg(long = "store", value_name = "DIR", help_heading = "Replication")]
+    pub store_dir: Option<PathBuf>,
 
     /// Number of nodes, 2 to 244: one aggregates, the others train.
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Job")]
@@ -245,11 +281,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "PORT", default_value_t = 5000, help_heading = "Placement")]
     pub replication_port: u16,
 
-    /// Break something: KIND@WHO,WHEN, where KIND is kill (SIGKILL), WHO is aggregator, worker or node:ID, and WHEN is
-    /// round:N, when a worker begins to train in the first round from N on, or voters-changed, the same in the first round
-    /// in which a voter was replaced since the fault before. Repeatable; faults strike in the order given.
+    /// Break something: KIND@WHO,WHEN, where KIND is kill (SIGKILL) or restart (SIGKILL, then the same node is started
+    /// again 1 s later, or as ,after:DURATION says; needs --durability disk), WHO is aggregator, worker, node:ID or all, and
+    /// WHEN is round:N, when a worker begins to train in the first round from N on, or voters-changed, the same in the first
+    /// round in which a voter was replaced since the fault before. Repeatable; faults strike in the order given.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,
+
+    /// Continue the run of a results folder that was stopped or killed, with --durability disk, from its last acknowledged
+    /// checkpoint. Its options hold; only --out, --json, --quiet, --fault and --store (stores made by `harness recover`) may
+    /// be given beside.
+    #[arg(long, value_name = "RESULTS_DIR", help_heading = "Job")]
+    pub resume: Option<PathBuf>,
 
     /// Folder that receives a results folder named after time and host.
     #[arg(long, value_name = "DIR", default_value = "results/run", help_heading = "Output")]

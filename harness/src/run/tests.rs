@@ -227,7 +227,15 @@ async fn ran(fakes: Fakes, rounds: u64, faults: &[&str], stop: Option<Stop>) -> 
     let patience = if fakes.stuck || !fakes.quirks.is_empty() { 700 } else { 10_000 };
     let patience = Duration::from_millis(patience);
     let setup = Setup {
-        trial: Trial { plan, faults, out: dir.path().into(), json: false, quiet: true },
+        resumed_from: None,
+        trial: Trial {
+            plan,
+            durability: Durability::Memory,
+            faults,
+            out: dir.path().into(),
+            json: false,
+            quiet: true,
+        },
         command: "harness run".into(),
         repeat: "harness run --seed 7".into(),
         issue: crate::identity::issue,

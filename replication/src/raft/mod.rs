@@ -10,6 +10,7 @@
 //!   joining        who comes and goes later
 //!   notice         what nodes outside of the group are told
 //!   outside        how they read                     recovery   what a node finds on disk when it starts
+//!   recover        a new group from one survivor, when the majority is gone for good
 //! ```
 //!
 //! openraft does votes, terms, log replication and commitment (Ongaro and Ousterhout 2014, with pre-vote and leadership
@@ -27,6 +28,7 @@ mod network;
 mod notice;
 mod outside;
 mod proposer;
+mod recover;
 mod recovery;
 mod types;
 
@@ -53,6 +55,7 @@ use self::machine::RaftCore;
 use self::notice::Standing;
 use self::outside::Wanted;
 use self::proposer::Proposer;
+pub use self::recover::Survivor;
 use self::recovery::Recovered;
 use crate::blob::{Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
