@@ -147,10 +147,10 @@ fn choose<'a>(
     for (node, found) in &old.nodes {
         match found {
             _ if chosen.is_some_and(|chosen| chosen != *node) => {}
-            Found::Readable(survivor) => {
-                if best.is_none_or(|(_, best)| survivor.position() > best.position()) {
-                    best = Some((*node, survivor));
-                }
+            Found::Readable(survivor)
+                if best.is_none_or(|(_, best)| survivor.position() > best.position()) =>
+            {
+                best = Some((*node, survivor));
             }
             Found::Unusable(error) if chosen.is_some() => return Err(error.clone().into()),
             _ => {}
