@@ -69,6 +69,7 @@ impl RunArgs {
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: !self.no_reuse,
+            stateless: false,
             policy: workloads::federated::Policy::First,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
