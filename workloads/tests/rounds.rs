@@ -71,6 +71,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         aggregator_trains: false,
         resend: false,
         reuse: true,
+        stateless: false,
         policy: Policy::First,
         engine: EngineKind::Candle,
     }
@@ -394,9 +395,9 @@ async fn an_aggregator_that_dies_in_the_last_evaluation_loses_nothing() {
         job.crash(aggregator).await;
         let (_, completed) =
             job.hears("completion", |_, event| matches!(event, Event::Completed { .. })).await;
-        let Event::Completed { id, digest, .. } = completed else { unreachable!() };
+        let Event::Completed { last: Some(last), .. } = completed else { unreachable!() };
         let held = job.nodes.values().next().unwrap().store.held().unwrap();
-        assert_eq!((held.id, held.digest), (id, digest), "{profile:?}");
+        assert_eq!(held, last, "{profile:?}");
         assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
     }
 }

@@ -94,6 +94,7 @@ impl RunArgs {
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: !self.no_reuse,
+            stateless: false,
             policy: self.store.policy.0,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,

@@ -199,6 +199,7 @@ pub(crate) mod tests {
             aggregator_trains: false,
             resend: false,
             reuse: true,
+            stateless: false,
             policy: Policy::First,
             engine: EngineKind::Candle,
         };

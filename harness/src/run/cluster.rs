@@ -126,8 +126,10 @@ pub struct Cluster {
     pub puts: Vec<PutFacts>,
     /// Acknowledged parts of a global checkpoint that is not complete yet: of which, bytes, `put_ns`.
     parts: Vec<(CheckpointId, u64, u64)>,
-    /// The final checkpoint, once the job is done.
-    pub completed: Option<Held>,
+    /// Whether the job is done.
+    pub completed: bool,
+    /// The final checkpoint, if the job keeps any.
+    pub last: Option<Held>,
     /// Whether a node uses the synthetic set.
     pub synthetic: bool,
     /// Who votes, in ascending order, as was told last; empty: nobody told.
@@ -149,7 +151,8 @@ impl Cluster {
             finished: BTreeMap::new(),
             puts: Vec::new(),
             parts: Vec::new(),
-            completed: None,
+            completed: false,
+            last: None,
             synthetic: false,
             voters: Vec::new(),
             incidents: Incidents::default(),
@@ -227,7 +230,11 @@ impl Cluster {
     #[must_use]
     pub fn lagging(&self, expected: &Expected) -> Vec<NodeId> {
         let alive = self.alive();
-        let Some(completed) = self.completed else { return alive };
+        if !self.completed {
+            return alive;
+        }
+        // Where the job keeps nothing there is nothing to wait for.
+        let Some(completed) = self.last else { return Vec::new() };
         let holds = |node: &NodeId| self.latest_of(*node) == Some(completed);
         let differs = |node: &NodeId| {
             self.latest_of(*node)
@@ -359,7 +366,7 @@ impl Cluster {
                 }
                 self.puts.push(put);
             }
-            Event::Completed { id, digest, .. } => self.completed = Some(Held { id, digest }),
+            Event::Completed { last, .. } => (self.completed, self.last) = (true, last),
             _ => {}
         }
     }
@@ -438,8 +445,9 @@ mod tests {
         cluster.status(NodeId(1), status(held(5, 1)));
         let all = Expected::Nodes(cluster.alive());
         assert_eq!(cluster.lagging(&all).len(), 3, "not completed");
-        let Held { id, digest } = held(5, 1);
-        let completed = Event::Completed { epoch: id.epoch, rounds: 5, id, digest };
+        let last = held(5, 1);
+        let completed =
+            Event::Completed { epoch: last.id.epoch, rounds: 5, last: Some(last), digest: last.digest };
         cluster.observe(NodeId(1), &NodeEvent::Federated(completed));
         cluster.status(NodeId(2), status(held(4, 1)));
         assert_eq!(cluster.lagging(&all), [NodeId(2), NodeId(3)]);
@@ -484,7 +492,7 @@ mod tests {
         let mut tell = |node, event| cluster.observe(NodeId(node), &NodeEvent::Store(event));
         let epoch = |counter, node| Epoch { counter, node: NodeId(node) };
         let voters = |joined: Option<u64>, voters: [u64; 2]| StoreEvent::VotersChanged {
-            lost: None,
+            lost: joined.map(|_| NodeId(1)),
             joined: joined.map(NodeId),
             voters: voters.map(NodeId).to_vec(),
         };

@@ -261,7 +261,7 @@ impl<P: Placement> Controller<P> {
         let survivors = holdings.first().map(|(held, _)| *held);
         let newest =
             acknowledged.into_iter().chain(survivors).max_by_key(|held| (held.id.round, held.id.phase));
-        let held = self.cluster.completed.or(newest)?;
+        let held = self.cluster.last.or(newest)?;
         let holders = holdings.into_iter().find(|(other, _)| *other == held).map(|(_, nodes)| nodes);
         Some(FinalCheckpoint {
             round: held.id.round,

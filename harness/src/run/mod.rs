@@ -328,7 +328,7 @@ impl<P: Placement> Controller<P> {
         }
         self.note_if_ready()?;
         self.progress.event(node, event, &self.cluster, was.0);
-        if was.1.is_none() && self.cluster.completed.is_some() {
+        if !was.1 && self.cluster.completed {
             self.completed = Some(Instant::now());
             self.ask_all();
         } else if matches!(event, NodeEvent::Federated(Event::RoundFinished { .. })) {

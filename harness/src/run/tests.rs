@@ -162,7 +162,7 @@ impl Fakes {
                 outbox.federated(put(id, digest));
                 outbox.federated(finished(epoch, round, digest));
                 if round == rounds {
-                    outbox.federated(Event::Completed { epoch, rounds, id, digest });
+                    outbox.federated(Event::Completed { epoch, rounds, last: world.held, digest });
                 }
             }
             (false, 0) => outbox.federated(Event::FitStarted { epoch, round }),

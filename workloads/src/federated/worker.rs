@@ -88,7 +88,8 @@ pub(crate) struct Worker {
     node: NodeId,
     learner: Arc<dyn Learner>,
     store: AnyStore,
-    profile: Profile,
+    /// By which profile this worker writes; none if the job keeps nothing.
+    writes: Option<Profile>,
     /// Whether the store is given the parameters that come here.
     reuse: bool,
     /// Where this node's place in the network shows.
@@ -115,7 +116,7 @@ impl Worker {
             node: learning.local(),
             learner: learner.clone(),
             store: store.clone(),
-            profile: config.profile,
+            writes: Some(config.profile).filter(|_| !config.stateless),
             reuse,
             learning: learning.clone(),
             score: *score,
@@ -239,11 +240,11 @@ impl Worker {
     /// Trains, or answers again with what was trained before from the same parameters in the same round.
     async fn fit(&self, instruction: Instruction, parameters: Bytes) -> Result<FitResult, String> {
         let Instruction { epoch, round, parameters: start } = instruction;
-        if self.profile == Profile::Prototype {
+        if self.writes == Some(Profile::Prototype) {
             self.write_received(instruction, &parameters).await;
         }
         let known = |of: &(u64, Digest, _)| (of.0, of.1) == (round, start);
-        if self.profile == Profile::Workers && !std::mem::replace(&mut self.state().looked_back, true) {
+        if self.writes == Some(Profile::Workers) && !std::mem::replace(&mut self.state().looked_back, true) {
             let recovered = self.recover().await;
             if recovered.as_ref().is_some_and(known) {
                 (self.events)(Event::UpdateRecovered { epoch, round });
@@ -266,7 +267,7 @@ impl Worker {
                 finished
             }
         };
-        if self.profile == Profile::Workers {
+        if self.writes == Some(Profile::Workers) {
             self.write_own(instruction, &finished).await;
         }
         Ok(FitResult {
