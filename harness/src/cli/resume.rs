@@ -114,7 +114,7 @@ mod tests {
         let first = parse(&words(
             "harness run --nodes 4 --rounds 9 --durability disk --heartbeat 90 --resend --fault kill@worker,round:2 --out a",
         ));
-        let given = words(&format!("harness run --resume old {given}").trim_end().to_owned());
+        let given = words(format!("harness run --resume old {given}").trim_end());
         parse(&given).unwrap().continuing(&first.unwrap().repeat_command(7), &given)
     }
 

@@ -99,7 +99,8 @@ impl Members {
         if !votes && !self.learners.contains(&node.0) {
             return Step::AddLearner;
         }
-        if !votes && !(complete && applied >= self.since) {
+        let caught_up = complete && applied >= self.since;
+        if !votes && !caught_up {
             return Step::Wait;
         }
         let mut change = vec![ChangeMembers::AddVoterIds([node.0].into())];
@@ -145,10 +146,9 @@ impl Proposer {
         let answer = match self.standing.notice() {
             None => Answer::Elsewhere(*self.aggregator.borrow()),
             Some((notice, _)) => {
-                let done = self.advance(from, request).await.map_err(|refusal| {
+                let done = self.advance(from, request).await.inspect_err(|refusal| {
                     let reason = refusal.0.clone();
                     self.observer.observe(StoreEvent::Refused { from, reason });
-                    refusal
                 })?;
                 if done { Answer::Done(notice) } else { Answer::UnderWay }
             }
