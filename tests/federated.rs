@@ -54,7 +54,7 @@ impl Run {
     }
 
     /// Events of the federated job and the stores, in the order of the controller's file.
-    fn events(&self, name: &str) -> Vec<Value> {
+    pub(crate) fn events(&self, name: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.results().join("events.jsonl")).unwrap();
         let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         events.filter(|event| event["event"] == name).collect()

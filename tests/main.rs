@@ -4,6 +4,7 @@
 
 mod backends;
 mod cli;
+mod faults;
 mod federated;
 mod netns;
 mod signals;

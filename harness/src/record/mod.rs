@@ -56,7 +56,14 @@ pub enum ControllerEvent {
         /// The node.
         target: NodeId,
     },
-    /// A fault was due, but its node was dead already.
+    /// What a fault did to a node is over.
+    FaultHealed {
+        /// The fault.
+        fault: String,
+        /// The node.
+        target: NodeId,
+    },
+    /// A fault was due, but its nodes were dead or struck already.
     FaultMissed {
         /// The fault.
         fault: String,
@@ -239,8 +246,15 @@ impl Recorder {
     /// # Errors
     /// If it cannot be written.
     pub fn controller_event(&mut self, event: &ControllerEvent) -> anyhow::Result<()> {
-        let event = Sourced { source: "controller", event };
-        self.line(&Line { at_ns: clock::monotonic_ns(), node: None, event: &event })
+        self.controller_event_at(clock::monotonic_ns(), event)
+    }
+
+    /// Adds an event of the controller that happened at `at_ns`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn controller_event_at(&mut self, at_ns: u64, event: &ControllerEvent) -> anyhow::Result<()> {
+        self.line(&Line { at_ns, node: None, event: &Sourced { source: "controller", event } })
     }
 
     /// Writes what is known at the end: nodes.csv, traffic.csv, summary.json and the final manifest.

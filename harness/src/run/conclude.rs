@@ -18,6 +18,7 @@ use crate::units::nanoseconds;
 impl<P: Placement> Controller<P> {
     /// Ends what is left of the run and writes its results.
     pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
+        let healed = self.heal();
         // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
         let surveyed = match ending {
             // A completed run's as well: a node that does not end in order has its last word here.
@@ -56,7 +57,7 @@ impl<P: Placement> Controller<P> {
         let last = Last { manifest: &self.manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
         self.recorder.capture_totals(&totals)?;
         self.recorder.finish(&last)?;
-        surveyed.and(noted).and(finished).and(captured)?;
+        healed.and(surveyed).and(noted).and(finished).and(captured)?;
         Ok(summary)
     }
 

@@ -6,6 +6,7 @@
 pub mod cluster;
 mod conclude;
 mod links;
+mod strike;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,7 @@ use self::cluster::{Cluster, list};
 use self::links::{Links, News};
 use crate::clock;
 use crate::control::{Captured, FromNode, NodeEvent, Start, ToNode, VERSION};
-use crate::fault::{Action, Timeline};
+use crate::fault::Timeline;
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
 use crate::plan::{Plan, Shortfall, Trial};
@@ -135,7 +136,7 @@ pub async fn run<P: Placement>(
     let now = Instant::now();
     let mut controller = Controller {
         cluster: Cluster::new(&trial.plan.nodes()),
-        timeline: Timeline::new(&trial.faults),
+        timeline: Timeline::new(&trial.faults, &trial.plan.nodes(), trial.plan.job.seed),
         links: Links::new(),
         struck: BTreeSet::new(),
         faults_struck: 0,
@@ -202,10 +203,15 @@ impl<P: Placement> Controller<P> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let next_ns = self.timeline.next_ns();
             tokio::select! {
                 biased;
                 Some(stop) = self.stops.recv() => return Ok(Ending::Stopped(stop)),
                 _ = tick.tick() => self.tick()?,
+                () = strike::until(next_ns) => {
+                    let actions = self.timeline.advance(clock::monotonic_ns());
+                    self.carry_out(actions)?;
+                }
                 Some((node, news)) = self.links.next() => self.take(node, news).await?,
             }
             if let Some(ending) = self.judge() {
@@ -296,10 +302,12 @@ impl<P: Placement> Controller<P> {
             // The aggregator has told by itself; a worker that is killed later has been asked here.
             self.ask_all();
         }
-        for action in self.timeline.observe(node, event) {
-            self.strike(action)?;
+        // When the job is over, nothing is broken any more.
+        if self.completed.is_some() {
+            return self.heal();
         }
-        Ok(())
+        let actions = self.timeline.observe(clock::monotonic_ns(), node, event);
+        self.carry_out(actions)
     }
 
     /// Notes the moment when every living node is ready.
@@ -312,25 +320,6 @@ impl<P: Placement> Controller<P> {
         self.heard = Instant::now();
         self.progress.note(&format!("all nodes are ready after {}", show_ns(start_ns)));
         self.recorder.controller_event(&ControllerEvent::AllReady { start_ns })
-    }
-
-    fn strike(&mut self, action: Action) -> anyhow::Result<()> {
-        match action {
-            Action::Strike { fault, node } => {
-                self.struck.insert(node);
-                self.placement.kill(node)?;
-                self.faults_struck += 1;
-                self.progress.note(&format!("fault {fault}: node {node} was killed"));
-                self.recorder.controller_event(&ControllerEvent::FaultStruck {
-                    fault: fault.to_string(),
-                    target: node,
-                })
-            }
-            Action::Missed { fault } => {
-                self.progress.warn(&format!("fault {fault}: its node is dead already"));
-                self.recorder.controller_event(&ControllerEvent::FaultMissed { fault: fault.to_string() })
-            }
-        }
     }
 
     /// A node's stream ended: the node has, or it is of no use any more.
@@ -380,7 +369,7 @@ impl<P: Placement> Controller<P> {
     fn ask_all(&mut self) {
         self.asked = Instant::now();
         self.requests += 1;
-        for node in self.cluster.alive() {
+        for node in self.cluster.alive().into_iter().filter(|node| !self.timeline.is_stopped(*node)) {
             self.links.send(node, ToNode::Status { request_id: self.requests });
         }
     }
