@@ -28,6 +28,19 @@ fn epochs(run: &Run) -> u64 {
 fn a_stopped_aggregator_is_replaced_and_catches_up() {
     let run = broken("stop@aggregator,round:3", &[]);
     assert!(epochs(&run) >= 2);
+    let rows = run.rows("failovers.csv");
+    let taken_over = rows.iter().find(|row| !row["resumed_ns"].is_empty()).unwrap();
+    assert_eq!(
+        (&*taken_over["struck_aggregator"], &*taken_over["fault"]),
+        ("true", "stop@aggregator,round:3")
+    );
+    // A stopped node does not agree, and is not waited for.
+    let stage = |name: &str| taken_over[&format!("{name}_ns")].parse::<u64>().unwrap();
+    let stages = ["suspected", "elected", "agreed"].map(stage);
+    assert!(stages.is_sorted(), "{stages:?}");
+    let stages = ["elected", "restored", "serving", "resumed"].map(stage);
+    assert!(stages.is_sorted(), "{stages:?}");
+    assert_eq!(run.summary()["failovers"]["count"], rows.len());
 }
 
 #[test]
@@ -43,6 +56,7 @@ fn an_aggregator_that_is_cut_off_is_replaced_and_catches_up() {
 fn a_cut_that_leaves_the_majority_its_aggregator_causes_no_change() {
     let run = broken("partition@majority,round:3,for:3s", &[]);
     assert_eq!(epochs(&run), 1);
+    assert!(run.rows("failovers.csv").is_empty());
 }
 
 #[test]

@@ -183,6 +183,12 @@ impl Timeline {
         peers.map(|to| LinkLoss { to: *to, share: share(*to) }).filter(|loss| loss.share > 0.0).collect()
     }
 
+    /// Nodes that are neither dead nor kept from the others' work by a fault in force.
+    #[must_use]
+    pub fn well(&self) -> Vec<NodeId> {
+        self.nodes.iter().copied().filter(|node| self.is_well(*node)).collect()
+    }
+
     /// Whether a node is stopped: what it is asked, it answers when it goes on.
     #[must_use]
     pub fn is_stopped(&self, node: NodeId) -> bool {
@@ -244,7 +250,7 @@ impl Timeline {
 
     /// Those struck, of those that are well, in ascending order.
     fn whom(&mut self, who: Who) -> Vec<NodeId> {
-        let well: Vec<NodeId> = self.nodes.iter().copied().filter(|node| self.is_well(*node)).collect();
+        let well = self.well();
         let aggregator = self.motion.as_ref().map(|motion| motion.epoch.node);
         let worker = self.motion.as_ref().and_then(|motion| motion.training.first().copied());
         let mut nodes: Vec<NodeId> = match who {
@@ -545,7 +551,7 @@ mod tests {
         let moments: Vec<u64> = (0..200).map(moment).collect();
         assert!(moments.iter().all(|moment| (1100..901_100).contains(moment)), "{moments:?}");
         for third in 0..3 {
-            let span = 1100 + third * 300..1400 + third * 300;
+            let span = 1100 + third * 300_000..1100 + (third + 1) * 300_000;
             let count = moments.iter().filter(|moment| span.contains(*moment)).count();
             assert!((40..100).contains(&count), "{third}: {count}");
         }

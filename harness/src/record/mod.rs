@@ -5,6 +5,7 @@
 //! run is steered.
 
 mod capture;
+mod failover;
 mod machine;
 mod manifest;
 mod rows;
@@ -22,6 +23,7 @@ use time::OffsetDateTime;
 use workloads::federated::Event;
 
 pub use capture::{CaptureBook, CaptureRow, CaptureTotal, Source, TrafficSummary};
+pub use failover::{FailoverRow, FailoverSummary, Failovers, STAGES};
 pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
 pub use rows::{CheckpointRow, NodeRow, RoundRow, StoreEventRow};
@@ -133,6 +135,8 @@ pub struct Last<'a> {
     pub nodes: &'a [NodeRow],
     /// traffic.csv.
     pub traffic: &'a [TrafficRow],
+    /// failovers.csv.
+    pub failovers: &'a [FailoverRow],
 }
 
 impl Recorder {
@@ -257,13 +261,14 @@ impl Recorder {
         self.line(&Line { at_ns, node: None, event: &Sourced { source: "controller", event } })
     }
 
-    /// Writes what is known at the end: nodes.csv, traffic.csv, summary.json and the final manifest.
+    /// Writes what is known at the end: nodes.csv, traffic.csv, failovers.csv, summary.json and the final manifest.
     ///
     /// # Errors
     /// If something cannot be written.
     pub fn finish(&mut self, last: &Last<'_>) -> anyhow::Result<()> {
         self.write_table("nodes.csv", NodeRow::COLUMNS, last.nodes)?;
         self.write_table("traffic.csv", TrafficRow::COLUMNS, last.traffic)?;
+        self.write_table("failovers.csv", FailoverRow::COLUMNS, last.failovers)?;
         self.write_whole("summary.json", &pretty(last.summary)?)?;
         self.manifest(last.manifest)
     }
@@ -492,7 +497,8 @@ mod tests {
         manifest.outcome = Outcome::Completed;
         let traffic = TrafficRow::of(NodeId(1), None, None);
         let (summary, nodes) = (Summary::default(), [NodeRow::default()]);
-        let last = Last { manifest: &manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
+        let last =
+            Last { manifest: &manifest, summary: &summary, nodes: &nodes, traffic: &traffic, failovers: &[] };
         recorder.finish(&last).unwrap();
         let read = |name: &str| fs::read_to_string(recorder.dir().join(name)).unwrap();
         assert!(read("manifest.json").contains("\"outcome\": \"completed\""));
@@ -500,10 +506,11 @@ mod tests {
         let nodes = read("nodes.csv");
         let counts: Vec<usize> = nodes.lines().map(|line| line.split(',').count()).collect();
         assert_eq!((counts.len(), counts[0]), (2, counts[1]), "{nodes}");
+        assert_eq!(read("failovers.csv").trim_end(), FailoverRow::COLUMNS.join(","));
         let traffic = read("traffic.csv");
         let counts: Vec<usize> = traffic.lines().map(|line| line.split(',').count()).collect();
         assert!(counts.len() > 1 && counts.iter().all(|count| *count == counts[0]), "{traffic}");
         let names = fs::read_dir(recorder.dir()).unwrap().count();
-        assert_eq!(names, 9, "no temporary file is left");
+        assert_eq!(names, 10, "no temporary file is left");
     }
 }

@@ -10,8 +10,8 @@ use crate::exit::Exit;
 use crate::place::Placement;
 use crate::plan::Expected;
 use crate::record::{
-    CaptureTotal, ControllerEvent, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary, TrafficRow,
-    TrafficSummary,
+    CaptureTotal, ControllerEvent, FailoverSummary, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary,
+    TrafficRow, TrafficSummary,
 };
 use crate::units::nanoseconds;
 
@@ -54,7 +54,15 @@ impl<P: Placement> Controller<P> {
             .nodes()
             .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
             .collect();
-        let last = Last { manifest: &self.manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
+        let failovers = self.failovers.rows();
+        summary.failovers = FailoverSummary::of(&failovers);
+        let last = Last {
+            manifest: &self.manifest,
+            summary: &summary,
+            nodes: &nodes,
+            traffic: &traffic,
+            failovers: &failovers,
+        };
         self.recorder.capture_totals(&totals)?;
         self.recorder.finish(&last)?;
         healed.and(surveyed).and(noted).and(finished).and(captured)?;
@@ -224,6 +232,7 @@ impl<P: Placement> Controller<P> {
             put_ns_median: median(cluster.puts.iter().map(|put| put.put_ns).collect()),
             round_ns_median: median(cluster.finished.values().map(|round| round.round_ns).collect()),
             epochs: cluster.epochs.len() as u64,
+            failovers: FailoverSummary::default(),
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
             voters_replaced: cluster.incidents.voters_replaced,

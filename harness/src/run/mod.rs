@@ -29,7 +29,7 @@ use crate::place::Placement;
 use crate::plan::{Plan, Shortfall, Trial};
 use crate::progress::Progress;
 use crate::record::{
-    CaptureBook, ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress,
+    CaptureBook, ClockOffset, ControllerEvent, Failovers, Manifest, Recorder, Summary, Timers, is_progress,
 };
 use crate::units::{nanoseconds, show_ns};
 
@@ -143,6 +143,7 @@ pub async fn run<P: Placement>(
         probes: BTreeMap::new(),
         requests: 0,
         captures: CaptureBook::default(),
+        failovers: Failovers::default(),
         started: now,
         heard: now,
         asked: now,
@@ -183,6 +184,7 @@ struct Controller<P> {
     requests: u64,
     /// What nodes captured.
     captures: CaptureBook,
+    failovers: Failovers,
     started: Instant,
     /// When something was last heard of the job.
     heard: Instant,
@@ -290,6 +292,7 @@ impl<P: Placement> Controller<P> {
         self.recorder.node_event(node, at_ns, event)?;
         let was = (self.cluster.aggregator, self.cluster.completed);
         self.cluster.observe(node, event);
+        self.failovers.observe(at_ns, node, event);
         if is_progress(event) {
             self.heard = Instant::now();
         }
@@ -338,6 +341,7 @@ impl<P: Placement> Controller<P> {
         };
         let expected = self.ending || self.struck.contains(&node);
         self.timeline.died(node);
+        self.failovers.gone(node);
         self.cluster.gone(node, how.clone(), expected);
         if !expected {
             self.progress.warn(&format!("node {node} is gone, and no fault is the reason: {how}"));

@@ -50,6 +50,7 @@ impl<P: Placement> Controller<P> {
             Kind::Loss { .. } => "given lossy links",
         };
         self.progress.note(&format!("fault {fault}: {} {done}", list(nodes)));
+        self.failovers.struck(at_ns, fault.to_string(), nodes, self.timeline.well());
         nodes.iter().try_for_each(|node| {
             let event = ControllerEvent::FaultStruck { fault: fault.to_string(), target: *node };
             self.recorder.controller_event_at(at_ns, &event)

@@ -18,6 +18,10 @@ use crate::record::Outcome;
 /// Long enough for a kill to arrive in the middle of a round.
 const ROUND_STEPS: u32 = 5;
 
+/// So many that the controller, late as it may be on a busy machine, hears of some round's start and of a worker in it
+/// before its end.
+const ROUNDS_WITH_A_MIDDLE: u64 = 40;
+
 /// How a fake node misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quirk {
@@ -307,6 +311,9 @@ async fn two_aggregators_are_killed_in_a_row_and_the_job_ends_all_the_same() {
     assert_eq!((summary.faults_struck, summary.nodes_alive, summary.unexpected_deaths), (2, 3, 0));
     assert_eq!(summary.epochs, 3);
     assert_eq!(ran.world.lock().unwrap().trained, [1, 2, 3, 4]);
+    let failovers = ran.file("failovers.csv");
+    assert_eq!((summary.failovers.count, failovers.lines().count()), (2, 3), "{failovers}");
+    assert!(summary.failovers.median_ns["elected"] <= summary.failovers.median_ns["resumed"], "{failovers}");
     let events = ran.file("events.jsonl");
     assert_eq!(events.matches("fault_struck").count(), 2, "{events}");
     assert!(events.contains("\"target\":1,\"how\":\"killed\",\"expected\":true"), "{events}");
@@ -404,7 +411,7 @@ async fn a_node_that_dies_without_a_fault_is_counted_and_the_run_goes_on() {
 #[tokio::test]
 async fn a_stopped_aggregator_is_replaced_and_goes_on_in_time_or_at_the_end() {
     for fault in ["stop@aggregator,round:2,for:100ms", "stop@aggregator,round:2"] {
-        let ran = ran(Fakes::new(4), 6, &[fault], None).await;
+        let ran = ran(Fakes::new(4), ROUNDS_WITH_A_MIDDLE, &[fault], None).await;
         let summary = &ran.summary;
         assert_eq!(summary.outcome, Outcome::Completed, "{}", summary.message);
         assert_eq!((summary.faults_struck, summary.nodes_alive, summary.unexpected_deaths), (1, 4, 0));
@@ -418,7 +425,7 @@ async fn a_stopped_aggregator_is_replaced_and_goes_on_in_time_or_at_the_end() {
 
 #[tokio::test]
 async fn every_node_is_told_of_a_partition_and_of_its_end() {
-    let ran = ran(Fakes::new(3), 4, &["partition@aggregator,round:2"], None).await;
+    let ran = ran(Fakes::new(3), ROUNDS_WITH_A_MIDDLE, &["partition@aggregator,round:2"], None).await;
     assert_eq!(ran.summary.outcome, Outcome::Completed, "{}", ran.summary.message);
     let told = |node| ran.world.lock().unwrap().impaired[&NodeId(node)].clone();
     assert_eq!(told(1), [vec![(2, 1.0), (3, 1.0)], vec![]]);
