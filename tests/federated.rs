@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::network;
@@ -11,31 +13,101 @@ use crate::network;
 /// A finished run.
 pub(crate) struct Run {
     output: Output,
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 /// Small shards: these tests are about rounds and failures, not about learning.
 const SMALL: [&str; 4] = ["--examples-per-node", "64", "--test-examples-per-node", "32"];
 
 pub(crate) fn run(options: &[&str]) -> Run {
-    let dir = tempfile::tempdir().unwrap();
+    start(options).wait()
+}
+
+/// A run under way.
+pub(crate) struct Running {
+    controller: Child,
+    dir: tempfile::TempDir,
+}
+
+pub(crate) fn start(options: &[&str]) -> Running {
+    start_in(tempfile::tempdir().unwrap(), &[&["--seed", "7", "--network", &network()], options].concat())
+}
+
+/// A run in `dir`, which may hold what earlier ones left.
+pub(crate) fn start_in(dir: tempfile::TempDir, options: &[&str]) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
     command
-        .args(["run", "--json", "--seed", "7", "--network", &network()])
+        .args(["run", "--json"])
         .args(options)
-        .current_dir(dir.path());
-    let output = command.output().unwrap();
-    Run { output, dir }
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(dir.path().join("stderr")).unwrap());
+    Running { controller: command.spawn().unwrap(), dir }
+}
+
+impl Running {
+    /// Waits for its end.
+    pub(crate) fn wait(self) -> Run {
+        let mut output = self.controller.wait_with_output().unwrap();
+        output.stderr = std::fs::read(self.dir.path().join("stderr")).unwrap();
+        Run { output, dir: self.dir }
+    }
+
+    /// Waits until `condition` holds of the events so far.
+    pub(crate) fn await_events(&mut self, what: &str, condition: impl Fn(&[Value]) -> bool) {
+        const PATIENCE: Duration = Duration::from_secs(90);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = newest_results(self.dir.path())
+                .and_then(|folder| std::fs::read_to_string(folder.join("events.jsonl")).ok());
+            // The last line may be half written.
+            let text = text.unwrap_or_default();
+            let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let events: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+            if condition(&events) {
+                return;
+            }
+            assert_eq!(self.controller.try_wait().unwrap(), None, "ended before {what}");
+            assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Its results folder, once it has one.
+    pub(crate) fn results(&self) -> PathBuf {
+        newest_results(self.dir.path()).unwrap()
+    }
+
+    /// Sends a signal to the controller.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.controller.id() as i32).unwrap(), signal).unwrap();
+    }
+}
+
+/// Events of one name in a results folder, in the order of the controller's file.
+pub(crate) fn events_in(results: &Path, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(results.join("events.jsonl")).unwrap();
+    let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.filter(|event| event["event"] == name).collect()
+}
+
+/// The results folder made last below `dir`.
+pub(crate) fn newest_results(dir: &Path) -> Option<PathBuf> {
+    let folders = std::fs::read_dir(dir.join("results/run")).ok()?;
+    let folders = folders.map(|folder| folder.unwrap().path());
+    // Names begin with the time; of one second, the later one has a suffix.
+    folders.max()
 }
 
 impl Run {
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let Output { status, stdout, stderr } = &self.output;
         let (stdout, stderr) = (String::from_utf8_lossy(stdout), String::from_utf8_lossy(stderr));
         format!("{status}\n{stderr}\n{stdout}")
     }
 
-    fn code(&self) -> i32 {
+    pub(crate) fn code(&self) -> i32 {
         self.output.status.code().unwrap_or_else(|| panic!("no exit code: {}", self.text()))
     }
 
@@ -43,7 +115,7 @@ impl Run {
         serde_json::from_slice(&self.output.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    fn results(&self) -> PathBuf {
+    pub(crate) fn results(&self) -> PathBuf {
         let results = self.summary()["results"].as_str().unwrap().to_owned();
         self.dir.path().join(results)
     }
@@ -55,9 +127,7 @@ impl Run {
 
     /// Events of the federated job and the stores, in the order of the controller's file.
     pub(crate) fn events(&self, name: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.results().join("events.jsonl")).unwrap();
-        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        events.filter(|event| event["event"] == name).collect()
+        events_in(&self.results(), name)
     }
 
     pub(crate) fn assert_completed(&self, rounds: u64) {
@@ -101,7 +171,7 @@ impl Run {
     }
 }
 
-fn small<'a>(options: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn small<'a>(options: &[&'a str]) -> Vec<&'a str> {
     options.iter().copied().chain(SMALL).collect()
 }
 

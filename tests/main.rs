@@ -4,9 +4,11 @@
 
 mod backends;
 mod cli;
+mod durability;
 mod faults;
 mod federated;
 mod netns;
+mod policy;
 mod signals;
 
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -13,7 +13,7 @@
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
-//!   data (download, check, unpack), identity (credentials), clock, units, exit
+//!   data (download, check, unpack), disk (folders of stores), resume (a run that is continued), identity (credentials), clock, units, exit
 //! ```
 //!
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
@@ -25,6 +25,7 @@ pub mod clock;
 pub mod cmd;
 pub mod control;
 pub mod data;
+pub mod disk;
 pub mod exit;
 pub mod fault;
 pub mod identity;
@@ -37,5 +38,6 @@ pub mod preflight;
 pub mod progress;
 pub mod record;
 pub mod resources;
+pub mod resume;
 pub mod run;
 pub mod units;

@@ -13,7 +13,7 @@ use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::impair::{self, Losses};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::{AnyStore, NodeId, Site};
+use replication::{AnyStore, NodeId, Site, Storage};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
@@ -45,7 +45,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     let mut job = std::pin::pin!(federated::run(participant));
     let outcome = loop {
         tokio::select! {
-            ended = &mut job => break ended.map_err(anyhow::Error::from),
+            ended = &mut job => break node.because_of_its_disk(ended.map_err(anyhow::Error::from)).await,
             command = commands.recv() => match command {
                 Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
                 Some(Command::Impair { losses }) => node.losses.set(shares(&start.plan, &losses)),
@@ -89,6 +89,7 @@ struct Node {
     store: AnyStore,
     /// What its links lose by a fault.
     losses: Losses,
+    storage: Option<Storage>,
     /// This node's suitability.
     score: u32,
 }
@@ -141,6 +142,16 @@ async fn resources_of(start: &Start) -> anyhow::Result<Resources> {
     Ok(given.map_or(measured, |given| given.apply(measured)))
 }
 
+/// This node's file, if stores are on disk.
+async fn storage_of(plan: &Plan, node: NodeId) -> anyhow::Result<Option<Storage>> {
+    let Some(disk) = &plan.disk else { return Ok(None) };
+    let file = disk.file(node);
+    let failed = || format!("cannot use the store in {}", disk.dir.display());
+    let storage = tokio::task::spawn_blocking(|| Storage::open(file)).await?.with_context(failed)?;
+    storage.identify(node, &disk.cluster).await.with_context(failed)?;
+    Ok(Some(storage))
+}
+
 impl Node {
     async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
@@ -157,10 +168,11 @@ impl Node {
         outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
         let observer = Arc::new(outbox.clone());
-        let site = Site { transport: replication.clone(), observer, resources, storage: None };
+        let storage = storage_of(plan, start.node).await?;
+        let site = Site { resources, storage: storage.clone(), ..Site::new(replication.clone(), observer) };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
-        Ok(Self { id: start.node, learning, replication, store, losses, score })
+        Ok(Self { id: start.node, learning, replication, store, storage, losses, score })
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
@@ -207,6 +219,14 @@ impl Node {
             usage: meter::usage(),
             learning: self.learning.traffic(),
             replication: self.replication.traffic(),
+        }
+    }
+
+    /// Why the job ended: a store whose disk failed stops, which says less than the disk's own words.
+    async fn because_of_its_disk(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
+        match &self.storage {
+            Some(storage) => storage.flush().await.map_err(anyhow::Error::from).and(ended),
+            None => ended,
         }
     }
 

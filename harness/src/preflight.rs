@@ -10,9 +10,10 @@ use workloads::federated::EngineKind;
 
 use crate::capture::{CaptureMode, sniff};
 use crate::data;
+use crate::disk;
 use crate::exit::Usage;
 use crate::place::netns::{Namespace, network};
-use crate::plan::{PlacementKind, Plan, Trial};
+use crate::plan::{Durability, PlacementKind, Plan, Trial};
 
 /// Checks that this machine can run `trial`.
 ///
@@ -24,6 +25,9 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
         data::check(path)?;
     }
     check_out(&trial.out)?;
+    if let Durability::Disk { dir: Some(dir) } = &trial.durability {
+        disk::check(dir, &trial.plan)?;
+    }
     if trial.plan.capture == CaptureMode::Required && !sniff::is_permitted() {
         let wrong = "a raw socket needs root or CAP_NET_RAW";
         return Err(Usage::option("--capture", "required", wrong, "run it as root, or use --capture auto"));

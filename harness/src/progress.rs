@@ -91,6 +91,12 @@ impl Progress {
             NodeEvent::Federated(Event::Restored { from: Some(id), .. }) => {
                 self.note(&format!("node {node} continues from {id}"));
             }
+            NodeEvent::Federated(Event::HandingOver { epoch, to }) => {
+                self.note(&format!("node {node} (epoch {epoch}) hands over to node {to}"));
+            }
+            NodeEvent::Federated(Event::HandOverFailed { to, reason, .. }) => {
+                self.note(&format!("node {node} stays, because node {to} did not take over: {reason}"));
+            }
             NodeEvent::Store(event) => {
                 if let Some(line) = store_line(node, event) {
                     self.note(&line);
@@ -229,6 +235,15 @@ pub fn summary_text(summary: &Summary) -> String {
     ] {
         table.add_row([name, &value]);
     }
+    for (name, changes, median) in [
+        ("hand-overs", summary.hand_overs, summary.hand_over_ns_median),
+        ("take-overs after a crash", summary.take_overs, summary.take_over_ns_median),
+    ] {
+        if changes > 0 {
+            let text = format!("{changes}, median {} without an aggregator", time(median));
+            table.add_row([name, &text]);
+        }
+    }
     let failovers = &summary.failovers;
     if failovers.count > 0 {
         let reached = STAGES.iter().filter_map(|stage| Some((stage, failovers.median_ns.get(*stage)?)));
@@ -277,6 +292,8 @@ mod tests {
                 count: 2,
                 median_ns: [("agreed".into(), 1_400_000_000), ("suspected".into(), 1_200_000_000)].into(),
             },
+            hand_overs: 4,
+            hand_over_ns_median: Some(52_000_000),
             results: "results/run/x".into(),
             ..Summary::default()
         };
@@ -290,6 +307,7 @@ mod tests {
             "voters replaced",
             "fail-over (2, median)",
             "suspected 1.20 s, agreed 1.40 s",
+            "4, median 52 ms without an aggregator",
             "results: results/run/x\n",
         ] {
             assert!(text.contains(part), "{part} in {text}");

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::{BackupConfig, BackupStore};
 use crate::gossip::{GossipConfig, GossipStore};
+use crate::local::{LocalConfig, LocalStore};
 use crate::raft::{RaftConfig, RaftStore};
 use crate::storage::{Storage, StorageError};
 use crate::store::{AnyStore, NodeId, Observer};
@@ -22,6 +23,8 @@ pub enum Backend {
     Gossip(GossipConfig),
     /// Primary and backups, without consensus.
     Backup(BackupConfig),
+    /// The lowest node keeps everything; nobody takes over.
+    Local(LocalConfig),
 }
 
 /// What one node brings to its store.
@@ -35,13 +38,26 @@ pub struct Site {
     pub resources: Resources,
     /// Where state survives a restart; without it, it is lost with the process.
     pub storage: Option<Storage>,
+    /// This node joins a cluster that runs, instead of taking part in founding one. Its configuration's nodes are those it
+    /// knows, itself included.
+    pub joins: bool,
+    /// A joining node takes the place of this one, which is dead: in memory, a node that restarts has a new id. Only
+    /// where every node votes; elsewhere the group sees to it itself.
+    pub replaces: Option<NodeId>,
 }
 
 impl Site {
     /// A site with the reference's resources that keeps everything in memory.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, observer: Arc<dyn Observer>) -> Self {
-        Self { transport, observer, resources: Resources::default(), storage: None }
+        Self {
+            transport,
+            observer,
+            resources: Resources::default(),
+            storage: None,
+            joins: false,
+            replaces: None,
+        }
     }
 }
 
@@ -56,13 +72,17 @@ impl std::fmt::Debug for Site {
 /// # Errors
 /// A configuration that contradicts itself, or a storage that cannot be used.
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
-    if site.storage.is_some() && !matches!(backend, Backend::Raft(_)) {
+    if site.storage.is_some() && matches!(backend, Backend::Gossip(_) | Backend::Backup(_)) {
         return Err(ConfigError::MemoryOnly);
+    }
+    if site.joins && !matches!(backend, Backend::Raft(_)) {
+        return Err(ConfigError::FixedMembers);
     }
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
         Backend::Gossip(config) => Ok(GossipStore::open(config, site).await?),
         Backend::Backup(config) => Ok(BackupStore::open(config, site)?),
+        Backend::Local(config) => Ok(LocalStore::open(config, site).await?),
     }
 }
 
@@ -151,6 +171,11 @@ pub enum ConfigError {
     /// A storage for a backend that keeps its state in memory.
     #[error("this backend keeps its state in memory only")]
     MemoryOnly,
+    /// A node that joins later, where quorums are counted among the nodes of the configuration.
+    #[error(
+        "this backend's set of nodes is fixed: its quorums are counted among the nodes it was begun with"
+    )]
+    FixedMembers,
     /// What is on disk cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -69,6 +69,11 @@ pub enum StoreError {
         /// Who served the bytes.
         from: NodeId,
     },
+    /// This backend's set of nodes is fixed. Nothing was done.
+    #[error(
+        "this backend's set of nodes is fixed: its quorums are counted among the nodes it was begun with"
+    )]
+    FixedMembers,
     /// The store was shut down, or its protocol core failed for good. The write may still happen.
     #[error("the store is closed: {reason}")]
     Closed {
@@ -86,6 +91,7 @@ impl StoreError {
             | Self::Fenced { .. }
             | Self::Superseded { .. }
             | Self::TooLarge { .. }
+            | Self::FixedMembers
             | Self::Corrupt { .. } => Outcome::DidNotHappen,
             Self::Unavailable { .. } | Self::Missing { .. } | Self::Closed { .. } => Outcome::Unknown,
         }

@@ -107,9 +107,9 @@ impl Ledger {
             && (now > before || (now == before && id.slot != Slot::Global && id.epoch > newest.epoch))
     }
 
-    /// Checkpoints of the job's state, newest first.
-    pub(crate) fn globals(&self) -> impl Iterator<Item = &Record> {
-        self.slots.get(&Slot::Global).into_iter().flatten().rev()
+    /// Checkpoints of a slot, newest first.
+    pub(crate) fn newest_first(&self, slot: Slot) -> impl Iterator<Item = &Record> {
+        self.slots.get(&slot).into_iter().flatten().rev()
     }
 
     /// The newest checkpoint of a slot.

@@ -6,7 +6,8 @@
 //!   config     open() -> Arc<dyn CheckpointStore>, the only place that matches on the backend
 //!   store      the contract: Checkpoint, Epoch, Receipt, Guarantees, StoreEvent
 //!   raft       Raft on openraft             gossip     chitchat, bytes pulled from any holder
-//!   backup     primary and backups          memory     in-process reference the others are held to
+//!   backup     primary and backups          local      one aggregator, no replication
+//!   memory     in-process reference the others are held to
 //!   suitability  which nodes are fit to aggregate and to hold
 //!   blob       checkpoint bytes by digest, pushed once, pulled from any holder
 //!   storage    what a node keeps across restarts: tables on disk
@@ -17,14 +18,17 @@
 //! This crate deliberately knows no workload, no result file and no run: it keeps checkpoints and says who
 //! aggregates.
 
+mod archive;
 pub mod backup;
 mod blob;
 pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod error;
+mod forward;
 pub mod gossip;
 mod ledger;
+pub mod local;
 pub mod memory;
 pub mod raft;
 pub mod storage;

@@ -140,9 +140,9 @@ impl CheckpointStore for MemoryStore {
 
     fn provide(&self, _blob: Blob) {}
 
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
         let shared = self.living()?;
-        shared.read(shared.ledger.latest())
+        shared.read(shared.ledger.newest(slot))
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
@@ -175,6 +175,18 @@ impl CheckpointStore for MemoryStore {
         }
         let now = *shared.aggregator.borrow();
         now.ok_or(StoreError::NotAggregator { current: None })
+    }
+
+    async fn leave(&self) -> Result<(), StoreError> {
+        let mut shared = self.living()?;
+        let others = shared.alive.iter().copied().find(|node| *node != self.node);
+        let next = others
+            .ok_or_else(|| StoreError::Unavailable { reason: "there is nobody to hand over to".into() })?;
+        if shared.aggregator.borrow().is_some_and(|epoch| epoch.node == self.node) {
+            shared.appoint(Some(next));
+        }
+        shared.alive.remove(&self.node);
+        Ok(())
     }
 
     fn guarantees(&self) -> Guarantees {

@@ -146,6 +146,12 @@ impl Digest {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    /// The digest that 64 hexadecimal digits name; `None` if they are something else.
+    #[must_use]
+    pub fn from_hex(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text).ok().map(|hash| Self(*hash.as_bytes()))
+    }
+
     /// The digest as 64 hexadecimal digits.
     #[must_use]
     pub fn to_hex(&self) -> String {
@@ -491,7 +497,8 @@ impl Observer for Silent {
 ///   epoch may write the newest pair again, since it repeats what the epoch before it left unfinished. Writing an acknowledged checkpoint again
 ///   (same id, same digest) succeeds and changes nothing, so that a write whose outcome is unknown can be repeated
 ///   within its epoch.
-/// - **Monotonic reads.** `latest` never returns an older checkpoint than it returned before on the same node.
+/// - **Monotonic reads.** `newest` never returns an older checkpoint than it returned before of the same slot on the same
+///   node.
 /// - **Integrity.** Bytes leave a store only after they matched their BLAKE3 digest on this node.
 /// - **Cancellation.** Dropping the future of a `put` leaves its outcome unknown.
 #[async_trait]
@@ -515,13 +522,21 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
     /// under way. A store that has no use for them ignores them.
     fn provide(&self, blob: Blob);
 
-    /// The newest acknowledged checkpoint of [`Slot::Global`] this node knows; fetches its bytes if need be.
+    /// The newest acknowledged checkpoint of `slot` this node knows; fetches its bytes if need be.
     ///
     /// On the aggregator of the current epoch this includes every checkpoint acknowledged in earlier epochs.
     ///
     /// # Errors
     /// [`StoreError::Missing`] if no reachable node serves the bytes.
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError>;
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError>;
+
+    /// The newest acknowledged checkpoint of [`Slot::Global`]: where the job continues.
+    ///
+    /// # Errors
+    /// As [`newest`](Self::newest).
+    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
+        self.newest(Slot::Global).await
+    }
 
     /// An acknowledged checkpoint by name, `None` if it is unknown here or was discarded as too old.
     ///
@@ -544,6 +559,14 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::NotAggregator`] if this node does not aggregate; [`StoreError::Unavailable`] if nobody took over.
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError>;
+
+    /// Leaves the cluster on purpose: hands over if this node aggregates, and is removed from whoever votes or holds. Returns
+    /// once that is in force: afterwards the store may be closed without being missed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if there is nobody to hand over to or no majority to agree;
+    /// [`StoreError::FixedMembers`] if the backend's set of nodes is fixed.
+    async fn leave(&self) -> Result<(), StoreError>;
 
     /// What may be relied upon.
     fn guarantees(&self) -> Guarantees;

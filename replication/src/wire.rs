@@ -17,6 +17,8 @@ pub(crate) const FOUND: u8 = 8;
 pub(crate) const NOTICE: u8 = 9;
 /// A read by a node outside of the group.
 pub(crate) const READ: u8 = 10;
+/// To join the group, or to leave it: to whoever leads.
+pub(crate) const MEMBERSHIP: u8 = 11;
 pub(crate) const BLOB_PUSH: u8 = 16;
 pub(crate) const BLOB_PULL: u8 = 17;
 /// Asks to be told when the peer has certain bytes, whoever brings them.
@@ -51,3 +53,9 @@ pub(crate) const BACKUP_HAND_OVER: u8 = 51;
 pub(crate) const BACKUP_READ: u8 = 52;
 /// A worker's own checkpoint, to the aggregator.
 pub(crate) const BACKUP_FORWARD: u8 = 53;
+/// Who aggregates, from the one who always does.
+pub(crate) const LOCAL_EPOCH: u8 = 54;
+/// A read, to the aggregator.
+pub(crate) const LOCAL_READ: u8 = 55;
+/// A worker's own checkpoint, to the aggregator.
+pub(crate) const LOCAL_FORWARD: u8 = 56;

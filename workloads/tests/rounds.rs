@@ -71,6 +71,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         aggregator_trains: false,
         resend: false,
         reuse: true,
+        stateless: false,
         policy: Policy::First,
         engine: EngineKind::Candle,
     }
@@ -89,10 +90,22 @@ struct Job {
     learning: ChannelNetwork,
     nodes: BTreeMap<NodeId, Node>,
     told: watch::Sender<Vec<(NodeId, Event)>>,
+    config: Config,
+    raft: RaftConfig,
 }
 
 impl Job {
     async fn start(config: Config, count: u64, payload: Payload, worker: impl Fn(NodeId) -> StandIn) -> Self {
+        Self::start_among(Electorate::Everyone, config, count, payload, worker).await
+    }
+
+    async fn start_among(
+        electorate: Electorate,
+        config: Config,
+        count: u64,
+        payload: Payload,
+        worker: impl Fn(NodeId) -> StandIn,
+    ) -> Self {
         let ids: BTreeSet<NodeId> = (1..=count).map(NodeId).collect();
         let link = LinkSpec {
             delay: Duration::from_millis(2),
@@ -101,39 +114,60 @@ impl Job {
             bandwidth_bytes_per_s: Some(12_500_000),
             ..LinkSpec::default()
         };
-        let replication = ChannelNetwork::new(1, link, ids.iter().copied());
-        let learning = ChannelNetwork::new(2, link, ids.iter().copied());
-        let mut job =
-            Self { replication, learning, nodes: BTreeMap::new(), told: watch::Sender::new(Vec::new()) };
-        for node in &ids {
-            let raft = RaftConfig {
-                nodes: ids.clone(),
-                electorate: Electorate::Everyone,
-                payload,
-                window: Window { from_ms: 300, to_ms: 600 },
-                heartbeat_ms: 60,
-                put_timeout_ms: 5000,
-                retained: DEFAULT_RETAINED,
-                seed: 3,
-            };
-            let replication = job.replication.join(*node);
-            let site = Site::new(replication.clone(), Arc::new(Silent));
-            let store = RaftStore::open(raft, site).await.unwrap();
-            let (told, id) = (job.told.clone(), *node);
-            let learning = job.learning.join(*node);
-            let participant = Participant {
-                config: config.clone(),
-                store: store.clone() as AnyStore,
-                learning: learning.clone(),
-                learner: Arc::new(worker(*node)),
-                score: 500,
-                initial: model::encode(model::initial(config.seed)).unwrap(),
-                events: Arc::new(move |event| told.send_modify(|told| told.push((id, event)))),
-            };
-            let running = tokio::spawn(federated::run(participant));
-            job.nodes.insert(*node, Node { store, learning, replication, job: running });
+        let raft = RaftConfig {
+            nodes: ids.clone(),
+            electorate,
+            payload,
+            window: Window { from_ms: 300, to_ms: 600 },
+            heartbeat_ms: 60,
+            put_timeout_ms: 5000,
+            retained: DEFAULT_RETAINED,
+            seed: 3,
+        };
+        let mut job = Self {
+            replication: ChannelNetwork::new(1, link, ids.iter().copied()),
+            learning: ChannelNetwork::new(2, link, ids.iter().copied()),
+            nodes: BTreeMap::new(),
+            told: watch::Sender::new(Vec::new()),
+            config,
+            raft,
+        };
+        for node in ids {
+            job.open(node, false, worker(node)).await;
         }
         job
+    }
+
+    /// Starts a node, which founds the cluster with the others or joins it.
+    async fn open(&mut self, node: NodeId, joins: bool, worker: StandIn) {
+        let mut raft = self.raft.clone();
+        raft.nodes.insert(node);
+        let replication = self.replication.join(node);
+        let site = Site { joins, ..Site::new(replication.clone(), Arc::new(Silent)) };
+        let store = RaftStore::open(raft, site).await.unwrap();
+        let told = self.told.clone();
+        let learning = self.learning.join(node);
+        let participant = Participant {
+            config: self.config.clone(),
+            store: store.clone() as AnyStore,
+            learning: learning.clone(),
+            learner: Arc::new(worker),
+            score: 500,
+            initial: model::encode(model::initial(self.config.seed)).unwrap(),
+            events: Arc::new(move |event| told.send_modify(|told| told.push((node, event)))),
+        };
+        let running = tokio::spawn(federated::run(participant));
+        self.nodes.insert(node, Node { store, learning, replication, job: running });
+    }
+
+    /// Lets a node leave on purpose, and ends it.
+    async fn leave(&mut self, node: NodeId) {
+        let leaves = self.nodes.remove(&node).unwrap();
+        leaves.store.leave().await.unwrap();
+        leaves.job.abort();
+        leaves.store.close().await;
+        leaves.learning.close().await;
+        leaves.replication.close().await;
     }
 
     async fn crash(&mut self, node: NodeId) {
@@ -361,9 +395,9 @@ async fn an_aggregator_that_dies_in_the_last_evaluation_loses_nothing() {
         job.crash(aggregator).await;
         let (_, completed) =
             job.hears("completion", |_, event| matches!(event, Event::Completed { .. })).await;
-        let Event::Completed { id, digest, .. } = completed else { unreachable!() };
+        let Event::Completed { last: Some(last), .. } = completed else { unreachable!() };
         let held = job.nodes.values().next().unwrap().store.held().unwrap();
-        assert_eq!((held.id, held.digest), (id, digest), "{profile:?}");
+        assert_eq!(held, last, "{profile:?}");
         assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
     }
 }
@@ -477,7 +511,9 @@ async fn the_store_does_not_send_what_the_learning_plane_carries() {
 #[tokio::test(start_paused = true)]
 async fn without_reuse_the_same_bytes_cross_the_replication_plane_once() {
     // With profile paper the first round writes the initial model too.
-    for (profile, checkpoints) in [(Profile::Once, 5.0), (Profile::Paper, 6.0)] {
+    // What workers write under profile prototype is what they were sent.
+    let profiles = [(Profile::Once, 5.0), (Profile::Paper, 6.0), (Profile::Prototype, 6.0)];
+    for (profile, checkpoints) in profiles {
         let sent = replicated_per_round(profile, false).await * 5.0;
         assert!((checkpoints..checkpoints * 1.05).contains(&sent), "{profile:?}: {sent} W S in all");
     }
@@ -520,4 +556,89 @@ async fn by_latency_the_aggregator_leaves_a_node_that_is_far_away_and_stays() {
     let moves = finishers.windows(2).filter(|pair| pair[0].1 != pair[1].1).count();
     assert_eq!(moves, 1, "{finishers:?}");
     assert!(finishers.iter().all(|(round, node)| (*node == first) == (*round <= 2)), "{finishers:?}");
+}
+
+/// Waits until a round has begun, and returns who aggregates in it.
+async fn round_started(job: &Job, wanted: u64) -> NodeId {
+    let started = |_, event: &Event| matches!(event, Event::RoundStarted { round, .. } if *round == wanted);
+    let (node, _) = job.hears("start of a round", started).await;
+    node
+}
+
+/// How many workers' updates each round has, once it is finished.
+fn fit_workers(job: &Job) -> BTreeMap<u64, u32> {
+    let told = job.told.borrow();
+    let finished = told.iter().filter_map(|(_, event)| match event {
+        Event::RoundFinished { round, fit_workers, .. } => Some((*round, *fit_workers)),
+        _ => None,
+    });
+    finished.collect()
+}
+
+/// Five nodes become seven and then four, the aggregator among those that leave, within ten rounds under training.
+async fn five_become_seven_and_then_four(electorate: Electorate, payload: Payload) {
+    let config = Config { min_fit_clients: 2, ..config(5, 10, Profile::Once) };
+    let mut job = Job::start_among(electorate, config, 5, payload, |_| trains_for(2)).await;
+    for (round, node) in [(2, 6), (3, 7)] {
+        round_started(&job, round).await;
+        job.open(NodeId(node), true, trains_for(2)).await;
+    }
+    let aggregator = round_started(&job, 6).await;
+    let joined = |event: &Event| matches!(event, Event::RoundFinished { round: 5, fit_workers: 6, .. });
+    assert_eq!(job.count(joined), 1, "all seven have work: {:?}", fit_workers(&job));
+    let mut leave = vec![aggregator];
+    leave.extend(job.nodes.keys().copied().filter(|node| *node != aggregator).take(2));
+    for (round, node) in [6, 7, 8].into_iter().zip(leave) {
+        round_started(&job, round).await;
+        job.leave(node).await;
+    }
+    assert_final_parameters(&job, 10).await;
+    let mut acknowledged: Vec<u64> = Vec::new();
+    for (_, event) in job.told.borrow().iter() {
+        if let Event::CheckpointPut { id, .. } = event
+            && (id.phase, id.slot) == (Phase::AggregateFit, Slot::Global)
+        {
+            acknowledged.push(id.round);
+        }
+    }
+    assert_eq!(acknowledged, (1..=10).collect::<Vec<_>>(), "every round is acknowledged once");
+    assert_eq!(job.trained_after_acknowledged(), Vec::<u64>::new());
+    let workers = fit_workers(&job);
+    assert_eq!((workers[&1], workers[&10]), (4, 3), "{workers:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_join_and_leave_under_training_inline() {
+    five_become_seven_and_then_four(Electorate::Everyone, Payload::Inline).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_join_and_leave_under_training_by_digest() {
+    five_become_seven_and_then_four(Electorate::Everyone, Payload::Digest).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_join_and_leave_under_training_among_the_most_suitable() {
+    for payload in [Payload::Inline, Payload::Digest] {
+        let electorate = Electorate::MostSuitable { voters: 3, grace_ms: 5000 };
+        five_become_seven_and_then_four(electorate, payload).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_cut_off_rejoins_by_itself() {
+    let job = Job::start(config(5, 8, Profile::Once), 5, Payload::Inline, |_| trains_for(2)).await;
+    let aggregator = round_started(&job, 2).await;
+    let worker = *job.nodes.keys().find(|node| **node != aggregator).unwrap();
+    for network in [&job.replication, &job.learning] {
+        network.isolate(worker);
+    }
+    let without = |_, event: &Event| matches!(event, Event::RoundFinished { fit_workers: 3, .. });
+    job.hears("a round without it", without).await;
+    for network in [&job.replication, &job.learning] {
+        network.heal();
+    }
+    assert_final_parameters(&job, 8).await;
+    let workers = fit_workers(&job);
+    assert_eq!(workers[&8], 4, "it has work again: {workers:?}");
 }

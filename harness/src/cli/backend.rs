@@ -2,9 +2,10 @@
 
 use clap::{Args, ValueEnum};
 use replication::Payload;
+use workloads::federated::Policy;
 
 use super::convert::word;
-use super::values::{self, Span, Thousandths, Window};
+use super::values::{self, PolicyArg, Span, Thousandths, Window};
 use crate::exit::Usage;
 use crate::plan::{Backend, BackendPlan, Scheme, majority_of};
 use crate::resources::Override;
@@ -58,8 +59,14 @@ pub struct BackendArgs {
     /// end; not with gossip [default: 100ms].
     #[arg(long, value_name = "DURATION", value_parser = values::milliseconds, help_heading = "Replication")]
     pub heartbeat: Option<Span>,
+    /// Who aggregates: first (whoever is elected stays), latency (the node with the lowest mean round-trip time to its
+    /// peers), suitability (the most suitable one) or rotate:SECONDS (every node in turn). Hands over between two rounds;
+    /// a failure still has a new one elected. With raft-subset only voters can aggregate.
+    #[arg(long, value_name = "first|latency|suitability|rotate:SECONDS", default_value = "first")]
+    #[arg(help_heading = "Replication")]
+    pub policy: PolicyArg,
     /// What a node has to offer, in place of what it measures: any of cpu, memory, bandwidth and mains. Repeatable, once
-    /// per node; raft-subset and gossip choose nodes by it.
+    /// per node; raft-subset, gossip and --policy suitability choose nodes by it.
     #[arg(long, value_name = "NODE:cpu=MB/s,memory=BYTES,bandwidth=BITS,mains=yes|no")]
     #[arg(help_heading = "Replication")]
     pub suitability: Vec<Override>,
@@ -137,7 +144,8 @@ impl BackendArgs {
         }
         let number = |value: Option<u32>| value.map(|value| value.to_string());
         let span = |value: Option<Span>| value.map(|value| value.to_string());
-        let suitability = self.suitability.first().map(Override::to_string);
+        let unused = self.suitability.first().filter(|_| self.policy.0 != Policy::Suitability);
+        let suitability = unused.map(Override::to_string);
         [
             special(
                 "--heartbeat",
@@ -206,6 +214,7 @@ impl BackendArgs {
             ("backend", word(self.backend)),
             ("payload", plan.payload.to_string()),
             ("window", self.window.to_string()),
+            ("policy", self.policy.to_string()),
         ];
         match plan.scheme {
             Scheme::Raft => options.push(("heartbeat", interval)),

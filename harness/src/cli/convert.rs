@@ -5,11 +5,11 @@ use std::net::Ipv4Addr;
 use clap::ValueEnum;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
-use super::{CaptureArg, EngineArg, PlacementArg, ProfileArg, RunArgs};
+use super::{CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs};
 use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::link::{self, Link};
-use crate::plan::{self, PlacementKind, Plan, Trial};
+use crate::plan::{self, Durability, PlacementKind, Plan, Trial};
 
 impl RunArgs {
     /// The trial these options describe. `random_seed` is used where no seed was given.
@@ -46,7 +46,9 @@ impl RunArgs {
                     CaptureArg::Auto => CaptureMode::Auto,
                     CaptureArg::Required => CaptureMode::Required,
                 },
+                disk: None,
             },
+            durability: self.durability()?,
             faults: self.fault.clone(),
             out: self.out.clone(),
             json: self.json,
@@ -54,6 +56,17 @@ impl RunArgs {
         };
         trial.validate()?;
         Ok(trial)
+    }
+
+    fn durability(&self) -> Result<Durability, Usage> {
+        match (self.durability, &self.store_dir) {
+            (DurabilityArg::Disk, dir) => Ok(Durability::Disk { dir: dir.clone() }),
+            (DurabilityArg::Memory, None) => Ok(Durability::Memory),
+            (DurabilityArg::Memory, Some(dir)) => {
+                let remedy = "add --durability disk, or leave it out";
+                Err(Usage::option("--store", dir.display(), "nothing is stored on disk", remedy))
+            }
+        }
     }
 
     fn job(&self, random_seed: u64) -> Config {
@@ -81,7 +94,8 @@ impl RunArgs {
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: !self.no_reuse,
-            policy: workloads::federated::Policy::First,
+            stateless: false,
+            policy: self.store.policy.0,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
                 EngineArg::Torch => EngineKind::Torch,
@@ -104,7 +118,7 @@ impl RunArgs {
     }
 
     /// The command that repeats the trial: every option spelled out, so that a later change of a default does not
-    /// change it.
+    /// change it. Without --store: what is there now is the state at the end.
     #[must_use]
     pub fn repeat_command(&self, seed: u64) -> Vec<String> {
         let mut words: Vec<String> = ["harness", "run"].map(String::from).to_vec();
@@ -114,6 +128,7 @@ impl RunArgs {
         for (name, value) in self.store.repeat(self.nodes) {
             option(name, &value);
         }
+        option("durability", &word(self.durability));
         option("profile", &word(self.profile));
         option("nodes", &self.nodes);
         option("rounds", &self.rounds);
@@ -174,6 +189,26 @@ pub fn shell_line(words: &[String]) -> String {
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
+/// The words of a line that [`shell_line`] wrote; none if it is not one.
+#[must_use]
+pub fn shell_words(line: &str) -> Option<Vec<String>> {
+    let (mut words, mut word) = (Vec::new(), None::<String>);
+    let (mut quoted, mut letters) = (false, line.chars());
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\'' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            '\\' if !quoted => word.get_or_insert_default().push(letters.next()?),
+            ' ' if !quoted => words.extend(word.take()),
+            letter => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    (!quoted).then_some(words)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use clap::Parser as _;
@@ -225,6 +260,8 @@ pub(super) mod tests {
             "digest",
             "--profile",
             "paper",
+            "--policy",
+            "rotate:2.5",
             "--round-deadline",
             "1.5s",
             "--network",
@@ -257,5 +294,7 @@ pub(super) mod tests {
     fn words_are_quoted_for_the_shell() {
         let words = ["a b", "it's", "plain-1.5", ""].map(String::from);
         assert_eq!(shell_line(&words), r"'a b' 'it'\''s' plain-1.5 ''");
+        assert_eq!(shell_words(&shell_line(&words)).as_deref(), Some(&words[..]));
+        assert_eq!(shell_words("'open"), None);
     }
 }

@@ -2,6 +2,7 @@
 
 mod backend;
 mod convert;
+mod resume;
 mod values;
 
 use std::net::Ipv4Addr;
@@ -13,8 +14,8 @@ use clap_complete::Shell;
 use crate::fault::Fault;
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
-pub use convert::shell_line;
-pub use values::{PartitionArg, Span, Thousandths, Window};
+pub use convert::{shell_line, shell_words};
+pub use values::{PartitionArg, PolicyArg, Span, Thousandths, Window};
 
 /// Runs, breaks and measures replicated federated-learning jobs.
 ///
@@ -37,6 +38,11 @@ pub struct Cli {
 pub enum Command {
     /// Run one federated job over a replicated checkpoint store.
     Run(Box<RunArgs>),
+    /// Make a new cluster from a survivor's store, when the majority of nodes is gone for good.
+    ///
+    /// Shows what the store holds. With --accept-loss it writes stores for a new cluster that begins with that; continue
+    /// with `harness run --resume RESULTS_DIR --store DIR`. What was acknowledged without the survivor is lost.
+    Recover(RecoverArgs),
     /// Be a node: controlled over stdin and stdout, started by `run`.
     #[command(hide = true)]
     Node,
@@ -58,6 +64,20 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+/// `harness recover`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RecoverArgs {
+    /// The survivor's store (node-N.redb), or a folder of stores or results, of which the store that has seen most is taken.
+    #[arg(long, value_name = "DIR|FILE")]
+    pub from: PathBuf,
+    /// Write the new cluster's stores, although what was acknowledged without the survivor is lost.
+    #[arg(long, requires = "to")]
+    pub accept_loss: bool,
+    /// New folder that receives the new cluster's stores.
+    #[arg(long, value_name = "DIR", requires = "accept_loss")]
+    pub to: Option<PathBuf>,
 }
 
 /// `harness data`.
@@ -115,6 +135,15 @@ pub enum EngineArg {
     Torch,
 }
 
+/// Whether what nodes store survives their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DurabilityArg {
+    /// In memory: a node that ends is lost.
+    Memory,
+    /// On disk before it is acknowledged: a node can be started again.
+    Disk,
+}
+
 /// Where nodes run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PlacementArg {
@@ -169,6 +198,13 @@ pub struct RunArgs {
     /// --payload inline.
     #[arg(long, help_heading = "Replication")]
     pub no_reuse: bool,
+    /// Whether what nodes store survives their end.
+    #[arg(long, value_enum, default_value_t = DurabilityArg::Memory, help_heading = "Replication")]
+    pub durability: DurabilityArg,
+    /// Folder of the stores with --durability disk, a file node-N.redb for each node. If it holds stores, nodes go on from
+    /// them [default: the folder store in the results folder].
+    #[arg(long = "store", value_name = "DIR", help_heading = "Replication")]
+    pub store_dir: Option<PathBuf>,
 
     /// Number of nodes, 2 to 244: one aggregates, the others train.
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Job")]
@@ -247,14 +283,21 @@ pub struct RunArgs {
 
     /// Break something: KIND@WHO,WHEN[,for:DURATION]. Repeatable; faults strike in the order given.
     ///
-    /// KIND is kill (SIGKILL), stop (SIGSTOP), partition (between WHO and the others) or loss:P (P percent of the datagrams
-    /// to and from WHO). WHO is aggregator, worker, random (any node), majority or minority (that side of all nodes, with
-    /// the aggregator) or node:ID. WHEN is round:N, when a worker begins to train in the first round from N on; random:N,
-    /// a moment of that round drawn from the seed, N from 2; or voters-changed, as round:N in the first round in which a
-    /// voter was replaced since the fault before. What does not kill ends after DURATION (seconds unless a unit is
-    /// given), at the latest when the last round is acknowledged.
+    /// KIND is kill (SIGKILL), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
+    /// needs --durability disk), stop (SIGSTOP), partition (between WHO and the others) or loss:P (P percent of the
+    /// datagrams to and from WHO). WHO is aggregator, worker, random (any node), majority or minority (that side of all
+    /// nodes, with the aggregator), node:ID or all. WHEN is round:N, when a worker begins to train in the first round from N
+    /// on; random:N, a moment of that round drawn from the seed, N from 2; or voters-changed, as round:N in the first round
+    /// in which a voter was replaced since the fault before. What leaves a node alive ends after DURATION (seconds unless a
+    /// unit is given), at the latest when the last round is acknowledged.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,
+
+    /// Continue the run of a results folder that was stopped or killed, with --durability disk, from its last acknowledged
+    /// checkpoint. Its options hold; only --out, --json, --quiet, --fault and --store (stores made by `harness recover`) may
+    /// be given beside.
+    #[arg(long, value_name = "RESULTS_DIR", help_heading = "Job")]
+    pub resume: Option<PathBuf>,
 
     /// Folder that receives a results folder named after time and host.
     #[arg(long, value_name = "DIR", default_value = "results/run", help_heading = "Output")]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use workloads::federated::Partition;
+use workloads::federated::{Partition, Policy};
 
 use crate::units::{Bare, exact_ms, nanoseconds, parse_duration, parse_window};
 
@@ -75,6 +75,41 @@ impl FromStr for Thousandths {
 impl fmt::Display for Thousandths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", f64::from(self.0) / 1000.0)
+    }
+}
+
+/// Who aggregates, beyond what a failure decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyArg(pub Policy);
+
+impl FromStr for PolicyArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let policy = match (text, text.strip_prefix("rotate:")) {
+            ("first", _) => Policy::First,
+            ("latency", _) => Policy::Latency,
+            ("suitability", _) => Policy::Suitability,
+            (_, Some(every)) => {
+                let every = parse_duration(every, Bare::Seconds)?;
+                Policy::Rotate { every_ms: u64::try_from(every.as_millis()).unwrap_or(u64::MAX) }
+            }
+            _ => {
+                return Err("use first, latency, suitability or rotate:SECONDS, for example rotate:10".into());
+            }
+        };
+        Ok(Self(policy))
+    }
+}
+
+impl fmt::Display for PolicyArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Policy::First => f.write_str("first"),
+            Policy::Latency => f.write_str("latency"),
+            Policy::Suitability => f.write_str("suitability"),
+            Policy::Rotate { every_ms } => write!(f, "rotate:{every_ms}ms"),
+        }
     }
 }
 

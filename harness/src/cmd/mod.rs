@@ -3,6 +3,7 @@
 mod capture;
 mod data;
 mod node;
+mod recover;
 mod run;
 
 use clap::CommandFactory as _;
@@ -17,6 +18,7 @@ use crate::exit::Exit;
 pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
         Command::Capture(args) => capture::run(&args),
         Command::Data { command } => data::run(&command),

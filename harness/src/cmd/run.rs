@@ -16,15 +16,30 @@ use crate::plan::{PlacementKind, Trial};
 use crate::preflight;
 use crate::progress::{Progress, summary_text};
 use crate::record::{Outcome, Summary};
+use crate::resume::Earlier;
 use crate::run::{self, Setup, Stop, Timeouts};
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
+    let words: Vec<String> = std::env::args().collect();
+    let (args, earlier) = match &args.resume {
+        None => (args.clone(), None),
+        Some(dir) => {
+            let earlier = Earlier::read(dir, args.store_dir.as_deref())?;
+            let mut args = args.continuing(&earlier.repeat, &words)?;
+            args.store_dir = Some(earlier.store.clone());
+            (args, Some(earlier))
+        }
+    };
     let trial = args.to_trial(random_seed())?;
+    if let Some(earlier) = &earlier {
+        earlier.check(&trial)?;
+    }
     preflight::check(&trial)?;
     let progress = Progress::new(trial.plan.job.rounds, trial.quiet);
     announce(&trial, &progress);
     let setup = Setup {
-        command: shell_line(&std::env::args().collect::<Vec<_>>()),
+        command: shell_line(&words),
+        resumed_from: earlier.map(|earlier| earlier.dir),
         repeat: shell_line(&args.repeat_command(trial.plan.job.seed)),
         issue: identity::issue,
         timeouts: Timeouts::of(&trial.plan),
@@ -47,7 +62,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
             }
         }
     })?;
-    report(&summary, args)
+    report(&summary, &args)
 }
 
 /// A seed from the operating system's randomness, below 2^53 so that every JSON reader keeps all of its digits.

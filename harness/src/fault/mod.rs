@@ -1,7 +1,8 @@
 //! Faults: how they are written, and ([`Timeline`]) when they strike and end. Pure functions of events, time and a seed;
 //! who carries an action out is not known here.
 //!
-//! A fault is written `KIND@WHO,WHEN[,for:DURATION]`, for example `kill@aggregator,round:2`. `round:N` is the middle of
+//! A fault is written `KIND@WHO,WHEN[,for:DURATION|,after:DURATION]`, for example `kill@aggregator,round:2` or
+//! `restart@all,round:2,after:3s`. `round:N` is the middle of
 //! the first round from N on: its `RoundStarted` was seen, and a `FitStarted` of a worker. `random:N` is a moment of
 //! round N drawn from the seed. Faults strike in the order given, each once: the next one waits for the one before it to
 //! have struck. What does not kill ends after its duration, at the latest when the job is over.
@@ -24,6 +25,11 @@ use crate::units::{Bare, exact_ms, nanoseconds, parse_duration};
 pub enum Kind {
     /// SIGKILL.
     Kill,
+    /// SIGKILL, and the same node is started again.
+    Restart {
+        /// How long after the kill.
+        after_ns: u64,
+    },
     /// SIGSTOP, at the end SIGCONT.
     Stop,
     /// No datagram passes between those struck and the others.
@@ -33,6 +39,17 @@ pub enum Kind {
         /// How many of a hundred.
         percent: u8,
     },
+}
+
+/// How long a node that is restarted stays away, where the fault does not say it.
+const DEFAULT_AFTER_NS: u64 = 1_000_000_000;
+
+impl Kind {
+    /// Whether the processes of those struck end.
+    #[must_use]
+    pub const fn ends_processes(self) -> bool {
+        matches!(self, Self::Kill | Self::Restart { .. })
+    }
 }
 
 /// Whom a fault strikes.
@@ -51,6 +68,8 @@ pub enum Who {
     Minority,
     /// One node, whatever it does.
     Node(NodeId),
+    /// Every node that is well.
+    All,
 }
 
 /// When a fault strikes.
@@ -83,6 +102,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill => f.write_str("kill"),
+            Self::Restart { .. } => f.write_str("restart"),
             Self::Stop => f.write_str("stop"),
             Self::Partition => f.write_str("partition"),
             Self::Loss { percent } => write!(f, "loss:{percent}"),
@@ -99,6 +119,7 @@ impl fmt::Display for Who {
             Self::Majority => f.write_str("majority"),
             Self::Minority => f.write_str("minority"),
             Self::Node(node) => write!(f, "node:{node}"),
+            Self::All => f.write_str("all"),
         }
     }
 }
@@ -116,6 +137,9 @@ impl fmt::Display for When {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{},{}", self.kind, self.who, self.when)?;
+        if let Kind::Restart { after_ns } = self.kind {
+            write!(f, ",after:{}", exact_ms(after_ns))?;
+        }
         self.lasts_ns.map_or(Ok(()), |lasts_ns| write!(f, ",for:{}", exact_ms(lasts_ns)))
     }
 }
@@ -126,11 +150,12 @@ impl FromStr for Kind {
     fn from_str(text: &str) -> Result<Self, String> {
         match (text, text.strip_prefix("loss:").map(str::parse)) {
             ("kill", _) => Ok(Self::Kill),
+            ("restart", _) => Ok(Self::Restart { after_ns: DEFAULT_AFTER_NS }),
             ("stop", _) => Ok(Self::Stop),
             ("partition", _) => Ok(Self::Partition),
             (_, Some(Ok(percent @ 1..=99))) => Ok(Self::Loss { percent }),
             _ => Err(format!(
-                "unknown kind '{text}'; use kill, stop, partition or loss:P, P from 1 to 99 percent"
+                "unknown kind '{text}'; use kill, restart, stop, partition or loss:P, P from 1 to 99 percent"
             )),
         }
     }
@@ -146,9 +171,10 @@ impl FromStr for Who {
             ("random", _) => Ok(Self::Random),
             ("majority", _) => Ok(Self::Majority),
             ("minority", _) => Ok(Self::Minority),
+            ("all", _) => Ok(Self::All),
             (_, Some(Ok(node))) => Ok(Self::Node(NodeId(node))),
             _ => Err(format!(
-                "unknown node '{text}'; use aggregator, worker, random, majority, minority or node:ID"
+                "unknown node '{text}'; use aggregator, worker, random, majority, minority, node:ID or all"
             )),
         }
     }
@@ -180,9 +206,19 @@ impl FromStr for Fault {
         let (who, when) = parts.next().zip(parts.next()).ok_or(form)?;
         let mut fault = Self { kind: kind.parse()?, who: who.parse()?, when: when.parse()?, lasts_ns: None };
         for part in parts {
+            if let Some(after) = part.strip_prefix("after:") {
+                let Kind::Restart { after_ns } = &mut fault.kind else {
+                    return Err("only a restarted node comes back: leave 'after:' out".into());
+                };
+                *after_ns = nanoseconds(parse_duration(after, Bare::Seconds)?);
+                continue;
+            }
             let lasts = part.strip_prefix("for:").ok_or(form)?;
             if fault.kind == Kind::Kill {
                 return Err("what is killed stays dead: leave 'for:' out".into());
+            }
+            if matches!(fault.kind, Kind::Restart { .. }) {
+                return Err("a restarted node comes back 'after:' a time: leave 'for:' out".into());
             }
             let lasts = parse_duration(lasts, Bare::Seconds)?;
             if lasts.is_zero() {
@@ -209,9 +245,12 @@ mod tests {
             "stop@majority,round:2",
             "partition@minority,random:3,for:4000ms",
             "loss:30@worker,round:1,for:1.5ms",
+            "restart@all,round:3,after:1500ms",
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
+        let restart: Fault = "restart@worker,round:1".parse().unwrap();
+        assert_eq!(restart.to_string(), "restart@worker,round:1,after:1000ms");
         assert_eq!("stop@worker,round:1,for:2".parse::<Fault>().unwrap().lasts_ns, Some(2_000_000_000));
     }
 
@@ -230,6 +269,9 @@ mod tests {
             ("kill@worker,round:0", "unknown moment"),
             ("kill@worker,random:1", "N from 2"),
             ("kill@worker,round:1,for:2s", "stays dead"),
+            ("kill@worker,round:1,after:2s", "comes back"),
+            ("restart@worker,round:1,for:2s", "'after:'"),
+            ("restart@worker,round:1,after:soon", "not a duration"),
             ("stop@worker,round:1,for:0", "lasts no time"),
             ("stop@worker,round:1,for:soon", "not a duration"),
         ] {

@@ -65,6 +65,8 @@ pub struct Timeline {
     standing: Vec<Standing>,
     motion: Option<Motion>,
     dead: BTreeSet<NodeId>,
+    /// The newest epoch whose aggregator died: late news of it must not count once its node is back.
+    over: Option<Epoch>,
     /// Whether a voter was replaced since the last fault.
     voters_changed: bool,
     /// How long the last finished round took.
@@ -84,6 +86,7 @@ impl Timeline {
             standing: Vec::new(),
             motion: None,
             dead: BTreeSet::new(),
+            over: None,
             voters_changed: false,
             round_ns: None,
             drawn_ns: None,
@@ -160,10 +163,17 @@ impl Timeline {
     /// Takes note of a node's death, by a fault or not.
     pub fn died(&mut self, node: NodeId) {
         self.dead.insert(node);
+        let led = self.motion.as_ref().map(|motion| motion.epoch).filter(|epoch| epoch.node == node);
+        self.over = self.over.max(led);
         self.lost(node);
         for standing in &mut self.standing {
             standing.nodes.retain(|struck| *struck != node);
         }
+    }
+
+    /// Takes note that a dead node was started again.
+    pub fn returned(&mut self, node: NodeId) {
+        self.dead.remove(&node);
     }
 
     /// Faults that have not struck, in order.
@@ -213,7 +223,7 @@ impl Timeline {
     /// The round in motion that an event belongs to; none if the event is of an older round or of an aggregator that was
     /// struck.
     fn motion_of(&mut self, epoch: Epoch, round: u64) -> Option<&mut Motion> {
-        if !self.is_well(epoch.node) {
+        if !self.is_well(epoch.node) || Some(epoch) <= self.over {
             return None;
         }
         let current = self.motion.as_ref().map(|motion| (motion.epoch, motion.round));
@@ -245,7 +255,7 @@ impl Timeline {
     /// Whether it can be said whom a fault strikes. Between two rounds no aggregator is at work: the next start of a round
     /// ends the waiting.
     const fn has_target(&self, fault: Fault) -> bool {
-        self.motion.is_some() || matches!(fault.who, Who::Node(_) | Who::Random)
+        self.motion.is_some() || matches!(fault.who, Who::Node(_) | Who::Random | Who::All)
     }
 
     /// Those struck, of those that are well, in ascending order.
@@ -259,6 +269,7 @@ impl Timeline {
             Who::Worker => worker.or_else(|| self.draw(&well, aggregator, 1).pop()).into_iter().collect(),
             Who::Random => self.draw(&well, None, 1),
             Who::Node(node) => vec![node],
+            Who::All => well.clone(),
             Who::Majority | Who::Minority => {
                 let size = match who {
                     Who::Majority => self.nodes.len() / 2 + 1,
@@ -283,7 +294,7 @@ impl Timeline {
     }
 
     fn strike(&mut self, fault: Fault, nodes: &[NodeId], now_ns: u64) {
-        if fault.kind == Kind::Kill {
+        if fault.kind.ends_processes() {
             nodes.iter().for_each(|node| self.died(*node));
             return;
         }
@@ -312,7 +323,7 @@ impl Standing {
     fn disables(&self, node: NodeId, size: usize) -> bool {
         let struck = self.nodes.contains(&node);
         match self.fault.kind {
-            Kind::Kill | Kind::Stop => struck,
+            Kind::Kill | Kind::Restart { .. } | Kind::Stop => struck,
             Kind::Partition => {
                 let side = if struck { self.nodes.len() } else { size - self.nodes.len() };
                 side * 2 <= size

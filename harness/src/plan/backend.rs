@@ -25,6 +25,14 @@ pub enum Backend {
     Backup,
 }
 
+impl Backend {
+    /// Whether its store can be kept on disk.
+    #[must_use]
+    pub fn keeps_on_disk(self) -> bool {
+        matches!(self, Self::Raft | Self::RaftSubset)
+    }
+}
+
 impl fmt::Display for Backend {
     /// As on the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -363,6 +371,7 @@ mod tests {
                 }
                 replication::Backend::Gossip(config) => scheme == GOSSIP && config.holders == 6,
                 replication::Backend::Backup(config) => config.backups == 2,
+                replication::Backend::Local(_) => false,
             };
             assert!(matches, "{scheme:?}");
         }

@@ -50,6 +50,36 @@ pub struct Member {
     pub ip: Ipv4Addr,
 }
 
+/// Where the nodes' stores are on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStore {
+    /// The folder.
+    pub dir: PathBuf,
+    /// A name that no other cluster has: no node takes the store of another cluster for its own.
+    pub cluster: String,
+}
+
+impl DiskStore {
+    /// The file of `node`.
+    #[must_use]
+    pub fn file(&self, node: NodeId) -> PathBuf {
+        self.dir.join(format!("node-{node}.redb"))
+    }
+}
+
+/// Whether what nodes store survives their end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// It does not.
+    Memory,
+    /// It does.
+    Disk {
+        /// The folder; none: one in the results folder.
+        dir: Option<PathBuf>,
+    },
+}
+
 /// A run, as every node is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -71,6 +101,9 @@ pub struct Plan {
     pub link: Link,
     /// Whether nodes capture their packets.
     pub capture: CaptureMode,
+    /// Where stores are on disk; none: in memory.
+    #[serde(default)]
+    pub disk: Option<DiskStore>,
 }
 
 /// A run, as the controller is told.
@@ -78,6 +111,8 @@ pub struct Plan {
 pub struct Trial {
     /// What every node is told.
     pub plan: Plan,
+    /// Whether stores are on disk, and where; the plan says so once the folder is there.
+    pub durability: Durability,
     /// Faults, in order.
     pub faults: Vec<Fault>,
     /// Folder that receives the results folder.
@@ -164,6 +199,7 @@ pub(crate) mod tests {
             aggregator_trains: false,
             resend: false,
             reuse: true,
+            stateless: false,
             policy: Policy::First,
             engine: EngineKind::Candle,
         };
@@ -185,6 +221,7 @@ pub(crate) mod tests {
             replication_port: 5000,
             link: Link::default(),
             capture: CaptureMode::Auto,
+            disk: None,
         }
     }
 

@@ -3,14 +3,14 @@
 use std::net::Ipv4Addr;
 
 use replication::Payload;
-use workloads::federated::Partition;
+use workloads::federated::{Partition, Policy};
 
 use super::{
-    Backend, BackendPlan, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES, TRAIN_EXAMPLES,
-    Trial,
+    Backend, BackendPlan, Durability, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES,
+    TRAIN_EXAMPLES, Trial,
 };
 use crate::exit::Usage;
-use crate::fault::{When, Who};
+use crate::fault::{Kind, When, Who};
 use crate::units::exact_ms;
 
 /// Fewest intervals of silence, in thousandths, after which gossip may suspect a node.
@@ -28,6 +28,7 @@ impl Plan {
         self.validate_window()?;
         self.validate_heartbeat()?;
         self.validate_scheme()?;
+        self.validate_policy()?;
         self.validate_suitability()?;
         self.validate_addresses()
     }
@@ -203,6 +204,14 @@ impl Plan {
         }
     }
 
+    fn validate_policy(&self) -> Result<(), Usage> {
+        if self.job.policy == (Policy::Rotate { every_ms: 0 }) {
+            let wrong = "nobody would stay in office for a round";
+            return Err(Usage::option("--policy", "rotate:0", wrong, "use for example rotate:10"));
+        }
+        Ok(())
+    }
+
     fn digest_only(&self, why: &str) -> Result<(), Usage> {
         if self.backend.payload == Payload::Digest {
             return Ok(());
@@ -279,7 +288,18 @@ impl Trial {
     /// The first contradiction, by option, with its remedy.
     pub fn validate(&self) -> Result<(), Usage> {
         self.plan.validate()?;
+        let backend = self.plan.backend.backend();
+        if self.durability != Durability::Memory && !backend.keeps_on_disk() {
+            let wrong = format!("{backend} keeps its state in memory only");
+            let remedy = "use --durability memory, or --backend raft or raft-subset";
+            return Err(Usage::option("--durability", "disk", wrong, remedy));
+        }
         for fault in &self.faults {
+            if matches!(fault.kind, Kind::Restart { .. }) && self.durability == Durability::Memory {
+                let wrong =
+                    "a node that lost its memory, and its votes with it, must not come back under its id";
+                return Err(Usage::option("--fault", fault, wrong, "use --durability disk, or kill"));
+            }
             if fault.when == When::VotersChanged && self.plan.backend.backend() != Backend::RaftSubset {
                 let wrong = format!("{} replaces no voters", self.plan.backend.backend());
                 return Err(Usage::option("--fault", fault, wrong, "use --backend raft-subset or round:N"));
@@ -367,6 +387,10 @@ mod tests {
         assert!(refused(|plan| plan.job.training.momentum = 1.0).starts_with("--momentum 1:"));
         assert!(refused(|plan| plan.job.rounds = 0).starts_with("--rounds 0:"));
         assert!(refused(|plan| plan.job.round_deadline_ms = 0).starts_with("--round-deadline 0s:"));
+        assert!(
+            refused(|plan| plan.job.policy = Policy::Rotate { every_ms: 0 })
+                .starts_with("--policy rotate:0:")
+        );
         assert!(refused(|plan| plan.learning_port = 5000).contains("--replication-port"));
         assert!(
             refused(|plan| plan.members[0].ip = Ipv4Addr::new(10, 0, 0, 1))
@@ -391,6 +415,7 @@ mod tests {
     fn faults_must_be_able_to_strike() {
         let trial = |fault: &str| Trial {
             plan: plan(4),
+            durability: Durability::Memory,
             faults: vec![fault.parse().unwrap()],
             out: "out".into(),
             json: false,
@@ -403,6 +428,19 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("replaces no voters")
+        );
+        let restart = trial("restart@all,round:2");
+        let message = restart.validate().unwrap_err().to_string();
+        assert!(message.contains("must not come back under its id; use --durability disk"), "{message}");
+        let disk = Durability::Disk { dir: None };
+        assert_eq!(Trial { durability: disk.clone(), ..restart }.validate(), Ok(()));
+        let mut gossip = Trial { durability: disk, ..trial("kill@node:4,round:3") };
+        gossip.plan.backend.scheme = Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 };
+        gossip.plan.backend.payload = Payload::Digest;
+        let message = gossip.validate().unwrap_err().to_string();
+        assert!(
+            message.starts_with("--durability disk: gossip keeps its state in memory only;"),
+            "{message}"
         );
         assert!(trial("kill@node:5,round:3").validate().unwrap_err().to_string().contains("no node 5"));
         assert!(

@@ -1,5 +1,7 @@
 //! manifest.json: what was run, where, with what, and how it ended.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Machine, Program};
@@ -73,6 +75,9 @@ pub struct Manifest {
     pub command: String,
     /// The command that repeats the trial, every option and the seed spelled out.
     pub repeat: String,
+    /// The results folder of the run that this one continues.
+    #[serde(default)]
+    pub resumed_from: Option<PathBuf>,
     /// The seed every choice is derived from.
     pub seed: u64,
     /// Start in UTC, RFC 3339.
@@ -108,6 +113,7 @@ impl Manifest {
             exit_code: None,
             command,
             repeat,
+            resumed_from: None,
             seed: trial.plan.job.seed,
             started_utc: clock::utc_rfc3339(clock::utc_now()),
             started_ns: clock::monotonic_ns(),
@@ -139,7 +145,8 @@ pub(super) mod tests {
     pub(in crate::record) fn manifest() -> Manifest {
         let plan = crate::plan::tests::plan(3);
         let faults = vec!["kill@aggregator,round:2".parse().unwrap()];
-        let trial = Trial { plan, faults, out: "out".into(), json: false, quiet: false };
+        let durability = crate::plan::Durability::Memory;
+        let trial = Trial { plan, durability, faults, out: "out".into(), json: false, quiet: false };
         Manifest::starting(&trial, Timers::default(), "harness run".into(), "harness run --seed 7".into())
     }
 

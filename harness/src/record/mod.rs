@@ -45,6 +45,8 @@ pub enum ControllerEvent {
     NodeStarted {
         /// The node.
         target: NodeId,
+        /// Which of its lives begins, from 1.
+        life: u32,
     },
     /// Every node has its data and can be given work.
     AllReady {
@@ -195,9 +197,7 @@ impl Recorder {
     /// If it cannot be written.
     pub fn node_event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
         self.line(&Line { at_ns, node: Some(node), event })?;
-        if let NodeEvent::Store(event) = event
-            && let Some(row) = StoreEventRow::of(node, at_ns, self.started_ns, event)
-        {
+        if let Some(row) = StoreEventRow::of(node, at_ns, self.started_ns, event) {
             write_row(&mut self.store_events, row)?;
         }
         let NodeEvent::Federated(event) = event else { return Ok(()) };
@@ -406,7 +406,7 @@ mod tests {
         recorder.node_event(NodeId(2), 77, &finished(1)).unwrap();
         recorder.node_event(NodeId(2), 78, &put()).unwrap();
         recorder.controller_event(&ControllerEvent::AllReady { start_ns: 5 }).unwrap();
-        recorder.controller_event(&ControllerEvent::NodeStarted { target: NodeId(9) }).unwrap();
+        recorder.controller_event(&ControllerEvent::NodeStarted { target: NodeId(9), life: 1 }).unwrap();
         let rounds = read(&recorder, "rounds.csv");
         let row = rounds.lines().nth(1).unwrap();
         assert!(row.starts_with("1,4,2,2,77,5000000000,4000000000,9,9000,2.25,9,1800,NaN,,"), "{row}");
@@ -457,6 +457,8 @@ mod tests {
         ] {
             recorder.node_event(NodeId(2), at_ns, &NodeEvent::Store(event)).unwrap();
         }
+        let handing_over = Event::HandingOver { epoch: epoch(3, 2), to: NodeId(4) };
+        recorder.node_event(NodeId(2), at_ns, &NodeEvent::Federated(handing_over)).unwrap();
         let text = fs::read_to_string(recorder.dir().join("events.csv")).unwrap();
         let hex = digest.to_hex();
         let expected = format!(
@@ -464,7 +466,8 @@ mod tests {
              {at_ns},9,2,voters_changed,lost=1 joined=4 voters=2+3+4\n\
              {at_ns},9,2,rival_aggregators,stays=3@2 yields=3@1\n\
              {at_ns},9,2,corrupt_blob,from=5 digest={hex}\n\
-             {at_ns},9,2,false_claim,from=6 digest={hex}\n"
+             {at_ns},9,2,false_claim,from=6 digest={hex}\n\
+             {at_ns},9,2,handing_over,epoch=3@2 to=4\n"
         );
         assert_eq!(text, expected);
     }

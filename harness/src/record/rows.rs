@@ -5,7 +5,7 @@ use replication::{Guarantee, NodeId, Slot, StoreEvent};
 use serde::Serialize;
 use workloads::federated::Event;
 
-use crate::control::Status;
+use crate::control::{NodeEvent, Status};
 
 /// A row of rounds.csv: a round that was finished.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -192,7 +192,7 @@ fn guarantee_word(guarantee: Guarantee) -> String {
     }
 }
 
-/// A row of events.csv: something that a store told of besides its work.
+/// A row of events.csv: something rare, of a store or about who aggregates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StoreEventRow {
     at_ns: u64,
@@ -206,12 +206,31 @@ impl StoreEventRow {
     /// Names of the columns, in order.
     pub const COLUMNS: [&str; 5] = ["at_ns", "since_start_ns", "node", "event", "detail"];
 
-    /// The row that follows from an event of `node`'s store, if one does, in a run that began at `started_ns`.
+    /// The row that follows from an event of `node`, if one does, in a run that began at `started_ns`.
     #[must_use]
-    pub fn of(node: NodeId, at_ns: u64, started_ns: u64, event: &StoreEvent) -> Option<Self> {
+    pub fn of(node: NodeId, at_ns: u64, started_ns: u64, event: &NodeEvent) -> Option<Self> {
+        let (event, detail) = match event {
+            NodeEvent::Store(event) => Self::of_store(event)?,
+            NodeEvent::Federated(event) => Self::of_job(event)?,
+            NodeEvent::Node(_) => return None,
+        };
+        Some(Self { at_ns, since_start_ns: at_ns.saturating_sub(started_ns), node: node.0, event, detail })
+    }
+
+    fn of_job(event: &Event) -> Option<(&'static str, String)> {
+        Some(match event {
+            Event::HandingOver { epoch, to } => ("handing_over", format!("epoch={epoch} to={to}")),
+            Event::HandOverFailed { epoch, to, reason } => {
+                ("hand_over_failed", format!("epoch={epoch} to={to} reason={reason}"))
+            }
+            _ => return None,
+        })
+    }
+
+    fn of_store(event: &StoreEvent) -> Option<(&'static str, String)> {
         let of_node =
             |name: &str, node: Option<NodeId>| node.map(|node| format!("{name}={node} ")).unwrap_or_default();
-        let (event, detail) = match event {
+        Some(match event {
             StoreEvent::VotersChanged { lost, joined, voters } => {
                 let voters = voters.iter().map(NodeId::to_string).collect::<Vec<_>>().join("+");
                 let changed = of_node("lost", *lost) + &of_node("joined", *joined);
@@ -227,8 +246,7 @@ impl StoreEventRow {
                 ("false_claim", format!("from={from} digest={}", digest.to_hex()))
             }
             _ => return None,
-        };
-        Some(Self { at_ns, since_start_ns: at_ns.saturating_sub(started_ns), node: node.0, event, detail })
+        })
     }
 }
 
@@ -236,6 +254,7 @@ impl StoreEventRow {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NodeRow {
     node: u64,
+    life: u32,
     state: String,
     latest_round: Option<u64>,
     latest_phase: Option<String>,
@@ -258,8 +277,9 @@ pub struct NodeRow {
 
 impl NodeRow {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&str; 19] = [
+    pub const COLUMNS: [&str; 20] = [
         "node",
+        "life",
         "state",
         "latest_round",
         "latest_phase",
@@ -280,10 +300,10 @@ impl NodeRow {
         "score",
     ];
 
-    /// The row of `node`, which is in `state`, by its last status and by what it has to offer.
+    /// The row of a node in one of its lives (from 1), which is in `state`, by its last status and by what it has to offer.
     #[must_use]
     pub fn of(
-        node: NodeId,
+        (node, life): (NodeId, u32),
         state: &str,
         status: Option<&Status>,
         resources: Option<(Resources, u32)>,
@@ -291,6 +311,7 @@ impl NodeRow {
         let (offer, score) = resources.unzip();
         let row = Self {
             node: node.0,
+            life,
             state: state.into(),
             cpu_mb_per_s: offer.map(|offer| offer.cpu_mb_per_s),
             memory_bytes: offer.map(|offer| offer.memory_bytes),

@@ -66,6 +66,14 @@ pub struct Summary {
     pub epochs: u64,
     /// Changes of aggregator after a fault that struck it.
     pub failovers: FailoverSummary,
+    /// Planned hand-overs after which another aggregator served.
+    pub hand_overs: u64,
+    /// Median time of these from the decision to hand over until the next aggregator accepted its first worker.
+    pub hand_over_ns_median: Option<u64>,
+    /// Aggregators killed by faults after which another one served.
+    pub take_overs: u64,
+    /// Median time of these from the kill until the next aggregator accepted its first worker.
+    pub take_over_ns_median: Option<u64>,
     /// Faults that struck.
     pub faults_struck: u64,
     /// Nodes that died without a fault.

@@ -17,6 +17,8 @@ pub enum Life {
     Starting,
     /// Has its data and engine.
     Ready,
+    /// Killed, to be started again.
+    Returning,
     /// Gone.
     Gone {
         /// Exit code or signal.
@@ -29,6 +31,8 @@ pub enum Life {
 /// What is known of one node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeView {
+    /// Which life it is, from 1: it has another one each time it is started again.
+    pub count: u32,
     /// Where it is in its life.
     pub life: Life,
     /// The last thing heard of it, in words.
@@ -44,12 +48,26 @@ pub struct NodeView {
 }
 
 impl NodeView {
+    /// The beginning of a life.
+    fn beginning(count: u32) -> Self {
+        Self {
+            count,
+            life: Life::Starting,
+            last: "started".into(),
+            status: None,
+            failure: None,
+            resources: None,
+            begin: None,
+        }
+    }
+
     /// The node's state as a word or two.
     #[must_use]
     pub fn state(&self) -> String {
         match &self.life {
             Life::Starting => "starting".into(),
             Life::Ready => "alive".into(),
+            Life::Returning => "to be started again".into(),
             Life::Gone { how, .. } => how.clone(),
         }
     }
@@ -94,6 +112,8 @@ pub struct Incidents {
 #[derive(Debug, Clone)]
 pub struct Cluster {
     nodes: BTreeMap<NodeId, NodeView>,
+    /// Ended lives of nodes that were to be started again, in the order of their ends.
+    past: Vec<(NodeId, NodeView)>,
     /// The newest aggregator any node told of.
     pub aggregator: Option<Epoch>,
     /// Every aggregator any node told of.
@@ -106,8 +126,10 @@ pub struct Cluster {
     pub puts: Vec<PutFacts>,
     /// Acknowledged parts of a global checkpoint that is not complete yet: of which, bytes, `put_ns`.
     parts: Vec<(CheckpointId, u64, u64)>,
-    /// The final checkpoint, once the job is done.
-    pub completed: Option<Held>,
+    /// Whether the job is done.
+    pub completed: bool,
+    /// The final checkpoint, if the job keeps any.
+    pub last: Option<Held>,
     /// Whether a node uses the synthetic set.
     pub synthetic: bool,
     /// Who votes, in ascending order, as was told last; empty: nobody told.
@@ -120,23 +142,17 @@ impl Cluster {
     /// These nodes, all starting.
     #[must_use]
     pub fn new(nodes: &[NodeId]) -> Self {
-        let starting = NodeView {
-            life: Life::Starting,
-            last: "started".into(),
-            status: None,
-            failure: None,
-            resources: None,
-            begin: None,
-        };
         Self {
-            nodes: nodes.iter().map(|node| (*node, starting.clone())).collect(),
+            nodes: nodes.iter().map(|node| (*node, NodeView::beginning(1))).collect(),
+            past: Vec::new(),
             aggregator: None,
             epochs: BTreeSet::new(),
             round: 0,
             finished: BTreeMap::new(),
             puts: Vec::new(),
             parts: Vec::new(),
-            completed: None,
+            completed: false,
+            last: None,
             synthetic: false,
             voters: Vec::new(),
             incidents: Incidents::default(),
@@ -148,13 +164,36 @@ impl Cluster {
         self.nodes.iter().map(|(node, view)| (*node, view))
     }
 
+    /// Every life of every node, by node and life.
+    #[must_use]
+    pub fn lives(&self) -> Vec<(NodeId, &NodeView)> {
+        let past = self.past.iter().map(|(node, view)| (*node, view));
+        let mut lives: Vec<_> = past.chain(self.nodes()).collect();
+        lives.sort_by_key(|(node, view)| (*node, view.count));
+        lives
+    }
+
     /// How many nodes there were at the start.
     #[must_use]
     pub fn size(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Nodes that are not gone, in ascending order.
+    /// Nodes that run now, in ascending order.
+    #[must_use]
+    pub fn running(&self) -> Vec<NodeId> {
+        let running = self.nodes.iter().filter(|(_, view)| matches!(view.life, Life::Starting | Life::Ready));
+        running.map(|(node, _)| *node).collect()
+    }
+
+    /// Nodes that are to be started again, in ascending order.
+    #[must_use]
+    pub fn returning(&self) -> Vec<NodeId> {
+        let returning = self.nodes.iter().filter(|(_, view)| view.life == Life::Returning);
+        returning.map(|(node, _)| *node).collect()
+    }
+
+    /// Nodes that are not gone for good, in ascending order.
     #[must_use]
     pub fn alive(&self) -> Vec<NodeId> {
         let alive = self.nodes.iter().filter(|(_, view)| !matches!(view.life, Life::Gone { .. }));
@@ -174,6 +213,12 @@ impl Cluster {
         self.nodes().filter(|(_, view)| matches!(view.life, Life::Gone { expected: false, .. })).collect()
     }
 
+    /// Why `node` ended, if it said so itself.
+    #[must_use]
+    pub fn failure_of(&self, node: NodeId) -> Option<&str> {
+        self.nodes.get(&node)?.failure.as_deref()
+    }
+
     /// The newest acknowledged global checkpoint that was heard of.
     #[must_use]
     pub fn acknowledged(&self) -> Option<PutFacts> {
@@ -185,7 +230,11 @@ impl Cluster {
     #[must_use]
     pub fn lagging(&self, expected: &Expected) -> Vec<NodeId> {
         let alive = self.alive();
-        let Some(completed) = self.completed else { return alive };
+        if !self.completed {
+            return alive;
+        }
+        // Where the job keeps nothing there is nothing to wait for.
+        let Some(completed) = self.last else { return Vec::new() };
         let holds = |node: &NodeId| self.latest_of(*node) == Some(completed);
         let differs = |node: &NodeId| {
             self.latest_of(*node)
@@ -232,6 +281,24 @@ impl Cluster {
         }
     }
 
+    /// Takes note of the end of a node that is to be started again.
+    pub fn away(&mut self, node: NodeId, how: String) {
+        if let Some(view) = self.nodes.get_mut(&node) {
+            let next = NodeView { life: Life::Returning, ..NodeView::beginning(view.count + 1) };
+            let mut ended = std::mem::replace(view, next);
+            ended.life = Life::Gone { how, expected: true };
+            self.past.push((node, ended));
+        }
+    }
+
+    /// Takes note that a node was started again; returns which of its lives this is.
+    pub fn returned(&mut self, node: NodeId) -> u32 {
+        self.nodes.get_mut(&node).map_or(1, |view| {
+            view.life = Life::Starting;
+            view.count
+        })
+    }
+
     /// Takes note of an event.
     pub fn observe(&mut self, node: NodeId, event: &NodeEvent) {
         if let Some(view) = self.nodes.get_mut(&node) {
@@ -261,9 +328,9 @@ impl Cluster {
     fn observe_store(&mut self, event: &StoreEvent) {
         match event {
             StoreEvent::AggregatorChanged { epoch: Some(epoch) } => self.saw(*epoch),
-            StoreEvent::VotersChanged { joined, voters, .. } => {
+            StoreEvent::VotersChanged { lost, joined, voters } => {
                 self.voters.clone_from(voters);
-                self.incidents.voters_replaced += u64::from(joined.is_some());
+                self.incidents.voters_replaced += u64::from(lost.is_some() && joined.is_some());
             }
             StoreEvent::RivalAggregators { stays, yields } => {
                 // Several nodes may learn of the same two.
@@ -299,7 +366,7 @@ impl Cluster {
                 }
                 self.puts.push(put);
             }
-            Event::Completed { id, digest, .. } => self.completed = Some(Held { id, digest }),
+            Event::Completed { last, .. } => (self.completed, self.last) = (true, last),
             _ => {}
         }
     }
@@ -378,8 +445,9 @@ mod tests {
         cluster.status(NodeId(1), status(held(5, 1)));
         let all = Expected::Nodes(cluster.alive());
         assert_eq!(cluster.lagging(&all).len(), 3, "not completed");
-        let Held { id, digest } = held(5, 1);
-        let completed = Event::Completed { epoch: id.epoch, rounds: 5, id, digest };
+        let last = held(5, 1);
+        let completed =
+            Event::Completed { epoch: last.id.epoch, rounds: 5, last: Some(last), digest: last.digest };
         cluster.observe(NodeId(1), &NodeEvent::Federated(completed));
         cluster.status(NodeId(2), status(held(4, 1)));
         assert_eq!(cluster.lagging(&all), [NodeId(2), NodeId(3)]);
@@ -401,12 +469,30 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_is_started_again_has_another_life_and_has_shown_nothing_in_it() {
+        let mut cluster = Cluster::new(&[NodeId(1), NodeId(2)]);
+        cluster.status(NodeId(1), status(held(5, 1)));
+        cluster.away(NodeId(1), "killed".into());
+        let alive = (cluster.alive(), cluster.running(), cluster.returning());
+        assert_eq!(alive, (vec![NodeId(1), NodeId(2)], vec![NodeId(2)], vec![NodeId(1)]));
+        assert_eq!(cluster.holdings(), [], "what it had was in its old life");
+        assert_eq!(cluster.returned(NodeId(1)), 2);
+        assert_eq!(cluster.starting(), [NodeId(1), NodeId(2)]);
+        let lives: Vec<_> =
+            cluster.lives().into_iter().map(|(node, view)| (node.0, view.count, view.state())).collect();
+        let expected =
+            [(1, 1, "killed"), (1, 2, "starting"), (2, 1, "starting")].map(|(n, c, s)| (n, c, s.to_owned()));
+        assert_eq!(lives, expected);
+        assert!(cluster.lives()[0].1.status.is_some());
+    }
+
+    #[test]
     fn what_stores_tell_is_counted_once() {
         let mut cluster = Cluster::new(&[NodeId(1), NodeId(2), NodeId(3)]);
         let mut tell = |node, event| cluster.observe(NodeId(node), &NodeEvent::Store(event));
         let epoch = |counter, node| Epoch { counter, node: NodeId(node) };
         let voters = |joined: Option<u64>, voters: [u64; 2]| StoreEvent::VotersChanged {
-            lost: None,
+            lost: joined.map(|_| NodeId(1)),
             joined: joined.map(NodeId),
             voters: voters.map(NodeId).to_vec(),
         };

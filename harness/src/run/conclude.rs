@@ -46,12 +46,16 @@ impl<P: Placement> Controller<P> {
         self.manifest.ended(outcome, message, exit.code());
         let nodes: Vec<NodeRow> = self
             .cluster
-            .nodes()
-            .map(|(node, view)| NodeRow::of(node, &view.state(), view.status.as_ref(), view.resources))
+            .lives()
+            .into_iter()
+            .map(|(node, view)| {
+                NodeRow::of((node, view.count), &view.state(), view.status.as_ref(), view.resources)
+            })
             .collect();
         let traffic: Vec<TrafficRow> = self
             .cluster
-            .nodes()
+            .lives()
+            .into_iter()
             .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
             .collect();
         let failovers = self.failovers.rows();
@@ -74,7 +78,7 @@ impl<P: Placement> Controller<P> {
         self.ask_all();
         let request = self.requests;
         let deadline = Instant::now() + self.timeouts.survey;
-        let mut waiting = self.cluster.alive();
+        let mut waiting = self.cluster.running();
         while !waiting.is_empty() {
             tokio::select! {
                 biased;
@@ -95,6 +99,7 @@ impl<P: Placement> Controller<P> {
     /// Tells living nodes to finish and waits until they have; a second signal ends the waiting.
     async fn finish(&mut self) -> anyhow::Result<()> {
         self.ending = true;
+        self.leave_away();
         for node in self.cluster.alive() {
             self.links.send(node, ToNode::Finish);
             self.links.close(node);
@@ -193,7 +198,8 @@ impl<P: Placement> Controller<P> {
     fn count_traffic(&self, summary: &mut Summary, totals: &[CaptureTotal]) {
         let cluster = &self.cluster;
         let sent: Sent = cluster
-            .nodes()
+            .lives()
+            .into_iter()
             .map(|(_, view)| Sent::during_job(view.begin.as_ref(), view.status.as_ref()))
             .sum();
         let size = summary.checkpoint_bytes.unwrap_or(0);
@@ -206,13 +212,15 @@ impl<P: Placement> Controller<P> {
     }
 
     fn rss_peak(&self) -> u64 {
-        let statuses = self.cluster.nodes().filter_map(|(_, view)| view.status.as_ref());
+        let lives = self.cluster.lives().into_iter();
+        let statuses = lives.filter_map(|(_, view)| view.status.as_ref());
         statuses.map(|status| status.usage.rss_peak_bytes.max(status.usage.rss_bytes)).max().unwrap_or(0)
     }
 
     fn summary(&self, outcome: Outcome, exit: Exit, message: String) -> Summary {
         let (plan, cluster) = (&self.trial.plan, &self.cluster);
         let last = cluster.finished.values().next_back();
+        let (hand_overs, take_overs) = (self.vacancies.hand_overs_ns(), self.vacancies.take_overs_ns());
         Summary {
             outcome,
             message,
@@ -233,6 +241,10 @@ impl<P: Placement> Controller<P> {
             round_ns_median: median(cluster.finished.values().map(|round| round.round_ns).collect()),
             epochs: cluster.epochs.len() as u64,
             failovers: FailoverSummary::default(),
+            hand_overs: hand_overs.len() as u64,
+            hand_over_ns_median: median(hand_overs),
+            take_overs: take_overs.len() as u64,
+            take_over_ns_median: median(take_overs),
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
             voters_replaced: cluster.incidents.voters_replaced,
@@ -259,7 +271,7 @@ impl<P: Placement> Controller<P> {
         let survivors = holdings.first().map(|(held, _)| *held);
         let newest =
             acknowledged.into_iter().chain(survivors).max_by_key(|held| (held.id.round, held.id.phase));
-        let held = self.cluster.completed.or(newest)?;
+        let held = self.cluster.last.or(newest)?;
         let holders = holdings.into_iter().find(|(other, _)| *other == held).map(|(_, nodes)| nodes);
         Some(FinalCheckpoint {
             round: held.id.round,

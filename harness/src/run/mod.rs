@@ -6,11 +6,14 @@
 pub mod cluster;
 mod conclude;
 mod links;
+mod restart;
 mod strike;
 #[cfg(test)]
 mod tests;
+mod vacancy;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,12 +24,14 @@ use workloads::federated::Event;
 
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
+use self::vacancy::Vacancies;
 use crate::clock;
 use crate::control::{Captured, FromNode, NodeEvent, Start, ToNode, VERSION};
+use crate::disk;
 use crate::fault::Timeline;
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
-use crate::plan::{Plan, Shortfall, Trial};
+use crate::plan::{Durability, Plan, Shortfall, Trial};
 use crate::progress::Progress;
 use crate::record::{
     CaptureBook, ClockOffset, ControllerEvent, Failovers, Manifest, Recorder, Summary, Timers, is_progress,
@@ -98,6 +103,8 @@ impl Timeouts {
 pub struct Setup {
     /// The run.
     pub trial: Trial,
+    /// The results folder of the run that this one continues.
+    pub resumed_from: Option<PathBuf>,
     /// The command line, as it was given.
     pub command: String,
     /// The command that repeats the trial.
@@ -127,17 +134,34 @@ pub async fn run<P: Placement>(
     progress: Progress,
     stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<Summary> {
-    let Setup { trial, command, repeat, issue, timeouts } = setup;
+    let Setup { mut trial, resumed_from, command, repeat, issue, timeouts } = setup;
     let started = clock::utc_now();
-    let manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
+    let mut manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
+    manifest.resumed_from = resumed_from;
     let identities = issue(&trial.plan.nodes()).context("cannot make the nodes' credentials")?;
     let recorder = Recorder::create(&trial.out, started, &manifest)?;
     progress.note(&format!("results go to {}", recorder.dir().display()));
+    // Held until the nodes are gone.
+    let _folder = match &trial.durability {
+        Durability::Memory => None,
+        Durability::Disk { dir } => {
+            let dir = dir.clone().unwrap_or_else(|| recorder.dir().join("store"));
+            let folder = disk::Folder::open(&dir, &trial.plan)?;
+            progress.note(&format!("stores are in {}", folder.disk().dir.display()));
+            trial.plan.disk = Some(folder.disk().clone());
+            manifest.plan = trial.plan.clone();
+            recorder.manifest(&manifest)?;
+            Some(folder)
+        }
+    };
     let now = Instant::now();
     let mut controller = Controller {
         cluster: Cluster::new(&trial.plan.nodes()),
         timeline: Timeline::new(&trial.faults, &trial.plan.nodes(), trial.plan.job.seed),
         links: Links::new(),
+        vacancies: Vacancies::default(),
+        introduced: BTreeSet::new(),
+        returning: BTreeMap::new(),
         struck: BTreeSet::new(),
         faults_struck: 0,
         probes: BTreeMap::new(),
@@ -176,6 +200,11 @@ struct Controller<P> {
     links: Links,
     cluster: Cluster,
     timeline: Timeline,
+    vacancies: Vacancies,
+    /// Nodes that said hello in this life.
+    introduced: BTreeSet<NodeId>,
+    /// When killed nodes are started again.
+    returning: BTreeMap<NodeId, Instant>,
     /// Nodes whose death is a fault's doing.
     struck: BTreeSet<NodeId>,
     faults_struck: u64,
@@ -227,10 +256,16 @@ impl<P: Placement> Controller<P> {
         self.progress.note(&self.trial.plan.backend.describe());
         self.progress.note(&format!("starting {} nodes, seed {}", nodes.len(), self.manifest.seed));
         for node in nodes {
-            let pipes = self.placement.start(node, &self.recorder.node_log(node))?;
-            self.recorder.controller_event(&ControllerEvent::NodeStarted { target: node })?;
-            self.links.add(node, pipes);
+            self.launch(node, 1)?;
         }
+        Ok(())
+    }
+
+    /// Starts a node, for the first time or again.
+    fn launch(&mut self, node: NodeId, life: u32) -> anyhow::Result<()> {
+        let pipes = self.placement.start(node, &self.recorder.node_log(node))?;
+        self.recorder.controller_event(&ControllerEvent::NodeStarted { target: node, life })?;
+        self.links.add(node, pipes);
         Ok(())
     }
 
@@ -259,7 +294,8 @@ impl<P: Placement> Controller<P> {
                 Some(format!("node {node} speaks version {version} of the control protocol, not {VERSION}"));
             return;
         }
-        let Some(identity) = self.identities.remove(&node) else {
+        let identity = self.identities.get(&node).filter(|_| self.introduced.insert(node)).cloned();
+        let Some(identity) = identity else {
             self.fatal = Some(format!("node {node} introduced itself twice"));
             return;
         };
@@ -293,12 +329,15 @@ impl<P: Placement> Controller<P> {
         let was = (self.cluster.aggregator, self.cluster.completed);
         self.cluster.observe(node, event);
         self.failovers.observe(at_ns, node, event);
+        if let NodeEvent::Federated(event) = event {
+            self.vacancies.observe(at_ns, event);
+        }
         if is_progress(event) {
             self.heard = Instant::now();
         }
         self.note_if_ready()?;
         self.progress.event(node, event, &self.cluster, was.0);
-        if was.1.is_none() && self.cluster.completed.is_some() {
+        if !was.1 && self.cluster.completed {
             self.completed = Some(Instant::now());
             self.ask_all();
         } else if matches!(event, NodeEvent::Federated(Event::RoundFinished { .. })) {
@@ -342,9 +381,15 @@ impl<P: Placement> Controller<P> {
         let expected = self.ending || self.struck.contains(&node);
         self.timeline.died(node);
         self.failovers.gone(node);
-        self.cluster.gone(node, how.clone(), expected);
+        if self.returning.contains_key(&node) && !self.ending {
+            self.cluster.away(node, how.clone());
+        } else {
+            self.cluster.gone(node, how.clone(), expected);
+        }
         if !expected {
-            self.progress.warn(&format!("node {node} is gone, and no fault is the reason: {how}"));
+            let reason =
+                self.cluster.failure_of(node).map(|reason| format!(" ({reason})")).unwrap_or_default();
+            self.progress.warn(&format!("node {node} is gone, and no fault is the reason: {how}{reason}"));
         }
         self.recorder.controller_event(&ControllerEvent::NodeGone { target: node, how, expected })?;
         // Only a death that was wanted leaves the others to be waited for.
@@ -356,6 +401,7 @@ impl<P: Placement> Controller<P> {
 
     fn tick(&mut self) -> anyhow::Result<()> {
         self.take_captures()?;
+        self.bring_back()?;
         self.progress.update(&self.cluster, &self.trial.plan);
         let settling = self.completed.is_some();
         if settling || self.asked.elapsed() >= STATUS_INTERVAL {
@@ -373,7 +419,7 @@ impl<P: Placement> Controller<P> {
     fn ask_all(&mut self) {
         self.asked = Instant::now();
         self.requests += 1;
-        for node in self.cluster.alive().into_iter().filter(|node| !self.timeline.is_stopped(*node)) {
+        for node in self.cluster.running().into_iter().filter(|node| !self.timeline.is_stopped(*node)) {
             self.links.send(node, ToNode::Status { request_id: self.requests });
         }
     }

@@ -32,9 +32,15 @@ impl<P: Placement> Controller<P> {
         self.faults_struck += 1;
         for node in nodes {
             match fault.kind {
-                Kind::Kill => {
+                Kind::Kill | Kind::Restart { .. } => {
                     self.struck.insert(*node);
                     self.placement.kill(*node)?;
+                    if let Kind::Restart { after_ns } = fault.kind {
+                        self.returning.insert(*node, Instant::now() + Duration::from_nanos(after_ns));
+                    }
+                    if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
+                        self.vacancies.crashed(at_ns, epoch);
+                    }
                 }
                 Kind::Stop => self.placement.stop(*node)?,
                 Kind::Partition | Kind::Loss { .. } => {}
@@ -44,7 +50,7 @@ impl<P: Placement> Controller<P> {
             self.impair();
         }
         let done = match fault.kind {
-            Kind::Kill => "killed",
+            Kind::Kill | Kind::Restart { .. } => "killed",
             Kind::Stop => "stopped",
             Kind::Partition => "cut off from the others",
             Kind::Loss { .. } => "given lossy links",
@@ -60,7 +66,7 @@ impl<P: Placement> Controller<P> {
     fn end_fault(&mut self, fault: Fault, nodes: &[NodeId]) -> anyhow::Result<()> {
         let at_ns = clock::monotonic_ns();
         match fault.kind {
-            Kind::Kill => {}
+            Kind::Kill | Kind::Restart { .. } => {}
             Kind::Stop => nodes.iter().try_for_each(|node| self.placement.resume(*node))?,
             Kind::Partition | Kind::Loss { .. } => self.impair(),
         }

@@ -185,7 +185,7 @@ impl Fakes {
                 outbox.federated(put(id, digest));
                 outbox.federated(finished(epoch, round, digest));
                 if round == rounds {
-                    outbox.federated(Event::Completed { epoch, rounds, id, digest });
+                    outbox.federated(Event::Completed { epoch, rounds, last: world.held, digest });
                 }
             }
             (false, 0) => outbox.federated(Event::FitStarted { epoch, round }),
@@ -250,7 +250,15 @@ async fn ran(fakes: Fakes, rounds: u64, faults: &[&str], stop: Option<Stop>) -> 
     let patience = if fakes.stuck || !fakes.quirks.is_empty() { 700 } else { 10_000 };
     let patience = Duration::from_millis(patience);
     let setup = Setup {
-        trial: Trial { plan, faults, out: dir.path().into(), json: false, quiet: true },
+        resumed_from: None,
+        trial: Trial {
+            plan,
+            durability: Durability::Memory,
+            faults,
+            out: dir.path().into(),
+            json: false,
+            quiet: true,
+        },
         command: "harness run".into(),
         repeat: "harness run --seed 7".into(),
         issue: crate::identity::issue,

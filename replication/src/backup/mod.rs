@@ -20,7 +20,7 @@ mod office;
 mod succession;
 mod writing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,6 +38,7 @@ use self::succession::Succession;
 use crate::blob::{Blobs, Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
+use crate::forward;
 use crate::ledger::{Ledger, Record};
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
@@ -49,8 +50,8 @@ use crate::wire;
 /// Primary and backups behind the store's contract.
 pub struct BackupStore {
     node: Arc<Node>,
-    /// The newest checkpoint handed out: nothing older is, whoever aggregates.
-    shown: Mutex<Option<Checkpoint>>,
+    /// The newest checkpoint of a slot that was handed out: nothing older is, whoever aggregates.
+    shown: Mutex<BTreeMap<Slot, Checkpoint>>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -110,17 +111,13 @@ impl BackupStore {
     /// Sends a write to the aggregator.
     async fn forward(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
         let to = checkpoint.id().epoch.node;
-        let record = Record::from(&checkpoint);
-        let timeout = self.node.put_timeout(record.bytes) + transfer_timeout(record.bytes);
-        let frame = Frame::new(wire::BACKUP_FORWARD, wire::encode(&record))
-            .with_segment(checkpoint.parameters().clone());
-        let unavailable = |reason: String| StoreError::Unavailable { reason };
-        let response = tokio::time::timeout(timeout, self.node.transport.request(to, Class::Blob, frame))
-            .await
-            .map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
-            .map_err(|error| unavailable(error.to_string()))?;
-        wire::decode::<Result<Receipt, StoreError>>(&response.head)
-            .map_err(|refusal| unavailable(refusal.0))?
+        let bytes = checkpoint.parameters().len() as u64;
+        let timeout = self.node.put_timeout(bytes) + transfer_timeout(bytes);
+        let transport = self.node.transport.as_ref();
+        let writing = forward::put(transport, wire::BACKUP_FORWARD, &checkpoint, false);
+        let late =
+            Err(StoreError::Unavailable { reason: format!("node {to} did not answer within {timeout:?}") });
+        tokio::time::timeout(timeout, writing).await.unwrap_or(late)
     }
 
     /// What the aggregator answers; if it does not, what is known here.
@@ -193,19 +190,15 @@ impl CheckpointStore for BackupStore {
         }
     }
 
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
-        let found = self.read(Wanted::Latest).await;
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
+        let found = self.read(Wanted::Newest(slot)).await?;
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        match found {
-            Ok(found) => {
-                let newer = found.filter(|found| shown.as_ref().is_none_or(|shown| found.id() > shown.id()));
-                if newer.is_some() {
-                    *shown = newer;
-                }
-                Ok(shown.clone())
-            }
-            Err(error) => Err(error),
+        if let Some(found) = found
+            && shown.get(&slot).is_none_or(|shown| found.id() > shown.id())
+        {
+            shown.insert(slot, found);
         }
+        Ok(shown.get(&slot).cloned())
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
@@ -256,6 +249,10 @@ impl CheckpointStore for BackupStore {
             self.resume();
         }
         outcome
+    }
+
+    async fn leave(&self) -> Result<(), StoreError> {
+        Err(StoreError::FixedMembers)
     }
 
     fn guarantees(&self) -> Guarantees {

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::node::{Node, Wanted};
 use crate::error::StoreError;
+use crate::forward;
 use crate::ledger::Record;
-use crate::store::{Carrier, Checkpoint, Epoch, MAX_PARAMETER_BYTES, NodeId, Receipt, StoreEvent};
+use crate::store::{Carrier, Checkpoint, Epoch, MAX_PARAMETER_BYTES, NodeId, StoreEvent};
 use crate::transport::{Frame, Handler, Refusal};
 use crate::wire;
 
@@ -133,15 +134,8 @@ impl Inbox {
     }
 
     async fn forwarded(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
-        let Record { id, digest, metadata, .. } = wire::decode(&request.head)?;
-        let outcome = match Checkpoint::verified(id, digest, request.into_body(), metadata, from) {
-            Ok(checkpoint) => self.0.put(checkpoint, from, Carrier::Store).await,
-            Err(error) => {
-                self.0.observer.observe(StoreEvent::CorruptBlob { from, digest });
-                Err(error)
-            }
-        };
-        Ok(answer::<Result<Receipt, StoreError>>(&outcome))
+        let write = async |checkpoint: Checkpoint| self.0.put(checkpoint, from, Carrier::Store).await;
+        forward::answer(from, request, self.0.exchange.blobs(), self.0.observer.as_ref(), write).await
     }
 }
 

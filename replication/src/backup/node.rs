@@ -14,14 +14,14 @@ use super::succession::{Heard, Succession};
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::{Admission, Ledger, Record};
-use crate::store::{CheckpointId, Epoch, Held, NodeId, Observer, StoreEvent};
+use crate::store::{CheckpointId, Epoch, Held, NodeId, Observer, Slot, StoreEvent};
 use crate::transport::Transport;
 
 /// What a reader asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Wanted {
-    /// The newest checkpoint of the job's state.
-    Latest,
+    /// The newest checkpoint of a slot.
+    Newest(Slot),
     /// A checkpoint by name.
     Named(CheckpointId),
 }
@@ -143,7 +143,9 @@ impl Node {
     pub(super) fn known(&self, wanted: Wanted) -> Option<Record> {
         let State { ledger, pending, .. } = &*self.state();
         match wanted {
-            Wanted::Latest => ledger.globals().find(|record| !pending.contains(&record.id)).cloned(),
+            Wanted::Newest(slot) => {
+                ledger.newest_first(slot).find(|record| !pending.contains(&record.id)).cloned()
+            }
             Wanted::Named(id) => ledger.find(id).filter(|record| !pending.contains(&record.id)).cloned(),
         }
     }
@@ -152,6 +154,9 @@ impl Node {
         let State { ledger, pending, .. } = &*self.state();
         let blobs = self.exchange.blobs();
         let here = |record: &&Record| !pending.contains(&record.id) && blobs.get(record.digest).is_some();
-        ledger.globals().find(here).map(|record| Held { id: record.id, digest: record.digest })
+        ledger
+            .newest_first(Slot::Global)
+            .find(here)
+            .map(|record| Held { id: record.id, digest: record.digest })
     }
 }

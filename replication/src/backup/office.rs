@@ -13,7 +13,7 @@ use super::network::{Source, Standing};
 use super::node::{Node, Wanted};
 use super::succession::Step;
 use crate::ledger::{Ledger, Record};
-use crate::store::{Checkpoint, Epoch, NodeId, StoreEvent};
+use crate::store::{Checkpoint, Epoch, NodeId, Slot, StoreEvent};
 use crate::transport::{Class, Frame};
 use crate::wire;
 
@@ -204,7 +204,7 @@ fn assume_office(node: &Node, before: Option<Epoch>, reported: &[Record]) -> boo
 
 /// The newest checkpoint may be on fewer nodes than promised: brings it to the backups of this epoch.
 async fn restore(node: &Node) {
-    let Some(Record { id, digest, metadata, .. }) = node.known(Wanted::Latest) else { return };
+    let Some(Record { id, digest, metadata, .. }) = node.known(Wanted::Newest(Slot::Global)) else { return };
     let (Some(epoch), Some(parameters)) = (node.current(), node.exchange.blobs().get(digest)) else { return };
     let checkpoint = Checkpoint::already_verified(id, digest, parameters, metadata);
     let timeout = node.put_timeout(checkpoint.parameters().len() as u64);

@@ -168,17 +168,17 @@ impl CheckpointStore for GossipStore {
         self.core.settle(blob.digest());
     }
 
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
         let deadline = self.read_deadline();
         loop {
             let known: Vec<Announcement> = {
                 let state = self.core.state();
-                state.catalogue.newest_first(Slot::Global).map(|entry| entry.announced).collect()
+                state.catalogue.newest_first(slot).map(|entry| entry.announced).collect()
             };
             for announced in &known {
                 if let Some(checkpoint) = self.read(announced).await {
                     let mut state = self.core.state();
-                    if state.office.is_mine() {
+                    if slot == Slot::Global && state.office.is_mine() {
                         state.base = state.base.max(Some(announced.id));
                     }
                     return Ok(Some(checkpoint));
@@ -227,6 +227,10 @@ impl CheckpointStore for GossipStore {
             self.core.state().handing_over = None;
         }
         outcome
+    }
+
+    async fn leave(&self) -> Result<(), StoreError> {
+        Err(StoreError::FixedMembers)
     }
 
     fn guarantees(&self) -> Guarantees {

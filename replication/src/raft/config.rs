@@ -15,7 +15,8 @@ const ENTRIES_KEPT: u64 = 4;
 /// Parameters of the Raft backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RaftConfig {
-    /// Every node. The lowest sees to it that the cluster is founded.
+    /// The nodes that found the cluster, which the lowest sees to; for a node that joins later those it knows, itself
+    /// included. Who is a member afterwards is in the log.
     pub nodes: BTreeSet<NodeId>,
     /// Who of them votes and stores.
     pub electorate: Electorate,
@@ -65,8 +66,8 @@ impl RaftConfig {
         }
     }
 
-    /// How many nodes vote.
-    pub(super) fn voters(&self) -> u32 {
+    /// How many nodes vote when the group is founded.
+    pub(super) fn founding_voters(&self) -> u32 {
         match self.electorate {
             Electorate::Everyone => self.nodes.len() as u32,
             Electorate::MostSuitable { voters, .. } => voters,

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -35,6 +36,8 @@ pub(crate) struct Report {
     pub(crate) applied: Option<u64>,
     /// Whether it has the bytes of every checkpoint in its state.
     pub(crate) complete: bool,
+    /// Whether it leaves, so that it is not to be chosen.
+    pub(crate) leaving: bool,
 }
 
 /// Asks `peers` for their reports; those who do not answer in time are left out.
@@ -142,7 +145,8 @@ impl Proposer {
         let blobs = self.exchange.blobs();
         let complete =
             self.machine.read(|ledger| ledger.records().all(|record| blobs.get(record.digest).is_some()));
-        Report { resources: self.resources, founded, applied, complete }
+        let leaving = self.leaving.load(Ordering::Relaxed);
+        Report { resources: self.resources, founded, applied, complete, leaving }
     }
 
     /// Founds the group of `voters`, as `from` asks.

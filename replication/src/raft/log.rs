@@ -56,9 +56,9 @@ fn head_bytes(entry: &Entry) -> usize {
 /// Entries by index, as 8 bytes in network order.
 const ENTRIES: &str = "raft_log";
 /// The vote, and up to where the log was purged.
-const STATE: &str = "raft_state";
-const VOTE: &[u8] = b"vote";
-const PURGED: &[u8] = b"purged";
+pub(super) const STATE: &str = "raft_state";
+pub(super) const VOTE: &[u8] = b"vote";
+pub(super) const PURGED: &[u8] = b"purged";
 
 /// The inline bytes of an entry, with their digest.
 fn inline(entry: &Entry) -> Option<(Digest, &Bytes)> {

@@ -20,9 +20,9 @@ use crate::storage::{Batch, Storage, StorageError};
 use crate::store::{Digest, Observer, Slot, StoreEvent};
 
 /// A slot's checkpoints, by slot.
-const LEDGER: &str = "raft_ledger";
+pub(super) const LEDGER: &str = "raft_ledger";
 /// Up to where the log is applied.
-const APPLIED: &str = "raft_applied";
+pub(super) const APPLIED: &str = "raft_applied";
 
 pub(crate) type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, Image>;
 pub(crate) type RaftCore = openraft::Raft<TypeConfig, Machine>;
@@ -79,22 +79,35 @@ impl Machine {
     /// # Errors
     /// Rows that make no sense.
     pub(crate) fn resume(mut self, storage: Storage, retained: usize) -> Result<Self, StorageError> {
+        self.load(&storage, retained)?;
+        self.storage = Some(storage);
+        Ok(self)
+    }
+
+    /// Takes the ledger that is on disk.
+    ///
+    /// # Errors
+    /// Rows that make no sense.
+    pub(super) fn load(&self, storage: &Storage, retained: usize) -> Result<(), StorageError> {
         let mut rows: Vec<(Slot, VecDeque<Record>)> = Vec::new();
         for (slot, records) in storage.load(LEDGER)? {
             rows.push((storage.decode(&slot)?, storage.decode(&records)?));
         }
-        {
-            let mut state = self.state();
-            state.ledger = Ledger::of_rows(retained, rows);
-            if let Some((_, applied)) = storage.load(APPLIED)?.into_iter().next() {
-                (state.applied, state.membership, state.inline) = storage.decode(&applied)?;
-            }
-            for record in state.ledger.records() {
-                self.blobs.refer(record.digest);
-            }
+        let mut state = self.state();
+        state.ledger = Ledger::of_rows(retained, rows);
+        if let Some((_, applied)) = storage.load(APPLIED)?.into_iter().next() {
+            (state.applied, state.membership, state.inline) = storage.decode(&applied)?;
         }
-        self.storage = Some(storage);
-        Ok(self)
+        for record in state.ledger.records() {
+            self.blobs.refer(record.digest);
+        }
+        Ok(())
+    }
+
+    /// Up to where the log is applied, who votes, and whether snapshots carry bytes: what is on disk beside the ledger.
+    pub(super) fn applied(&self) -> (Option<LogId>, StoredMembership, bool) {
+        let state = self.state();
+        (state.applied, state.membership.clone(), state.inline)
     }
 
     /// Asks for the bytes of acknowledged checkpoints that are not here.
@@ -113,7 +126,7 @@ impl Machine {
         read(&self.state().ledger)
     }
 
-    fn apply_entry(&self, entry: Entry) -> Answer {
+    pub(super) fn apply_entry(&self, entry: Entry) -> Answer {
         let mut state = self.state();
         state.applied = Some(entry.log_id);
         let answer = match entry.payload {

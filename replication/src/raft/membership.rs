@@ -1,4 +1,5 @@
-//! Who votes where only the most suitable do: a voter that stays away is replaced.
+//! Who votes: what an earlier leader left of a change is brought to its end, and where only the most suitable vote, a voter
+//! that stays away or leaves is replaced.
 //!
 //! [`Watch`] decides, from what the leader sees; [`run`] carries it out on the leader. A replacement is three steps: the
 //! next most suitable node that is connected becomes a learner, catches up until it has the bytes of every retained
@@ -6,13 +7,14 @@
 //! leader that dies in between leaves a learner or a joint configuration; the next one tidies up.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::{ChangeMembers, EmptyNode, Instant as _};
 use tokio::time::Instant;
 
+use super::config::Electorate;
 use super::founding::reports;
 use super::proposer::Proposer;
 use crate::store::{NodeId, StoreEvent};
@@ -28,6 +30,8 @@ struct Sight {
     /// One configuration, or two while voters change.
     configurations: Vec<BTreeSet<NodeId>>,
     learners: BTreeSet<NodeId>,
+    /// Voters that want to be replaced.
+    leaving: BTreeSet<NodeId>,
     /// Whether the newest membership is committed.
     settled: bool,
     /// When each node last acknowledged something to this leader.
@@ -51,14 +55,15 @@ enum Step {
 #[derive(Debug)]
 struct Watch {
     local: NodeId,
-    grace: Duration,
+    /// How long a voter may be away; without it nobody is replaced, and learners are on their way to vote.
+    grace: Option<Duration>,
     term: u64,
     /// When this leader first saw each voter: nobody is away for longer.
     seen: BTreeMap<NodeId, Instant>,
 }
 
 impl Watch {
-    fn new(local: NodeId, grace: Duration) -> Self {
+    fn new(local: NodeId, grace: Option<Duration>) -> Self {
         Self { local, grace, term: 0, seen: BTreeMap::new() }
     }
 
@@ -70,11 +75,12 @@ impl Watch {
         }
         let voters: BTreeSet<NodeId> = sight.configurations.iter().flatten().copied().collect();
         self.seen.retain(|voter, _| voters.contains(voter));
+        let Some(grace) = self.grace else { return Vec::new() };
         let mut away = Vec::new();
         for voter in voters.into_iter().filter(|voter| *voter != self.local) {
             let seen = *self.seen.entry(voter).or_insert(now);
             let heard = sight.acknowledged.get(&voter).map_or(seen, |at| seen.max(*at));
-            if now.saturating_duration_since(heard) > self.grace {
+            if now.saturating_duration_since(heard) > grace {
                 away.push((heard, voter));
             }
         }
@@ -86,10 +92,10 @@ impl Watch {
         let away = self.away(sight, now);
         match &sight.configurations[..] {
             _ if !sight.settled => Step::Wait,
-            [voters] if !sight.learners.is_empty() && !voters.is_empty() => {
+            [voters] if self.grace.is_some() && !sight.learners.is_empty() && !voters.is_empty() => {
                 Step::Dismiss(sight.learners.clone())
             }
-            [voters] => match away.first() {
+            [voters] => match away.first().or(sight.leaving.intersection(voters).next()) {
                 // Without a majority nothing can be changed.
                 Some(lost) if 2 * (voters.len() - away.len()) > voters.len() => Step::Replace(*lost),
                 _ => Step::Wait,
@@ -109,9 +115,14 @@ fn difference(before: &BTreeSet<NodeId>, after: &BTreeSet<NodeId>) -> (Option<No
 }
 
 /// Watches over the voters; acts while this node leads.
-pub(crate) async fn run(proposer: Arc<Proposer>, grace: Duration) {
-    // A leader hears of voters that are well at every heartbeat only.
-    let grace = grace.max(Duration::from_millis(proposer.config.window.to_ms));
+pub(crate) async fn run(proposer: Arc<Proposer>) {
+    let grace = match proposer.config.electorate {
+        Electorate::Everyone => None,
+        // A leader hears of voters that are well at every heartbeat only.
+        Electorate::MostSuitable { grace_ms, .. } => {
+            Some(Duration::from_millis(grace_ms.max(proposer.config.window.to_ms)))
+        }
+    };
     let watch = Watch::new(proposer.transport.local(), grace);
     let mut steward = Steward { proposer, watch, announced: BTreeSet::new(), tried: BTreeSet::new() };
     loop {
@@ -167,6 +178,7 @@ impl Steward {
                 .map(|voters| voters.iter().copied().map(NodeId).collect())
                 .collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
+            leaving: self.proposer.let_go.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             settled: server.membership_config == server.committed_membership_config,
             acknowledged,
         })
@@ -181,24 +193,37 @@ impl Steward {
         if voters.is_empty() || voters == self.announced {
             return;
         }
+        let founded = self.announced.is_empty();
         let (lost, joined) = difference(&self.announced, &voters);
         self.announced = voters.clone();
-        if metrics.current_leader == Some(metrics.id) {
+        let mut let_go = self.proposer.let_go.lock().unwrap_or_else(PoisonError::into_inner);
+        let_go.retain(|voter| voters.contains(voter));
+        drop(let_go);
+        // Where everyone votes, who founds the group is no news.
+        let news = !founded || self.watch.grace.is_some();
+        if news && metrics.current_leader == Some(metrics.id) {
             let voters = voters.into_iter().collect();
             self.proposer.observer.observe(StoreEvent::VotersChanged { lost, joined, voters });
         }
     }
 
-    fn is_away(&mut self, lost: NodeId) -> bool {
-        let sight = self.sight();
-        sight.is_some_and(|sight| self.watch.away(&sight, Instant::now()).contains(&lost))
+    /// Whether this node still leads, and `lost` is still away or leaves.
+    fn must_go(&mut self, lost: NodeId) -> bool {
+        let Some(sight) = self.sight() else { return false };
+        sight.leaving.contains(&lost) || self.watch.away(&sight, Instant::now()).contains(&lost)
     }
 
     /// Lets the most suitable node that is connected vote instead of `lost`. Whatever fails is tidied up and tried again
     /// in a later step.
     async fn replace(&mut self, lost: NodeId, sight: &Sight) {
         let Some(voters) = sight.configurations.first() else { return };
-        let Some(successor) = self.successor(voters).await else { return };
+        let Some(successor) = self.successor(voters).await else {
+            if sight.leaving.contains(&lost) && voters.len() > 1 {
+                // There is nobody to take its place: the group goes on with fewer voters.
+                self.change(ChangeMembers::RemoveVoters([lost.0].into())).await;
+            }
+            return;
+        };
         let timeout = Duration::from_millis(self.proposer.config.put_timeout_ms);
         let adding = self.proposer.raft.add_learner(successor.0, EmptyNode {}, false);
         let added = match tokio::time::timeout(timeout, adding).await {
@@ -216,27 +241,26 @@ impl Steward {
     }
 
     async fn successor(&mut self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let nodes = &self.proposer.config.nodes;
         let connected = self.proposer.transport.connected().borrow().clone();
-        let fit = |peer: &NodeId| nodes.contains(peer) && !voters.contains(peer);
-        let outside: BTreeSet<NodeId> = connected.into_iter().filter(fit).collect();
+        let outside: BTreeSet<NodeId> = connected.into_iter().filter(|peer| !voters.contains(peer)).collect();
         if outside.is_subset(&self.tried) {
             self.tried.clear();
         }
         let reports = reports(&self.proposer.transport, outside.difference(&self.tried).copied()).await;
-        ranked(reports.iter().map(|(node, report)| (*node, report.resources.score()))).first().copied()
+        let stay = reports.iter().filter(|(_, report)| !report.leaving);
+        ranked(stay.map(|(node, report)| (*node, report.resources.score()))).first().copied()
     }
 
     /// Waits until `successor` has applied entry `added` and has all bytes; false if it fails to, if `lost` is back, or this
     /// node leads no more.
     async fn caught_up(&mut self, successor: NodeId, lost: NodeId, added: u64) -> bool {
         let deadline = Instant::now() + CATCH_UP_TIMEOUT;
-        while self.is_away(lost) {
+        while self.must_go(lost) {
             let reports = reports(&self.proposer.transport, [successor]).await;
             match reports.get(&successor) {
                 Some(report) if report.complete && report.applied >= Some(added) => {
                     self.tried.clear();
-                    return self.is_away(lost);
+                    return self.must_go(lost);
                 }
                 Some(_) if Instant::now() < deadline => {}
                 _ => {
@@ -250,13 +274,8 @@ impl Steward {
     }
 
     async fn change(&self, change: ChangeMembers<u64, EmptyNode>) {
-        let timeout = Duration::from_millis(self.proposer.config.put_timeout_ms);
-        let changing = self.proposer.raft.change_membership(change, false);
-        match tokio::time::timeout(timeout, changing).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::info!(%error, "the membership was not changed"),
-            Err(_) => tracing::info!("the membership was not changed within {timeout:?}"),
-        }
+        let _changing = self.proposer.changing.lock().await;
+        self.proposer.change(change).await;
     }
 }
 
@@ -275,13 +294,14 @@ mod tests {
             term: 1,
             configurations: vec![set([1, 2, 3])],
             learners: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             settled: true,
             acknowledged: [2, 3].map(|node| (NodeId(node), at)).into(),
         }
     }
 
     fn watch() -> Watch {
-        Watch::new(NodeId(1), GRACE)
+        Watch::new(NodeId(1), Some(GRACE))
     }
 
     #[test]
@@ -334,6 +354,17 @@ mod tests {
         assert_eq!(watch.next(&left, start), Step::Wait);
         let joint = Sight { configurations: vec![set([1, 2, 3]), set([1, 2, 4])], ..sight(start) };
         assert_eq!(watch.next(&joint, start), Step::LeaveJoint);
+    }
+
+    #[test]
+    fn a_voter_that_leaves_is_replaced_at_once_and_only_where_voters_are_chosen() {
+        let start = Instant::now();
+        let leaving = Sight { leaving: set([3, 9]), ..sight(start) };
+        assert_eq!(watch().next(&leaving, start), Step::Replace(NodeId(3)));
+        let mut everyone = Watch::new(NodeId(1), None);
+        let joining = Sight { learners: set([4]), ..sight(start) };
+        everyone.next(&joining, start);
+        assert_eq!(everyone.next(&joining, start + 2 * GRACE), Step::Wait, "it catches up");
     }
 
     #[test]

@@ -7,8 +7,10 @@
 //!   network        openraft's messages over transport
 //!   log, machine   openraft's storage: entries; acknowledged checkpoints and snapshots
 //!   founding       who begins                        membership who replaces a voter that stays away
+//!   joining        who comes and goes later
 //!   notice         what nodes outside of the group are told
 //!   outside        how they read                     recovery   what a node finds on disk when it starts
+//!   recover        a new group from one survivor, when the majority is gone for good
 //! ```
 //!
 //! openraft does votes, terms, log replication and commitment (Ongaro and Ousterhout 2014, with pre-vote and leadership
@@ -18,6 +20,7 @@
 mod config;
 mod election;
 mod founding;
+mod joining;
 mod log;
 mod machine;
 mod membership;
@@ -25,10 +28,13 @@ mod network;
 mod notice;
 mod outside;
 mod proposer;
+mod recover;
 mod recovery;
 mod types;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -49,10 +55,12 @@ use self::machine::RaftCore;
 use self::notice::Standing;
 use self::outside::Wanted;
 use self::proposer::Proposer;
+pub use self::recover::Survivor;
 use self::recovery::Recovered;
 use crate::blob::{Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
+use crate::forward;
 use crate::ledger::Record;
 use crate::storage::Storage;
 use crate::store::Payload;
@@ -60,19 +68,21 @@ use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
-use crate::transport::{Class, Frame, TransportError};
 use crate::wire;
 
 /// The log is compacted when it holds this many bytes of checkpoints ...
 const MAX_LOG_BYTES: usize = 8 * 1024 * 1024;
 /// ... or this many entries.
 const MAX_LOG_ENTRIES: usize = 512;
+/// How long a node waits to be let go.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Full Raft behind the store's contract.
 pub struct RaftStore {
     proposer: Arc<Proposer>,
     log: RaftLog,
-    /// The newest checkpoint that `latest` returned, where a read may ask another node: reads never go back.
-    returned: std::sync::Mutex<Option<CheckpointId>>,
+    /// The newest checkpoint of a slot that was returned, where a read may ask another node: reads never go back.
+    returned: std::sync::Mutex<BTreeMap<Slot, CheckpointId>>,
     tasks: Mutex<JoinSet<()>>,
     storage: Option<Storage>,
 }
@@ -90,7 +100,7 @@ impl fmt::Display for RaftStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RaftConfig { nodes, payload, .. } = &self.proposer.config;
         match self.proposer.config.electorate {
-            Electorate::Everyone => write!(f, "raft ({} voters, {payload})", nodes.len()),
+            Electorate::Everyone => write!(f, "raft ({} voters, {payload})", self.proposer.voters()),
             Electorate::MostSuitable { voters, .. } => {
                 write!(f, "raft-subset ({voters} of {} voters, {payload})", nodes.len())
             }
@@ -107,7 +117,7 @@ impl RaftStore {
     /// used.
     pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, resources, storage } = site;
+        let Site { transport, observer, resources, storage, joins, replaces } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
@@ -136,6 +146,9 @@ impl RaftStore {
             observer: observer.clone(),
             spread: proposer::Spread::default(),
             background: std::sync::Mutex::default(),
+            changing: Mutex::default(),
+            let_go: std::sync::Mutex::default(),
+            leaving: AtomicBool::new(false),
         });
         let (contact, contacted) = watch::channel(Instant::now());
         let inbox = network::Inbox {
@@ -164,10 +177,15 @@ impl RaftStore {
         ));
         tasks.spawn(compact(raft, log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));
-        tasks.spawn(founding::run(proposer.clone()));
-        if let Electorate::MostSuitable { grace_ms, .. } = config.electorate {
+        tasks.spawn(membership::run(proposer.clone()));
+        let everyone = config.electorate == Electorate::Everyone;
+        if !everyone {
             tasks.spawn(notice::run(proposer.clone(), changed));
-            tasks.spawn(membership::run(proposer.clone(), Duration::from_millis(grace_ms)));
+        }
+        if !joins {
+            tasks.spawn(founding::run(proposer.clone()));
+        } else if everyone {
+            tasks.spawn(joining::run(proposer.clone(), replaces));
         }
         let returned = std::sync::Mutex::default();
         Ok(Arc::new(Self { proposer, log, returned, tasks: Mutex::new(tasks), storage }))
@@ -196,38 +214,44 @@ impl RaftStore {
     /// Sends a write to the node that leads.
     async fn forward(&self, checkpoint: Checkpoint) -> Result<Receipt, StoreError> {
         let to = checkpoint.id().epoch.node;
-        let record = Record::from(&checkpoint);
-        let timeout = self.proposer.timeout(record.bytes) + transfer_timeout(record.bytes);
-        let frame = Frame::new(wire::FORWARD_PUT, wire::encode(&record))
-            .with_segment(checkpoint.parameters().clone());
-        let unavailable = |reason: String| StoreError::Unavailable { reason };
+        let bytes = checkpoint.parameters().len() as u64;
+        let timeout = self.proposer.timeout(bytes) + transfer_timeout(bytes);
+        let inline = self.proposer.config.payload == Payload::Inline;
+        let transport = self.proposer.transport.as_ref();
+        let unavailable = |reason: String| Err(StoreError::Unavailable { reason });
         let mut aggregator = self.aggregator();
-        let response = tokio::select! {
+        tokio::select! {
             biased;
-            response = tokio::time::timeout(timeout, self.request_once_connected(to, frame)) => {
-                response.map_err(|_| unavailable(format!("node {to} did not answer within {timeout:?}")))?
-            }
+            receipt = forward::put(transport, wire::FORWARD_PUT, &checkpoint, inline) => receipt,
             _ = aggregator.wait_for(|now| *now != Some(checkpoint.id().epoch)) => {
-                return Err(unavailable(format!("node {to} lost its office meanwhile")));
+                unavailable(format!("node {to} lost its office meanwhile"))
             }
-        };
-        let response = response.map_err(|error| unavailable(error.to_string()))?;
-        wire::decode::<Result<Receipt, StoreError>>(&response.head)
-            .map_err(|refusal| unavailable(refusal.0))?
+            () = tokio::time::sleep(timeout) => unavailable(format!("node {to} did not answer within {timeout:?}")),
+        }
     }
 
-    /// A node may hear of a leader before both of its connections to it stand.
-    async fn request_once_connected(&self, to: NodeId, frame: Frame) -> Result<Frame, TransportError> {
-        let transport = &self.proposer.transport;
-        let mut connected = transport.connected();
+    /// Hands over, and asks whoever leads to be let go until that is in force.
+    async fn leave_group(&self) -> Result<(), StoreError> {
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
         loop {
-            let there = connected.wait_for(|peers| peers.contains(&to)).await.is_ok();
-            match transport.request(to, Class::Log, frame.clone()).await {
-                Err(TransportError::Unreachable { .. }) if there => {
-                    let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
-                    tokio::time::sleep(pause).await;
+            let reason = if self.current().is_some_and(|epoch| epoch.node == self.local()) {
+                self.step_down(None).await.err().map(|error| error.to_string())
+            } else {
+                match self.proposer.ask_leader(joining::Request::Leave).await {
+                    Ok(joining::Answer::Done(notice)) => {
+                        // The leader does not send this node the log any more.
+                        self.proposer.standing.hear(notice);
+                        return Ok(());
+                    }
+                    Ok(joining::Answer::UnderWay) => Some("the change of voters was not committed".into()),
+                    Ok(joining::Answer::Elsewhere(_)) => Some("no node that leads is connected".into()),
+                    Err(refusal) => return Err(StoreError::Unavailable { reason: refusal.0 }),
                 }
-                answer => return answer,
+            };
+            match reason {
+                Some(reason) if Instant::now() >= deadline => return Err(StoreError::Unavailable { reason }),
+                _ => tokio::time::sleep(pause).await,
             }
         }
     }
@@ -242,10 +266,13 @@ impl RaftStore {
         let deadline = Instant::now() + Duration::from_millis(self.proposer.config.put_timeout_ms);
         let pause = Duration::from_millis(self.proposer.config.heartbeat_ms);
         loop {
-            let newest = self.newest_returned();
+            let newest = match wanted {
+                Wanted::Newest(slot) => self.newest_returned(slot),
+                Wanted::Named(_) => None,
+            };
             let here = self.proposer.find(wanted);
             // A voter that joined lately may be behind what it read as a node outside of the group.
-            let behind = wanted == Wanted::Latest && here.as_ref().map(|record| record.id) < newest;
+            let behind = here.as_ref().map(|record| record.id) < newest;
             if self.holds_state() && !behind {
                 return self.read(here).await;
             }
@@ -256,8 +283,8 @@ impl RaftStore {
         }
     }
 
-    fn newest_returned(&self) -> Option<CheckpointId> {
-        *self.returned.lock().unwrap_or_else(PoisonError::into_inner)
+    fn newest_returned(&self, slot: Slot) -> Option<CheckpointId> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied()
     }
 
     async fn read(&self, record: Option<Record>) -> Result<Option<Checkpoint>, StoreError> {
@@ -303,7 +330,7 @@ impl CheckpointStore for RaftStore {
         }
     }
 
-    async fn latest(&self) -> Result<Option<Checkpoint>, StoreError> {
+    async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
         if self.current().is_some_and(|epoch| epoch.node == self.local()) {
             let timeout = Duration::from_millis(self.proposer.config.put_timeout_ms);
             let caught_up = self.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex);
@@ -317,10 +344,13 @@ impl CheckpointStore for RaftStore {
                 }
             }
         }
-        let latest = self.read_anywhere(Wanted::Latest).await?;
-        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
-        *returned = latest.as_ref().map(Checkpoint::id).max(*returned);
-        Ok(latest)
+        let newest = self.read_anywhere(Wanted::Newest(slot)).await?;
+        if let Some(id) = newest.as_ref().map(Checkpoint::id) {
+            let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = returned.entry(slot).or_insert(id);
+            *before = id.max(*before);
+        }
+        Ok(newest)
     }
 
     async fn get(&self, id: CheckpointId) -> Result<Option<Checkpoint>, StoreError> {
@@ -333,7 +363,7 @@ impl CheckpointStore for RaftStore {
         }
         let blobs = self.proposer.exchange.blobs();
         self.proposer.machine.read(|ledger| {
-            let here = ledger.globals().find(|record| blobs.get(record.digest).is_some())?;
+            let here = ledger.newest_first(Slot::Global).find(|record| blobs.get(record.digest).is_some())?;
             Some(Held { id: here.id, digest: here.digest })
         })
     }
@@ -373,8 +403,17 @@ impl CheckpointStore for RaftStore {
         }
     }
 
+    async fn leave(&self) -> Result<(), StoreError> {
+        self.proposer.leaving.store(true, Ordering::Relaxed);
+        let left = self.leave_group().await;
+        if left.is_err() {
+            self.proposer.leaving.store(false, Ordering::Relaxed);
+        }
+        left
+    }
+
     fn guarantees(&self) -> Guarantees {
-        let of = self.proposer.config.voters();
+        let of = self.proposer.voters();
         Guarantees {
             acknowledged: Guarantee::Majority { of },
             tolerated_losses: (of - 1) / 2,

@@ -27,7 +27,7 @@ use super::notice::Notice;
 use super::proposer::Proposer;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
-use crate::error::StoreError;
+use crate::forward;
 use crate::ledger::{Ledger, Record};
 use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
@@ -329,8 +329,7 @@ impl Inbox {
 
     fn notice(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
         let notice: Notice = wire::decode(&request.head)?;
-        let config = &self.proposer.config;
-        let reason = if config.electorate == Electorate::Everyone || !config.nodes.contains(&from) {
+        let reason = if self.proposer.config.electorate == Electorate::Everyone {
             "notices are for nodes outside of the group, from its leader".into()
         } else if notice.epoch.node != from {
             format!("node {from} may not speak as node {}", notice.epoch.node)
@@ -349,16 +348,8 @@ impl Inbox {
     }
 
     async fn forwarded_put(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
-        let record: Record = wire::decode(&request.head)?;
-        let Record { id, digest, metadata, .. } = record;
-        let outcome = match Checkpoint::verified(id, digest, request.into_body(), metadata, from) {
-            Ok(checkpoint) => self.proposer.put(checkpoint, from, Carrier::Store).await,
-            Err(error) => {
-                self.observer.observe(StoreEvent::CorruptBlob { from, digest });
-                Err(error)
-            }
-        };
-        Ok(Frame::new(wire::FORWARD_PUT, wire::encode::<Result<crate::Receipt, StoreError>>(&outcome)))
+        let write = async |checkpoint: Checkpoint| self.proposer.put(checkpoint, from, Carrier::Store).await;
+        forward::answer(from, request, self.exchange.blobs(), self.observer.as_ref(), write).await
     }
 }
 
@@ -386,6 +377,7 @@ impl Handler for Inbox {
             wire::REPORT => Ok(Frame::new(wire::REPORT, wire::encode(&self.proposer.report().await))),
             wire::FOUND => self.found(from, &request).await,
             wire::NOTICE => self.notice(from, &request),
+            wire::MEMBERSHIP => self.proposer.on_membership(from, &request).await,
             wire::READ => self.proposer.on_read(&request).await,
             wire::BLOB_PUSH => self.exchange.on_push(from, request).await,
             wire::BLOB_PULL => self.exchange.on_pull(&request),

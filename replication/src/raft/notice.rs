@@ -97,6 +97,19 @@ impl Standing {
         newest(&metrics.membership_config, self.told.borrow().as_ref())
     }
 
+    /// How many nodes vote: while they change, in the smaller configuration. 0 before the group is founded.
+    pub(crate) fn size(&self) -> u32 {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let own = &metrics.membership_config;
+        let told = self.told.borrow();
+        let size = match told.as_ref() {
+            Some(notice) if notice.since > *own.log_id() => notice.voters.len(),
+            _ => own.get_joint_config().iter().map(BTreeSet::len).min().unwrap_or(0),
+        };
+        size as u32
+    }
+
     /// Whether this node votes, and so holds acknowledged state.
     pub(crate) fn votes(&self) -> bool {
         self.voters().contains(&NodeId(*self.raft.node_id()))
@@ -114,7 +127,7 @@ impl Standing {
     }
 
     /// What others are to be told and who are members, if this node leads.
-    fn notice(&self) -> Option<(Notice, BTreeSet<NodeId>)> {
+    pub(crate) fn notice(&self) -> Option<(Notice, BTreeSet<NodeId>)> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         if metrics.current_leader != Some(metrics.id) {

@@ -9,15 +9,15 @@ use super::proposer::Proposer;
 use crate::blob::transfer_timeout;
 use crate::error::StoreError;
 use crate::ledger::Record;
-use crate::store::{Checkpoint, CheckpointId, MAX_PARAMETER_BYTES, NodeId, StoreEvent};
+use crate::store::{Checkpoint, CheckpointId, MAX_PARAMETER_BYTES, NodeId, Slot, StoreEvent};
 use crate::transport::{Class, Frame, Refusal};
 use crate::wire;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Wanted {
-    /// The newest checkpoint of the job's state.
-    Latest,
+    /// The newest checkpoint of a slot.
+    Newest(Slot),
     /// A checkpoint by name.
     Named(CheckpointId),
 }
@@ -26,7 +26,7 @@ impl Wanted {
     /// Whether `found` may be returned on a node that returned `newest` before: reads never go back.
     fn is_met_by(self, found: Option<CheckpointId>, newest: Option<CheckpointId>) -> bool {
         match self {
-            Self::Latest => found >= newest,
+            Self::Newest(_) => found >= newest,
             Self::Named(id) => found.is_none_or(|found| found == id),
         }
     }
@@ -87,7 +87,7 @@ impl Proposer {
     /// What is acknowledged here.
     pub(crate) fn find(&self, wanted: Wanted) -> Option<Record> {
         self.machine.read(|ledger| match wanted {
-            Wanted::Latest => ledger.latest().cloned(),
+            Wanted::Newest(slot) => ledger.newest(slot).cloned(),
             Wanted::Named(id) => ledger.find(id).cloned(),
         })
     }
@@ -114,7 +114,7 @@ impl Proposer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Epoch, Phase, Slot};
+    use crate::store::{Epoch, Phase};
 
     #[test]
     fn reads_never_go_back() {
@@ -124,10 +124,10 @@ mod tests {
             phase: Phase::AggregateFit,
             slot: Slot::Global,
         };
-        assert!(Wanted::Latest.is_met_by(None, None));
-        assert!(Wanted::Latest.is_met_by(Some(id(2)), Some(id(2))));
-        assert!(!Wanted::Latest.is_met_by(Some(id(1)), Some(id(2))));
-        assert!(!Wanted::Latest.is_met_by(None, Some(id(2))));
+        assert!(Wanted::Newest(Slot::Global).is_met_by(None, None));
+        assert!(Wanted::Newest(Slot::Global).is_met_by(Some(id(2)), Some(id(2))));
+        assert!(!Wanted::Newest(Slot::Global).is_met_by(Some(id(1)), Some(id(2))));
+        assert!(!Wanted::Newest(Slot::Global).is_met_by(None, Some(id(2))));
         assert!(Wanted::Named(id(1)).is_met_by(Some(id(1)), Some(id(2))));
         assert!(!Wanted::Named(id(1)).is_met_by(Some(id(2)), None));
     }

@@ -42,6 +42,12 @@ pub(crate) struct Proposer {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) spread: Spread,
     pub(super) background: Mutex<JoinSet<()>>,
+    /// Held by whoever changes the membership on this leader.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    /// Voters that asked this leader to be replaced.
+    pub(super) let_go: Mutex<BTreeSet<NodeId>>,
+    /// Whether this node leaves, or has left.
+    pub(super) leaving: AtomicBool,
 }
 
 /// Who took which bytes from this node, or is being sent them: the same bytes are not sent twice.
@@ -147,8 +153,21 @@ impl Proposer {
         }
     }
 
+    /// How many nodes vote, as far as this node knows.
+    pub(super) fn voters(&self) -> u32 {
+        match self.standing.size() {
+            0 => self.config.founding_voters(),
+            voters => voters,
+        }
+    }
+
+    /// A voter wants to leave.
+    pub(super) fn let_go(&self, voter: NodeId) {
+        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).insert(voter);
+    }
+
     fn too_late(&self, timeout: Duration, unled: &AtomicBool) -> String {
-        let voters = self.config.voters();
+        let voters = self.voters();
         if unled.load(Ordering::Relaxed) {
             let heartbeat_ms = self.config.heartbeat_ms;
             format!(
@@ -193,7 +212,7 @@ impl Proposer {
             }
         }
         let holders = holders.unwrap_or_else(|| self.have_entry(log_id));
-        let of = self.config.voters();
+        let of = self.voters();
         Ok(Receipt { id, digest, guarantee: Guarantee::Majority { of }, holders })
     }
 
@@ -205,7 +224,9 @@ impl Proposer {
             takers.iter().filter(|(_, taker)| **taker == Taker::Has).map(|(peer, _)| *peer).collect();
         holders.insert(self.transport.local());
         let patience = match carrier {
-            Carrier::Caller => Some(provision_patience(record.bytes, self.config.nodes.len())),
+            Carrier::Caller => {
+                Some(provision_patience(record.bytes, self.transport.connected().borrow().len() + 1))
+            }
             // Acknowledged state has the same bytes, so that others may have them too.
             Carrier::Store if self.machine.read(|ledger| ledger.refers_to(digest)) => Some(Duration::ZERO),
             Carrier::Store => None,

@@ -33,6 +33,7 @@ use crate::store::NodeId;
 use crate::wire;
 
 const OWNER_KEY: &[u8] = b"owner";
+const CLUSTER_KEY: &[u8] = b"cluster";
 
 /// Changes of rows, written together.
 #[derive(Debug, Clone, Default)]
@@ -102,10 +103,23 @@ impl Storage {
     /// # Errors
     /// [`StorageError::OtherOwner`] for everybody else.
     pub async fn claim(&self, node: NodeId, cluster: &str) -> Result<(), StorageError> {
-        let owner = self.load(META)?.into_iter().find(|(key, _)| key[..] == *OWNER_KEY);
+        self.claim_as(OWNER_KEY, node, cluster).await
+    }
+
+    /// Says which cluster, by a name that no other one has, the file's node belongs to. The first to say so decides. It is
+    /// asked beside [`claim`](Self::claim), whose description other clusters of the same kind share.
+    ///
+    /// # Errors
+    /// [`StorageError::OtherOwner`] for every other node or name.
+    pub async fn identify(&self, node: NodeId, cluster: &str) -> Result<(), StorageError> {
+        self.claim_as(CLUSTER_KEY, node, cluster).await
+    }
+
+    async fn claim_as(&self, key: &'static [u8], node: NodeId, cluster: &str) -> Result<(), StorageError> {
+        let owner = self.load(META)?.into_iter().find(|(found, _)| found[..] == *key);
         let Some((_, owner)) = owner else {
             let mut batch = Batch::default();
-            batch.put(META, OWNER_KEY, wire::encode(&(node, cluster)));
+            batch.put(META, key, wire::encode(&(node, cluster)));
             self.write(batch);
             return self.flush().await;
         };

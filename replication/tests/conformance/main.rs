@@ -12,7 +12,7 @@ use replication::conformance::Cluster;
 use replication::memory::MemoryCluster;
 use replication::{AnyStore, NodeId, Payload};
 
-use self::clusters::{ChannelCluster, QuicCluster, backup, gossip, raft, raft_subset};
+use self::clusters::{ChannelCluster, QuicCluster, backup, gossip, local, raft, raft_subset};
 
 fn five() -> Vec<NodeId> {
     (1..=5).map(NodeId).collect()
@@ -95,6 +95,10 @@ on_quic!(raft_subset_digest_quic, QuicCluster::start(raft_subset(Payload::Digest
 
 on_channel!(backup_channel, ChannelCluster::start(backup(2)));
 on_quic!(backup_quic, QuicCluster::start(backup(2)));
+
+on_channel!(local_channel, ChannelCluster::start(local()));
+on_quic!(local_quic, QuicCluster::start(local()));
+on_channel!(local_disk_channel, ChannelCluster::start_on_disk(local()));
 
 // A majority of the nodes holds what was acknowledged; one does.
 on_channel!(gossip_channel, ChannelCluster::start(gossip(3)));

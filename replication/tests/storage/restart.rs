@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replication::conformance::parameters;
-use replication::raft::{Electorate, RaftConfig, RaftStore};
+use replication::raft::{Electorate, RaftConfig, RaftStore, Survivor};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::{Class, Frame, Transport, TransportError};
 use replication::{
@@ -300,4 +300,46 @@ async fn a_vote_and_pushed_bytes_are_on_disk_before_they_are_answered() {
         let found = Storage::inline_on(disk.after_power_loss(seed)).unwrap().load("blobs").unwrap();
         assert_eq!(found.iter().map(|(_, found)| found).collect::<Vec<_>>(), [&bytes(1)]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_group_goes_on_from_one_survivor_when_the_majority_is_gone() {
+    for payload in [Payload::Inline, Payload::Digest] {
+        let mut cluster = Cluster::start(payload, 5, disks(3)).await;
+        let epoch = cluster.epoch(None).await;
+        // More than is retained, and more than one log holds.
+        for round in 1..=12 {
+            cluster.put(epoch, round).await;
+        }
+        let mut left = BTreeMap::new();
+        for node in [1, 2, 3].map(NodeId) {
+            left.insert(node, cluster.cut_power(node, 1).await);
+        }
+        let survivor = left.remove(&epoch.node).unwrap();
+        let storage = Storage::inline_on(survivor).unwrap();
+        let survivor = Survivor::read(&storage).await.unwrap().unwrap();
+        assert_eq!(survivor.newest().unwrap().id, id(epoch, 12));
+        assert_eq!((survivor.term(), survivor.voters().len()), (epoch.counter, 3));
+        assert!(survivor.lacking().is_empty());
+
+        let mut fresh = disks(3);
+        for (node, disk) in &mut fresh {
+            let storage = Storage::inline_on(disk.clone()).unwrap();
+            survivor.seed(&storage, *node).await.unwrap();
+            let again = survivor.seed(&storage, *node).await.unwrap_err();
+            assert!(again.to_string().contains("should be empty"), "{again}");
+            storage.close().await;
+        }
+        let cluster = Cluster::start(payload, 6, fresh).await;
+        let later = cluster.epoch(Some(epoch)).await;
+        let latest = cluster.members[&later.node].store.latest().await.unwrap().unwrap();
+        assert_eq!((latest.id(), latest.parameters()), (id(epoch, 12), &bytes(12)));
+        cluster.put(later, 13).await;
+    }
+}
+
+#[tokio::test]
+async fn an_empty_storage_is_no_survivor() {
+    let storage = Storage::inline_on(Disk::default()).unwrap();
+    assert!(Survivor::read(&storage).await.unwrap().is_none());
 }

@@ -30,7 +30,11 @@ impl Aggregator {
     pub(crate) async fn lead(&self, epoch: Epoch, inheritance: &Inheritance) -> Result<(), Stopped> {
         self.offers.send_modify(|offers| offers.open(epoch));
         loop {
-            let restored = checkpoint::restore(self.store.as_ref(), self.config.profile).await;
+            let restored = if self.config.stateless {
+                Ok(None)
+            } else {
+                checkpoint::restore(self.store.as_ref(), self.config.profile).await
+            };
             let restored = match restored {
                 Err(StoreError::Unavailable { .. } | StoreError::Missing { .. }) => {
                     tokio::time::sleep(RETRY_PAUSE).await;
@@ -91,10 +95,8 @@ impl Tenure<'_> {
             }
             position = Position { round: position.round + 1, step: Step::Fit };
         }
-        if let Some(Held { id, digest }) = written {
-            let (epoch, rounds) = (self.epoch, self.config().rounds);
-            self.emit(Event::Completed { epoch, rounds, id, digest });
-        }
+        let (epoch, rounds) = (self.epoch, self.config().rounds);
+        self.emit(Event::Completed { epoch, rounds, last: written, digest: self.global.digest() });
         Ok(())
     }
 
@@ -154,7 +156,8 @@ impl Tenure<'_> {
         metadata: Metadata,
     ) -> Result<(), Interruption> {
         let profile = self.config().profile;
-        if !resume::writes_at(profile, phase)
+        if self.config().stateless
+            || !resume::writes_at(profile, phase)
             || written.is_some_and(|held| (held.id.round, held.id.phase) >= (round, phase))
         {
             return Ok(());

@@ -105,6 +105,9 @@ pub struct Config {
     /// Whether bytes that the learning plane carries anyway are not sent again by the store. Without effect where the
     /// store carries bytes inline, and in profile `prototype`.
     pub reuse: bool,
+    /// Whether the store is used to say who aggregates and for nothing else (level 2 of self-recovery): nothing is written
+    /// or restored, and a new aggregator starts the job again.
+    pub stateless: bool,
     /// Who aggregates, beyond what a failure decides.
     pub policy: Policy,
     /// Who computes the gradients.
@@ -115,6 +118,9 @@ impl Config {
     /// Whether `store` is given what the learning plane carries: [`Config::reuse`], if it has a use for it, but for profile
     /// `prototype`, which is the control arm.
     pub(crate) fn reuses(&self, store: &dyn CheckpointStore) -> bool {
-        self.reuse && self.profile != Profile::Prototype && store.guarantees().takes_provided
+        self.reuse
+            && !self.stateless
+            && self.profile != Profile::Prototype
+            && store.guarantees().takes_provided
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use replication::{CheckpointId, Digest, Epoch, Guarantee, NodeId};
+use replication::{CheckpointId, Digest, Epoch, Guarantee, Held, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// Receives a node's events, in order, from any thread. Must not block.
@@ -77,6 +77,13 @@ pub enum Event {
         loss: f64,
         /// Time spent training.
         train_ns: u64,
+    },
+    /// A worker that was started again has its own parameters back, and does not train this round again (on the worker).
+    UpdateRecovered {
+        /// The epoch of the instruction.
+        epoch: Epoch,
+        /// The round.
+        round: u64,
     },
     /// A worker dropped work, because its epoch has ended or a newer instruction came (on the worker).
     WorkDropped {
@@ -169,15 +176,15 @@ pub enum Event {
         /// The epoch that ended.
         epoch: Epoch,
     },
-    /// The last round is acknowledged; the job is done.
+    /// The last round is finished, and acknowledged if anything is written at all; the job is done.
     Completed {
         /// The epoch.
         epoch: Epoch,
         /// Rounds of the job.
         rounds: u64,
-        /// The final checkpoint.
-        id: CheckpointId,
-        /// Digest of its bytes.
+        /// The final checkpoint; none where the job keeps none.
+        last: Option<Held>,
+        /// Digest of the final global parameters.
         digest: Digest,
     },
 }

@@ -48,7 +48,9 @@ pub struct LocalLearner {
 }
 
 impl LocalLearner {
-    /// Reads the shard of `node`, whose place among `nodes` decides which examples are its own, and starts the engine.
+    /// Reads the shard of `node`, whose place among `nodes` decides which examples are its own, and starts the engine. These
+    /// are all nodes of the job, those included that join later: whoever joins has a shard of its own, and changes no
+    /// other's.
     ///
     /// # Errors
     /// Missing or damaged data, too little of it, or an engine this build does not have.

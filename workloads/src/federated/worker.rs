@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replication::transport::{Class, Frame, Handler, Refusal, Transport};
-use replication::{AnyStore, Blob, Carrier, Checkpoint, CheckpointId, Digest, Epoch, NodeId, Phase, Slot};
+use replication::{
+    AnyStore, Blob, Carrier, Checkpoint, CheckpointId, Digest, Epoch, Metadata, NodeId, Phase, Slot,
+};
 use tokio::sync::watch;
 
 use super::checkpoint::{Writer, tensors};
@@ -26,6 +28,17 @@ use super::train::Evaluation;
 /// Global parameters a worker keeps: those it trains from, and those it evaluates.
 const KEPT_PARAMETERS: usize = 2;
 
+/// The part of a worker's slot that holds the parameters it trained.
+const OWN_UPDATE: u16 = 0;
+
+/// Metadata of what a worker trained: the digest it started from, examples, mean loss.
+const START: &str = "start";
+const EXAMPLES: &str = "examples";
+const LOSS: &str = "train_loss";
+
+/// How long a worker waits for what it trained before it was started again, rather than train again.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// First and longest pause between two offers to the same aggregator.
 const JOIN_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
@@ -40,6 +53,8 @@ struct State {
     parameters: VecDeque<Blob>,
     /// The last finished training, by the round and the parameters it started from.
     update: Option<(u64, Digest, Arc<FinishedUpdate>)>,
+    /// Whether the store was asked for what this node trained before it started.
+    looked_back: bool,
 }
 
 #[derive(Debug)]
@@ -49,12 +64,32 @@ struct FinishedUpdate {
     loss: f64,
 }
 
+impl FinishedUpdate {
+    /// What is written beside the parameters: the digest they were trained from, and the result.
+    fn metadata(&self, start: Digest) -> Metadata {
+        let facts =
+            [(START, start.to_hex()), (EXAMPLES, self.examples.to_string()), (LOSS, self.loss.to_string())];
+        facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// The round, the parameters it started from and the training that a checkpoint holds, if its metadata says so.
+    fn recovered(checkpoint: Checkpoint) -> Option<(u64, Digest, Arc<Self>)> {
+        let metadata = checkpoint.metadata();
+        let start = Digest::from_hex(metadata.get(START)?)?;
+        let examples = metadata.get(EXAMPLES)?.parse().ok()?;
+        let loss = metadata.get(LOSS)?.parse().ok()?;
+        let round = checkpoint.id().round;
+        Some((round, start, Arc::new(Self { parameters: checkpoint.into_blob(), examples, loss })))
+    }
+}
+
 /// One node's worker.
 pub(crate) struct Worker {
     node: NodeId,
     learner: Arc<dyn Learner>,
     store: AnyStore,
-    profile: Profile,
+    /// By which profile this worker writes; none if the job keeps nothing.
+    writes: Option<Profile>,
     /// Whether the store is given the parameters that come here.
     reuse: bool,
     /// Where this node's place in the network shows.
@@ -81,13 +116,17 @@ impl Worker {
             node: learning.local(),
             learner: learner.clone(),
             store: store.clone(),
-            profile: config.profile,
+            writes: Some(config.profile).filter(|_| !config.stateless),
             reuse,
             learning: learning.clone(),
             score: *score,
             events: events.clone(),
             epoch: watch::Sender::new(Epoch::default()),
-            state: Mutex::new(State { parameters: VecDeque::from([initial]), update: None }),
+            state: Mutex::new(State {
+                parameters: VecDeque::from([initial]),
+                update: None,
+                looked_back: false,
+            }),
             working: tokio::sync::Mutex::new(()),
             turn: watch::Sender::new(0),
         }
@@ -201,11 +240,19 @@ impl Worker {
     /// Trains, or answers again with what was trained before from the same parameters in the same round.
     async fn fit(&self, instruction: Instruction, parameters: Bytes) -> Result<FitResult, String> {
         let Instruction { epoch, round, parameters: start } = instruction;
-        if self.profile == Profile::Prototype {
+        if self.writes == Some(Profile::Prototype) {
             self.write_received(instruction, &parameters).await;
         }
-        let known = self.state().update.clone().filter(|(of, from, _)| (*of, *from) == (round, start));
-        let finished = match known {
+        let known = |of: &(u64, Digest, _)| (of.0, of.1) == (round, start);
+        if self.writes == Some(Profile::Workers) && !std::mem::replace(&mut self.state().looked_back, true) {
+            let recovered = self.recover().await;
+            if recovered.as_ref().is_some_and(known) {
+                (self.events)(Event::UpdateRecovered { epoch, round });
+                self.state().update = recovered;
+            }
+        }
+        let finished = self.state().update.clone().filter(known);
+        let finished = match finished {
             Some((_, _, finished)) => finished,
             None => {
                 (self.events)(Event::FitStarted { epoch, round });
@@ -220,8 +267,8 @@ impl Worker {
                 finished
             }
         };
-        if self.profile == Profile::Workers {
-            self.write_own(instruction, &finished.parameters).await;
+        if self.writes == Some(Profile::Workers) {
+            self.write_own(instruction, &finished).await;
         }
         Ok(FitResult {
             update: finished.parameters.digest(),
@@ -240,11 +287,30 @@ impl Worker {
         CheckpointId { epoch: instruction.epoch, round: instruction.round, phase, slot }
     }
 
-    /// Profile `workers`: the parameters this worker trained.
-    async fn write_own(&self, instruction: Instruction, update: &Blob) {
-        let id = self.own_slot(instruction, Phase::AggregateFit, 0);
+    /// Profile `workers`: the parameters this worker trained, and what it takes to answer with them again.
+    async fn write_own(&self, instruction: Instruction, finished: &FinishedUpdate) {
+        let id = self.own_slot(instruction, Phase::AggregateFit, OWN_UPDATE);
+        let metadata = finished.metadata(instruction.parameters);
+        let checkpoint = Checkpoint::of_blob(id, finished.parameters.clone(), metadata);
         // A failure is an event; the round does not depend on it.
-        let _ = self.writer().put(Checkpoint::of_blob(id, update.clone(), [].into()), Carrier::Store).await;
+        let _ = self.writer().put(checkpoint, Carrier::Store).await;
+    }
+
+    /// The last training that this worker wrote, also before it was started again.
+    async fn recover(&self) -> Option<(u64, Digest, Arc<FinishedUpdate>)> {
+        let own = Slot::Worker { node: self.node, part: OWN_UPDATE };
+        let read = tokio::time::timeout(RECOVERY_TIMEOUT, self.store.newest(own)).await;
+        match read {
+            Ok(Ok(checkpoint)) => FinishedUpdate::recovered(checkpoint?),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "what this worker trained before cannot be read: it trains again");
+                None
+            }
+            Err(_) => {
+                tracing::warn!("what this worker trained before was not read in time: it trains again");
+                None
+            }
+        }
     }
 
     /// Profile `prototype`: the parameters this worker received, one write per tensor.

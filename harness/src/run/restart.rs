@@ -1,0 +1,38 @@
+//! Nodes that are started again after a fault killed them: same id, same plan, same credentials, same store, a new process
+//! with new streams.
+
+use replication::NodeId;
+use tokio::time::Instant;
+
+use super::Controller;
+use crate::place::Placement;
+
+/// What is said of a node whose return the end of the run came before.
+const NOT_AGAIN: &str = "killed, not started again";
+
+impl<P: Placement> Controller<P> {
+    /// Starts nodes again that were away long enough.
+    pub(super) fn bring_back(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let due = |node: &NodeId| self.returning.get(node).is_some_and(|at| *at <= now);
+        // Only nodes whose old process is seen to be gone, and with it its sockets and the lock on its store.
+        let due: Vec<NodeId> = self.cluster.returning().into_iter().filter(due).collect();
+        for node in due {
+            self.returning.remove(&node);
+            self.struck.remove(&node);
+            self.introduced.remove(&node);
+            self.timeline.returned(node);
+            let life = self.cluster.returned(node);
+            self.launch(node, life)?;
+            self.progress.note(&format!("node {node} was started again"));
+        }
+        Ok(())
+    }
+
+    /// Gives up nodes that are still away: the run is over.
+    pub(super) fn leave_away(&mut self) {
+        for node in self.cluster.returning() {
+            self.cluster.gone(node, NOT_AGAIN.into(), true);
+        }
+    }
+}
