@@ -154,9 +154,12 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--payload wrapped", "[possible values: inline, digest]"),
         ("--profile all", "[possible values: once, paper, prototype, workers]"),
         ("--network localhost", "for '--network <A.B.C.0>'"),
-        ("--fault stop@worker,round:1", "unknown kind 'stop'"),
-        ("--fault kill@boss,round:1", "use aggregator, worker, node:ID or all"),
-        ("--fault kill@worker,round:0", "use round:N, N from 1, or voters-changed"),
+        (
+            "--fault explode@worker,round:1",
+            "unknown kind 'explode'; use kill, restart, stop, partition or loss:P",
+        ),
+        ("--fault kill@boss,round:1", "use aggregator, worker, random, majority, minority, node:ID or all"),
+        ("--fault kill@worker,round:0", "use round:N, N from 1, random:N, N from 2, or voters-changed"),
         ("--frobnicate", "unexpected argument '--frobnicate'"),
     ] {
         let words: Vec<&str> = ["run"].into_iter().chain(options.split(' ')).collect();

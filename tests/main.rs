@@ -5,6 +5,7 @@
 mod backends;
 mod cli;
 mod durability;
+mod faults;
 mod federated;
 mod netns;
 mod policy;

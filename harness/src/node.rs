@@ -11,14 +11,15 @@ use anyhow::Context as _;
 use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
-use replication::transport::quic::{QuicConfig, QuicTransport, impair};
+use replication::transport::quic::impair::{self, Losses};
+use replication::transport::quic::{QuicConfig, QuicTransport};
 use replication::{AnyStore, NodeId, Site, Storage};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
 
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Captured, Counted, Lifecycle, NodeEvent, Start, Status};
+use crate::control::{Captured, Counted, Lifecycle, LinkLoss, NodeEvent, Start, Status};
 use crate::meter;
 use crate::plan::{PlacementKind, Plan};
 use crate::resources;
@@ -47,6 +48,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
             ended = &mut job => break node.because_of_its_disk(ended.map_err(anyhow::Error::from)).await,
             command = commands.recv() => match command {
                 Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
+                Some(Command::Impair { losses }) => node.losses.set(shares(&start.plan, &losses)),
                 Some(Command::Finish) | None => break Ok(()),
             },
         }
@@ -85,6 +87,8 @@ struct Node {
     learning: Arc<QuicTransport>,
     replication: Arc<QuicTransport>,
     store: AnyStore,
+    /// What its links lose by a fault.
+    losses: Losses,
     storage: Option<Storage>,
     /// This node's suitability.
     score: u32,
@@ -94,7 +98,23 @@ fn addresses(plan: &Plan, port: u16) -> BTreeMap<NodeId, SocketAddr> {
     plan.members.iter().map(|member| (member.node, SocketAddr::from((member.ip, port)))).collect()
 }
 
-fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::Result<Arc<QuicTransport>> {
+/// What is lost by address, on both planes.
+fn shares(plan: &Plan, losses: &[LinkLoss]) -> BTreeMap<SocketAddr, f64> {
+    let addresses = |loss: &LinkLoss| {
+        let share = loss.share;
+        let planes = [plan.learning_address(loss.to), plan.replication_address(loss.to)];
+        planes.into_iter().flatten().map(move |address| (address.into(), share))
+    };
+    losses.iter().flat_map(addresses).collect()
+}
+
+fn bind(
+    start: &Start,
+    identity: Identity,
+    plane: Plane,
+    port: u16,
+    losses: &Losses,
+) -> anyhow::Result<Arc<QuicTransport>> {
     let peers = addresses(&start.plan, port);
     let own =
         peers.get(&start.node).copied().with_context(|| format!("the plan has no node {}", start.node))?;
@@ -103,10 +123,10 @@ fn bind(start: &Start, identity: Identity, plane: Plane, port: u16) -> anyhow::R
     config.idle_timeout = IDLE_TIMEOUT;
     config.keep_alive = KEEP_ALIVE;
     config.seed = start.plan.job.seed ^ start.node.0;
-    if let Some(impairment) = start.plan.link.impairment() {
-        // One schedule for each node and plane.
-        config.wrap_socket = Some(impair::wrapper(impairment, config.seed ^ (u64::from(port) << 32)));
-    }
+    // One schedule for each node and plane.
+    let impairment = start.plan.link.impairment().unwrap_or_default();
+    let seed = config.seed ^ (u64::from(port) << 32);
+    config.wrap_socket = Some(impair::wrapper(impairment, seed, losses.clone()));
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = model::ENCODED_BYTES as u64;
@@ -136,8 +156,9 @@ impl Node {
     async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
         let plan = &start.plan;
-        let replication = bind(start, identity.clone(), Plane::Replication, plan.replication_port)?;
-        let learning = bind(start, identity, Plane::Learning, plan.learning_port)?;
+        let losses = Losses::default();
+        let replication = bind(start, identity.clone(), Plane::Replication, plan.replication_port, &losses)?;
+        let learning = bind(start, identity, Plane::Learning, plan.learning_port, &losses)?;
         outbox.event(NodeEvent::Node(Lifecycle::Listening {
             learning: learning.local_addr().to_string(),
             replication: replication.local_addr().to_string(),
@@ -151,7 +172,7 @@ impl Node {
         let site = Site { resources, storage: storage.clone(), ..Site::new(replication.clone(), observer) };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
-        Ok(Self { id: start.node, learning, replication, store, storage, score })
+        Ok(Self { id: start.node, learning, replication, store, storage, losses, score })
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {

@@ -12,7 +12,7 @@ use workloads::federated::Event;
 
 use crate::control::NodeEvent;
 use crate::plan::Plan;
-use crate::record::{Outcome, Summary};
+use crate::record::{Outcome, STAGES, Summary};
 use crate::run::cluster::{Cluster, list};
 use crate::units::{show_bytes, show_ns};
 
@@ -244,6 +244,13 @@ pub fn summary_text(summary: &Summary) -> String {
             table.add_row([name, &text]);
         }
     }
+    let failovers = &summary.failovers;
+    if failovers.count > 0 {
+        let reached = STAGES.iter().filter_map(|stage| Some((stage, failovers.median_ns.get(*stage)?)));
+        let stages: Vec<String> = reached.map(|(stage, ns)| format!("{stage} {}", show_ns(*ns))).collect();
+        let name = format!("fail-over ({}, median)", failovers.count);
+        table.add_row([name, stages.join(", ")]);
+    }
     for (name, count) in [
         ("voters replaced", summary.voters_replaced),
         ("rival aggregators", summary.rival_aggregators),
@@ -260,7 +267,7 @@ pub fn summary_text(summary: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::FinalCheckpoint;
+    use crate::record::{FailoverSummary, FinalCheckpoint};
 
     #[test]
     fn the_summary_reads_well_with_and_without_facts() {
@@ -281,6 +288,10 @@ mod tests {
             checkpoint_bytes: Some(248_024),
             replication_s_per_checkpoint: Some(9.25),
             voters_replaced: 1,
+            failovers: FailoverSummary {
+                count: 2,
+                median_ns: [("agreed".into(), 1_400_000_000), ("suspected".into(), 1_200_000_000)].into(),
+            },
             hand_overs: 4,
             hand_over_ns_median: Some(52_000_000),
             results: "results/run/x".into(),
@@ -294,6 +305,8 @@ mod tests {
             "31 ms of 248.0 kB",
             "9.25 S (replication)",
             "voters replaced",
+            "fail-over (2, median)",
+            "suspected 1.20 s, agreed 1.40 s",
             "4, median 52 ms without an aggregator",
             "results: results/run/x\n",
         ] {

@@ -281,10 +281,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "PORT", default_value_t = 5000, help_heading = "Placement")]
     pub replication_port: u16,
 
-    /// Break something: KIND@WHO,WHEN, where KIND is kill (SIGKILL) or restart (SIGKILL, then the same node is started
-    /// again 1 s later, or as ,after:DURATION says; needs --durability disk), WHO is aggregator, worker, node:ID or all, and
-    /// WHEN is round:N, when a worker begins to train in the first round from N on, or voters-changed, the same in the first
-    /// round in which a voter was replaced since the fault before. Repeatable; faults strike in the order given.
+    /// Break something: KIND@WHO,WHEN[,for:DURATION]. Repeatable; faults strike in the order given.
+    ///
+    /// KIND is kill (SIGKILL), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
+    /// needs --durability disk), stop (SIGSTOP), partition (between WHO and the others) or loss:P (P percent of the
+    /// datagrams to and from WHO). WHO is aggregator, worker, random (any node), majority or minority (that side of all
+    /// nodes, with the aggregator), node:ID or all. WHEN is round:N, when a worker begins to train in the first round from N
+    /// on; random:N, a moment of that round drawn from the seed, N from 2; or voters-changed, as round:N in the first round
+    /// in which a voter was replaced since the fault before. What leaves a node alive ends after DURATION (seconds unless a
+    /// unit is given), at the latest when the last round is acknowledged.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,
 

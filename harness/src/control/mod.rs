@@ -38,8 +38,22 @@ pub enum ToNode {
         /// Comes back in the answer.
         request_id: u64,
     },
+    /// From now on lose a share of what is sent to these nodes; replaces what was said before.
+    Impair {
+        /// Nodes that are not named lose nothing.
+        losses: Vec<LinkLoss>,
+    },
     /// End in order.
     Finish,
+}
+
+/// Datagrams to a node that are lost, on both planes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LinkLoss {
+    /// The node.
+    pub to: NodeId,
+    /// Their share, from 0 to 1.
+    pub share: f64,
 }
 
 /// What a node is given.

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use workloads::federated;
 
 use super::codec::{LineReader, LineWriter};
-use super::{Captured, FromNode, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
+use super::{Captured, FromNode, Lifecycle, LinkLoss, NodeEvent, Start, Status, ToNode, VERSION};
 use crate::clock;
 
 /// Messages that wait for the controller to read them; beyond that, events are dropped and counted.
@@ -28,12 +28,17 @@ pub const EOF_GRACE: Duration = Duration::from_secs(2);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the controller asks of a node's body. The channel closing means: end now, nobody listens any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// Answer with [`Outbox::status`].
     Status {
         /// Comes back in the answer.
         request_id: u64,
+    },
+    /// Lose these shares of what is sent, and no others.
+    Impair {
+        /// By destination.
+        losses: Vec<LinkLoss>,
     },
     /// Close everything in order and return.
     Finish,
@@ -150,6 +155,7 @@ async fn await_start<R: AsyncBufRead + Unpin>(
             }
             Some(ToNode::ClockProbe { request_id }) => answer_clock(outbox, request_id),
             Some(ToNode::Status { request_id }) => outbox.status(Status { request_id, ..Status::default() }),
+            Some(ToNode::Impair { .. }) => tracing::warn!("ignored an impairment before the order to start"),
         }
     }
 }
@@ -172,6 +178,7 @@ async fn obey<R: AsyncBufRead + Unpin>(
                 continue;
             }
             Ok(Some(ToNode::Status { request_id })) => Command::Status { request_id },
+            Ok(Some(ToNode::Impair { losses })) => Command::Impair { losses },
             Ok(Some(ToNode::Finish)) => Command::Finish,
             Ok(Some(ToNode::Start(_))) => {
                 tracing::warn!("ignored a second order to start");
@@ -253,6 +260,7 @@ mod tests {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Status { request_id } => outbox.status(Status { request_id, ..Status::default() }),
+                Command::Impair { .. } => {}
                 Command::Finish => break,
             }
         }

@@ -40,6 +40,18 @@ pub trait Placement {
     /// If it could not be killed.
     fn kill(&mut self, node: NodeId) -> anyhow::Result<()>;
 
+    /// Stops `node` without its noticing, until [`resume`](Placement::resume). A node that is gone is no error.
+    ///
+    /// # Errors
+    /// If it could not be stopped.
+    fn stop(&mut self, node: NodeId) -> anyhow::Result<()>;
+
+    /// Lets a stopped `node` go on. A node that is gone is no error.
+    ///
+    /// # Errors
+    /// If it could not be told.
+    fn resume(&mut self, node: NodeId) -> anyhow::Result<()>;
+
     /// How `node` ended, if it has; does not wait.
     fn ended(&mut self, node: NodeId) -> Option<String>;
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use replication::NodeId;
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 
 use super::netns::{Namespace, enter};
@@ -68,6 +68,16 @@ impl Processes {
         Ok(command)
     }
 
+    /// Signals `node`, unless it is gone.
+    fn signal(&self, node: NodeId, signal: Signal) -> anyhow::Result<()> {
+        // As in `kill`: a child that has ended but was not reaped keeps its pid, and a signal to it does nothing.
+        let pid = self.children.get(&node).and_then(Child::id).and_then(|id| i32::try_from(id).ok());
+        match pid.and_then(Pid::from_raw) {
+            Some(pid) => Ok(kill_process(pid, signal)?),
+            None => Ok(()),
+        }
+    }
+
     /// Starts `node` in `namespace`, or in that of this process.
     pub(super) fn start_in(
         &mut self,
@@ -98,6 +108,14 @@ impl Placement for Processes {
             }
             _ => Ok(()),
         }
+    }
+
+    fn stop(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.signal(node, Signal::STOP).with_context(|| format!("cannot stop node {node}"))
+    }
+
+    fn resume(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.signal(node, Signal::CONT).with_context(|| format!("cannot let node {node} go on"))
     }
 
     fn ended(&mut self, node: NodeId) -> Option<String> {
@@ -198,6 +216,29 @@ mod tests {
         for pid in pids {
             assert_eq!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH));
         }
+    }
+
+    #[tokio::test]
+    async fn a_stopped_child_goes_on_when_it_is_told_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut placement = script("exec cat");
+        let mut pipes = placement.start(NodeId(1), &dir.path().join("log")).unwrap();
+        let pid = placement.children[&NodeId(1)].id().unwrap();
+        let state = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+        };
+        placement.stop(NodeId(1)).unwrap();
+        while state() != 'T' {
+            tokio::task::yield_now().await;
+        }
+        pipes.stdin.write_all(b"x").await.unwrap();
+        placement.resume(NodeId(1)).unwrap();
+        assert_eq!(pipes.stdout.read_u8().await.unwrap(), b'x');
+        drop(pipes);
+        ended(&mut placement, NodeId(1)).await;
+        placement.stop(NodeId(1)).unwrap();
+        placement.resume(NodeId(1)).unwrap();
     }
 
     /// A killed controller cannot be had inside one process, but the kernel counts the death of the thread that

@@ -304,7 +304,7 @@ impl Trial {
                 let wrong = format!("{} replaces no voters", self.plan.backend.backend());
                 return Err(Usage::option("--fault", fault, wrong, "use --backend raft-subset or round:N"));
             }
-            if let When::Round(round) = fault.when
+            if let When::Round(round) | When::Random(round) = fault.when
                 && round > self.plan.job.rounds
             {
                 let wrong = format!("the run has {} rounds", self.plan.job.rounds);

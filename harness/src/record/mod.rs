@@ -5,6 +5,7 @@
 //! run is steered.
 
 mod capture;
+mod failover;
 mod machine;
 mod manifest;
 mod rows;
@@ -22,6 +23,7 @@ use time::OffsetDateTime;
 use workloads::federated::Event;
 
 pub use capture::{CaptureBook, CaptureRow, CaptureTotal, Source, TrafficSummary};
+pub use failover::{FailoverRow, FailoverSummary, Failovers, STAGES};
 pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
 pub use rows::{CheckpointRow, NodeRow, RoundRow, StoreEventRow};
@@ -58,7 +60,14 @@ pub enum ControllerEvent {
         /// The node.
         target: NodeId,
     },
-    /// A fault was due, but its node was dead already.
+    /// What a fault did to a node is over.
+    FaultHealed {
+        /// The fault.
+        fault: String,
+        /// The node.
+        target: NodeId,
+    },
+    /// A fault was due, but its nodes were dead or struck already.
     FaultMissed {
         /// The fault.
         fault: String,
@@ -128,6 +137,8 @@ pub struct Last<'a> {
     pub nodes: &'a [NodeRow],
     /// traffic.csv.
     pub traffic: &'a [TrafficRow],
+    /// failovers.csv.
+    pub failovers: &'a [FailoverRow],
 }
 
 impl Recorder {
@@ -239,17 +250,25 @@ impl Recorder {
     /// # Errors
     /// If it cannot be written.
     pub fn controller_event(&mut self, event: &ControllerEvent) -> anyhow::Result<()> {
-        let event = Sourced { source: "controller", event };
-        self.line(&Line { at_ns: clock::monotonic_ns(), node: None, event: &event })
+        self.controller_event_at(clock::monotonic_ns(), event)
     }
 
-    /// Writes what is known at the end: nodes.csv, traffic.csv, summary.json and the final manifest.
+    /// Adds an event of the controller that happened at `at_ns`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn controller_event_at(&mut self, at_ns: u64, event: &ControllerEvent) -> anyhow::Result<()> {
+        self.line(&Line { at_ns, node: None, event: &Sourced { source: "controller", event } })
+    }
+
+    /// Writes what is known at the end: nodes.csv, traffic.csv, failovers.csv, summary.json and the final manifest.
     ///
     /// # Errors
     /// If something cannot be written.
     pub fn finish(&mut self, last: &Last<'_>) -> anyhow::Result<()> {
         self.write_table("nodes.csv", NodeRow::COLUMNS, last.nodes)?;
         self.write_table("traffic.csv", TrafficRow::COLUMNS, last.traffic)?;
+        self.write_table("failovers.csv", FailoverRow::COLUMNS, last.failovers)?;
         self.write_whole("summary.json", &pretty(last.summary)?)?;
         self.manifest(last.manifest)
     }
@@ -481,7 +500,8 @@ mod tests {
         manifest.outcome = Outcome::Completed;
         let traffic = TrafficRow::of(NodeId(1), None, None);
         let (summary, nodes) = (Summary::default(), [NodeRow::default()]);
-        let last = Last { manifest: &manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
+        let last =
+            Last { manifest: &manifest, summary: &summary, nodes: &nodes, traffic: &traffic, failovers: &[] };
         recorder.finish(&last).unwrap();
         let read = |name: &str| fs::read_to_string(recorder.dir().join(name)).unwrap();
         assert!(read("manifest.json").contains("\"outcome\": \"completed\""));
@@ -489,10 +509,11 @@ mod tests {
         let nodes = read("nodes.csv");
         let counts: Vec<usize> = nodes.lines().map(|line| line.split(',').count()).collect();
         assert_eq!((counts.len(), counts[0]), (2, counts[1]), "{nodes}");
+        assert_eq!(read("failovers.csv").trim_end(), FailoverRow::COLUMNS.join(","));
         let traffic = read("traffic.csv");
         let counts: Vec<usize> = traffic.lines().map(|line| line.split(',').count()).collect();
         assert!(counts.len() > 1 && counts.iter().all(|count| *count == counts[0]), "{traffic}");
         let names = fs::read_dir(recorder.dir()).unwrap().count();
-        assert_eq!(names, 9, "no temporary file is left");
+        assert_eq!(names, 10, "no temporary file is left");
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, TrafficSummary};
+use super::{FailoverSummary, Outcome, TrafficSummary};
 use crate::plan::Backend;
 use replication::Payload;
 
@@ -64,6 +64,8 @@ pub struct Summary {
     pub round_ns_median: Option<u64>,
     /// Epochs (aggregators) that were seen.
     pub epochs: u64,
+    /// Changes of aggregator after a fault that struck it.
+    pub failovers: FailoverSummary,
     /// Planned hand-overs after which another aggregator served.
     pub hand_overs: u64,
     /// Median time of these from the decision to hand over until the next aggregator accepted its first worker.

@@ -10,14 +10,15 @@ use crate::exit::Exit;
 use crate::place::Placement;
 use crate::plan::Expected;
 use crate::record::{
-    CaptureTotal, ControllerEvent, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary, TrafficRow,
-    TrafficSummary,
+    CaptureTotal, ControllerEvent, FailoverSummary, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary,
+    TrafficRow, TrafficSummary,
 };
 use crate::units::nanoseconds;
 
 impl<P: Placement> Controller<P> {
     /// Ends what is left of the run and writes its results.
     pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
+        let healed = self.heal();
         // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
         let surveyed = match ending {
             // A completed run's as well: a node that does not end in order has its last word here.
@@ -57,10 +58,18 @@ impl<P: Placement> Controller<P> {
             .into_iter()
             .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
             .collect();
-        let last = Last { manifest: &self.manifest, summary: &summary, nodes: &nodes, traffic: &traffic };
+        let failovers = self.failovers.rows();
+        summary.failovers = FailoverSummary::of(&failovers);
+        let last = Last {
+            manifest: &self.manifest,
+            summary: &summary,
+            nodes: &nodes,
+            traffic: &traffic,
+            failovers: &failovers,
+        };
         self.recorder.capture_totals(&totals)?;
         self.recorder.finish(&last)?;
-        surveyed.and(noted).and(finished).and(captured)?;
+        healed.and(surveyed).and(noted).and(finished).and(captured)?;
         Ok(summary)
     }
 
@@ -231,6 +240,7 @@ impl<P: Placement> Controller<P> {
             put_ns_median: median(cluster.puts.iter().map(|put| put.put_ns).collect()),
             round_ns_median: median(cluster.finished.values().map(|round| round.round_ns).collect()),
             epochs: cluster.epochs.len() as u64,
+            failovers: FailoverSummary::default(),
             hand_overs: hand_overs.len() as u64,
             hand_over_ns_median: median(hand_overs),
             take_overs: take_overs.len() as u64,

@@ -7,6 +7,7 @@ pub mod cluster;
 mod conclude;
 mod links;
 mod restart;
+mod strike;
 #[cfg(test)]
 mod tests;
 mod vacancy;
@@ -27,13 +28,13 @@ use self::vacancy::Vacancies;
 use crate::clock;
 use crate::control::{Captured, FromNode, NodeEvent, Start, ToNode, VERSION};
 use crate::disk;
-use crate::fault::{Action, Kind, Timeline};
+use crate::fault::Timeline;
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
 use crate::plan::{Durability, Plan, Shortfall, Trial};
 use crate::progress::Progress;
 use crate::record::{
-    CaptureBook, ClockOffset, ControllerEvent, Manifest, Recorder, Summary, Timers, is_progress,
+    CaptureBook, ClockOffset, ControllerEvent, Failovers, Manifest, Recorder, Summary, Timers, is_progress,
 };
 use crate::units::{nanoseconds, show_ns};
 
@@ -156,7 +157,7 @@ pub async fn run<P: Placement>(
     let now = Instant::now();
     let mut controller = Controller {
         cluster: Cluster::new(&trial.plan.nodes()),
-        timeline: Timeline::new(&trial.faults, &trial.plan.nodes()),
+        timeline: Timeline::new(&trial.faults, &trial.plan.nodes(), trial.plan.job.seed),
         links: Links::new(),
         vacancies: Vacancies::default(),
         introduced: BTreeSet::new(),
@@ -166,6 +167,7 @@ pub async fn run<P: Placement>(
         probes: BTreeMap::new(),
         requests: 0,
         captures: CaptureBook::default(),
+        failovers: Failovers::default(),
         started: now,
         heard: now,
         asked: now,
@@ -211,6 +213,7 @@ struct Controller<P> {
     requests: u64,
     /// What nodes captured.
     captures: CaptureBook,
+    failovers: Failovers,
     started: Instant,
     /// When something was last heard of the job.
     heard: Instant,
@@ -231,10 +234,15 @@ impl<P: Placement> Controller<P> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let next_ns = self.timeline.next_ns();
             tokio::select! {
                 biased;
                 Some(stop) = self.stops.recv() => return Ok(Ending::Stopped(stop)),
                 _ = tick.tick() => self.tick()?,
+                () = strike::until(next_ns) => {
+                    let actions = self.timeline.advance(clock::monotonic_ns());
+                    self.carry_out(actions)?;
+                }
                 Some((node, news)) = self.links.next() => self.take(node, news).await?,
             }
             if let Some(ending) = self.judge() {
@@ -320,6 +328,7 @@ impl<P: Placement> Controller<P> {
         self.recorder.node_event(node, at_ns, event)?;
         let was = (self.cluster.aggregator, self.cluster.completed);
         self.cluster.observe(node, event);
+        self.failovers.observe(at_ns, node, event);
         if let NodeEvent::Federated(event) = event {
             self.vacancies.observe(at_ns, event);
         }
@@ -335,10 +344,12 @@ impl<P: Placement> Controller<P> {
             // The aggregator has told by itself; a worker that is killed later has been asked here.
             self.ask_all();
         }
-        for action in self.timeline.observe(node, event) {
-            self.strike(action)?;
+        // When the job is over, nothing is broken any more.
+        if self.completed.is_some() {
+            return self.heal();
         }
-        Ok(())
+        let actions = self.timeline.observe(clock::monotonic_ns(), node, event);
+        self.carry_out(actions)
     }
 
     /// Notes the moment when every living node is ready.
@@ -351,31 +362,6 @@ impl<P: Placement> Controller<P> {
         self.heard = Instant::now();
         self.progress.note(&format!("all nodes are ready after {}", show_ns(start_ns)));
         self.recorder.controller_event(&ControllerEvent::AllReady { start_ns })
-    }
-
-    fn strike(&mut self, action: Action) -> anyhow::Result<()> {
-        match action {
-            Action::Strike { fault, node } => {
-                self.struck.insert(node);
-                self.placement.kill(node)?;
-                if let Kind::Restart { after_ns } = fault.kind {
-                    self.returning.insert(node, Instant::now() + Duration::from_nanos(after_ns));
-                }
-                if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == node) {
-                    self.vacancies.crashed(clock::monotonic_ns(), epoch);
-                }
-                self.faults_struck += 1;
-                self.progress.note(&format!("fault {fault}: node {node} was killed"));
-                self.recorder.controller_event(&ControllerEvent::FaultStruck {
-                    fault: fault.to_string(),
-                    target: node,
-                })
-            }
-            Action::Missed { fault } => {
-                self.progress.warn(&format!("fault {fault}: its node is dead already"));
-                self.recorder.controller_event(&ControllerEvent::FaultMissed { fault: fault.to_string() })
-            }
-        }
     }
 
     /// A node's stream ended: the node has, or it is of no use any more.
@@ -394,6 +380,7 @@ impl<P: Placement> Controller<P> {
         };
         let expected = self.ending || self.struck.contains(&node);
         self.timeline.died(node);
+        self.failovers.gone(node);
         if self.returning.contains_key(&node) && !self.ending {
             self.cluster.away(node, how.clone());
         } else {
@@ -432,7 +419,7 @@ impl<P: Placement> Controller<P> {
     fn ask_all(&mut self) {
         self.asked = Instant::now();
         self.requests += 1;
-        for node in self.cluster.running() {
+        for node in self.cluster.running().into_iter().filter(|node| !self.timeline.is_stopped(*node)) {
             self.links.send(node, ToNode::Status { request_id: self.requests });
         }
     }

@@ -1,6 +1,6 @@
 //! The controller against fake nodes in this process, which speak the real control protocol over in-memory pipes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -17,6 +17,10 @@ use crate::record::Outcome;
 
 /// Long enough for a kill to arrive in the middle of a round.
 const ROUND_STEPS: u32 = 5;
+
+/// So many that the controller, late as it may be on a busy machine, hears of some round's start and of a worker in it
+/// before its end.
+const ROUNDS_WITH_A_MIDDLE: u64 = 40;
 
 /// How a fake node misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,9 @@ struct World {
     held: Option<Held>,
     rounds: u64,
     trained: Vec<u64>,
+    stopped: BTreeSet<NodeId>,
+    /// What each node was told to lose, as shares by node, in order.
+    impaired: BTreeMap<NodeId, Vec<Vec<(u64, f64)>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +95,16 @@ impl Placement for Fakes {
         Ok(())
     }
 
+    fn stop(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.world.lock().unwrap().stopped.insert(node);
+        Ok(())
+    }
+
+    fn resume(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.world.lock().unwrap().stopped.remove(&node);
+        Ok(())
+    }
+
     fn ended(&mut self, node: NodeId) -> Option<String> {
         let mut world = self.world.lock().unwrap();
         match world.alive.get(&node) {
@@ -125,6 +142,10 @@ impl Fakes {
                         let latest = self.world.lock().unwrap().held.filter(|_| quirk != Quirk::Lags);
                         outbox.status(Status { request_id, latest, ..Status::default() });
                     }
+                    Some(Command::Impair { losses }) => {
+                        let shares = losses.iter().map(|loss| (loss.to.0, loss.share)).collect();
+                        self.world.lock().unwrap().impaired.entry(start.node).or_default().push(shares);
+                    }
                     Some(Command::Finish) if quirk == Quirk::Lingers => {}
                     Some(Command::Finish) | None => return Ok(()),
                 },
@@ -140,8 +161,10 @@ impl Fakes {
     /// The living node with the lowest id leads; a round takes it [`ROUND_STEPS`].
     fn step(&self, node: NodeId, rounds: u64, seen: &mut (Epoch, u64, u32), outbox: &Outbox) {
         let mut world = self.world.lock().unwrap();
-        let leader = world.alive.keys().next().copied().unwrap_or(node);
-        if world.alive.len() * 2 <= self.size || world.rounds >= rounds {
+        let well: Vec<NodeId> =
+            world.alive.keys().copied().filter(|node| !world.stopped.contains(node)).collect();
+        let leader = well.first().copied().unwrap_or(node);
+        if well.len() * 2 <= self.size || world.rounds >= rounds || world.stopped.contains(&node) {
             return;
         }
         if leader == node && world.epoch.node != node {
@@ -296,6 +319,9 @@ async fn two_aggregators_are_killed_in_a_row_and_the_job_ends_all_the_same() {
     assert_eq!((summary.faults_struck, summary.nodes_alive, summary.unexpected_deaths), (2, 3, 0));
     assert_eq!(summary.epochs, 3);
     assert_eq!(ran.world.lock().unwrap().trained, [1, 2, 3, 4]);
+    let failovers = ran.file("failovers.csv");
+    assert_eq!((summary.failovers.count, failovers.lines().count()), (2, 3), "{failovers}");
+    assert!(summary.failovers.median_ns["elected"] <= summary.failovers.median_ns["resumed"], "{failovers}");
     let events = ran.file("events.jsonl");
     assert_eq!(events.matches("fault_struck").count(), 2, "{events}");
     assert!(events.contains("\"target\":1,\"how\":\"killed\",\"expected\":true"), "{events}");
@@ -388,4 +414,29 @@ async fn a_node_that_dies_without_a_fault_is_counted_and_the_run_goes_on() {
     let ran = ran(fakes, 30, &[], None).await;
     assert_eq!(ran.summary.outcome, Outcome::Completed, "{}", ran.summary.message);
     assert_eq!((ran.summary.unexpected_deaths, ran.summary.rounds_finished), (1, 30));
+}
+
+#[tokio::test]
+async fn a_stopped_aggregator_is_replaced_and_goes_on_in_time_or_at_the_end() {
+    for fault in ["stop@aggregator,round:2,for:100ms", "stop@aggregator,round:2"] {
+        let ran = ran(Fakes::new(4), ROUNDS_WITH_A_MIDDLE, &[fault], None).await;
+        let summary = &ran.summary;
+        assert_eq!(summary.outcome, Outcome::Completed, "{}", summary.message);
+        assert_eq!((summary.faults_struck, summary.nodes_alive, summary.unexpected_deaths), (1, 4, 0));
+        assert!(summary.epochs > 1, "{summary:?}");
+        assert!(ran.world.lock().unwrap().stopped.is_empty());
+        let events = ran.file("events.jsonl");
+        let count = |event: &str| events.matches(event).count();
+        assert_eq!((count("fault_struck"), count("fault_healed")), (1, 1), "{events}");
+    }
+}
+
+#[tokio::test]
+async fn every_node_is_told_of_a_partition_and_of_its_end() {
+    let ran = ran(Fakes::new(3), ROUNDS_WITH_A_MIDDLE, &["partition@aggregator,round:2"], None).await;
+    assert_eq!(ran.summary.outcome, Outcome::Completed, "{}", ran.summary.message);
+    let told = |node| ran.world.lock().unwrap().impaired[&NodeId(node)].clone();
+    assert_eq!(told(1), [vec![(2, 1.0), (3, 1.0)], vec![]]);
+    assert_eq!(told(2), [vec![(1, 1.0)], vec![]]);
+    assert_eq!(told(3), [vec![(1, 1.0)], vec![]]);
 }

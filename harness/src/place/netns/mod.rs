@@ -94,6 +94,14 @@ impl Placement for Namespaces {
         self.processes.kill(node)
     }
 
+    fn stop(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.processes.stop(node)
+    }
+
+    fn resume(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.processes.resume(node)
+    }
+
     fn ended(&mut self, node: NodeId) -> Option<String> {
         self.processes.ended(node)
     }

@@ -2,8 +2,9 @@
 //!
 //! [`Schedule`] decides for each datagram, pure; [`wrapper`] carries it out between the endpoint and its socket. What is
 //! lost never reaches the system, so a capture does not see it, as on a link whose far end loses. Nothing here limits
-//! the rate.
+//! the rate. [`Losses`] are laid on single links while an endpoint runs, up to a cut of all of them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -64,11 +65,12 @@ impl Schedule {
         Self { impairment, dice: ChaCha8Rng::seed_from_u64(seed) }
     }
 
-    /// The fate of the next datagram. Always throws three dice, so that one setting does not change another's luck.
-    pub fn next_fate(&mut self) -> Fate {
+    /// The fate of the next datagram, on a link that loses a share of its own besides. Always throws three dice, so that
+    /// one setting does not change another's luck.
+    pub fn next_fate(&mut self, link_loss: f64) -> Fate {
         let [loss, reorder, jitter]: [f64; 3] = self.dice.random();
-        let Impairment { delay, jitter: most, .. } = self.impairment;
-        if loss < self.impairment.loss {
+        let Impairment { delay, jitter: most, loss: all_loss, .. } = self.impairment;
+        if loss < 1.0 - (1.0 - all_loss) * (1.0 - link_loss) {
             Fate::Lost
         } else if reorder < self.impairment.reorder {
             Fate::Overtakes
@@ -78,10 +80,34 @@ impl Schedule {
     }
 }
 
-/// For [`QuicConfig::wrap_socket`](super::QuicConfig::wrap_socket). Must be applied inside a tokio runtime.
+/// Shares of datagrams that are lost, from 0 to 1, by destination. Clones share them, so that they can be changed while
+/// endpoints run.
+#[derive(Debug, Clone, Default)]
+pub struct Losses(Arc<Mutex<BTreeMap<SocketAddr, f64>>>);
+
+impl Losses {
+    /// Replaces all shares. What is sent to other destinations is not lost.
+    pub fn set(&self, shares: BTreeMap<SocketAddr, f64>) {
+        *lock(&self.0) = shares;
+    }
+
+    fn towards(&self, destination: SocketAddr) -> f64 {
+        lock(&self.0).get(&destination).copied().unwrap_or(0.0)
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+}
+
+/// For [`QuicConfig::wrap_socket`](super::QuicConfig::wrap_socket). Must be applied inside a tokio runtime. Without
+/// impairment and losses everything passes as it is.
 #[must_use]
-pub fn wrapper(impairment: Impairment, seed: u64) -> SocketWrapper {
-    Arc::new(move |inner| Arc::new(ImpairedSocket::new(inner, Schedule::new(impairment, seed))))
+pub fn wrapper(impairment: Impairment, seed: u64, losses: Losses) -> SocketWrapper {
+    Arc::new(move |inner| {
+        let schedule = Schedule::new(impairment, seed);
+        Arc::new(ImpairedSocket::new(inner, schedule, losses.clone()))
+    })
 }
 
 /// A datagram in delay.
@@ -107,8 +133,10 @@ impl Delayed {
 
 struct ImpairedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
+    losses: Losses,
     decided: Mutex<Decided>,
-    delayed: mpsc::Sender<Delayed>,
+    /// None: nothing is ever delayed.
+    delayed: Option<mpsc::Sender<Delayed>>,
 }
 
 struct Decided {
@@ -118,11 +146,14 @@ struct Decided {
 }
 
 impl ImpairedSocket {
-    fn new(inner: Arc<dyn AsyncUdpSocket>, schedule: Schedule) -> Self {
-        let (delayed, waiting) = mpsc::channel(MAX_DELAYED_DATAGRAMS);
-        // Ends by itself after the socket was dropped and what was in delay has left.
-        tokio::spawn(release(inner.clone(), waiting));
-        Self { inner, decided: Mutex::new(Decided { schedule, last_due: Instant::now() }), delayed }
+    fn new(inner: Arc<dyn AsyncUdpSocket>, schedule: Schedule, losses: Losses) -> Self {
+        let delayed = (schedule.impairment != Impairment::default()).then(|| {
+            let (delayed, waiting) = mpsc::channel(MAX_DELAYED_DATAGRAMS);
+            // Ends by itself after the socket was dropped and what was in delay has left.
+            tokio::spawn(release(inner.clone(), waiting));
+            delayed
+        });
+        Self { inner, losses, decided: Mutex::new(Decided { schedule, last_due: Instant::now() }), delayed }
     }
 }
 
@@ -157,8 +188,13 @@ impl AsyncUdpSocket for ImpairedSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let link_loss = self.losses.towards(transmit.destination);
+        let Some(queue) = &self.delayed else {
+            let lost = link_loss > 0.0 && lock(&self.decided).schedule.next_fate(link_loss) == Fate::Lost;
+            return if lost { Ok(()) } else { self.inner.try_send(transmit) };
+        };
         let mut decided = lock(&self.decided);
-        let due = match decided.schedule.next_fate() {
+        let due = match decided.schedule.next_fate(link_loss) {
             Fate::Lost => return Ok(()),
             // A socket that is full cannot be overtaken; the fate is not decided again.
             Fate::Overtakes => match self.inner.try_send(transmit) {
@@ -176,7 +212,7 @@ impl AsyncUdpSocket for ImpairedSocket {
             src_ip: transmit.src_ip,
         };
         // Still under the lock, so that the queue is in the order of its times. A full queue loses the datagram.
-        let _ = self.delayed.try_send(delayed);
+        let _ = queue.try_send(delayed);
         Ok(())
     }
 
@@ -194,8 +230,8 @@ impl AsyncUdpSocket for ImpairedSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        // One datagram has one fate.
-        1
+        // One datagram has one fate. A burst that was put together just before losses began is lost or not as a whole.
+        if self.delayed.is_none() && self.losses.is_empty() { self.inner.max_transmit_segments() } else { 1 }
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -215,7 +251,7 @@ mod tests {
 
     fn fates(impairment: Impairment, seed: u64, count: usize) -> Vec<Fate> {
         let mut schedule = Schedule::new(impairment, seed);
-        (0..count).map(|_| schedule.next_fate()).collect()
+        (0..count).map(|_| schedule.next_fate(0.0)).collect()
     }
 
     const ROUGH: Impairment = Impairment {
@@ -257,7 +293,7 @@ mod tests {
     async fn through(impairment: Impairment, count: u32) -> Vec<(u32, Duration)> {
         let receiver = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let sender = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
-        let sender = wrapper(impairment, 5)(sender);
+        let sender = wrapper(impairment, 5, Losses::default())(sender);
         assert_eq!(sender.max_transmit_segments(), 1);
         let mut poller = sender.clone().create_io_poller();
         std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
@@ -311,12 +347,53 @@ mod tests {
     async fn dropping_the_socket_lets_go_of_it_after_the_last_datagram() {
         let sender = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let inner = Arc::downgrade(&sender);
-        drop(wrapper(ROUGH, 1)(sender));
+        drop(wrapper(ROUGH, 1, Losses::default())(sender));
         let released = async {
             while inner.strong_count() > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(10), released).await.unwrap();
+    }
+
+    #[test]
+    fn a_link_s_own_loss_adds_to_that_of_all() {
+        let lost = |link_loss| {
+            let mut schedule = Schedule::new(ROUGH, 3);
+            (0..10_000).filter(|_| schedule.next_fate(link_loss) == Fate::Lost).count()
+        };
+        // Of ten, one is lost anyway; of the other nine, half.
+        assert!((5350..5650).contains(&lost(0.5)), "{}", lost(0.5));
+        assert_eq!(lost(1.0), 10_000);
+    }
+
+    #[tokio::test]
+    async fn links_are_cut_and_mended_while_the_socket_runs() {
+        let [near, far] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let sender = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        let plain_segments = sender.max_transmit_segments();
+        let losses = Losses::default();
+        let sender = wrapper(Impairment::default(), 5, losses.clone())(sender);
+        let mut poller = sender.clone().create_io_poller();
+        std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+        let send = |to: &std::net::UdpSocket, number: u8| {
+            let destination = to.local_addr().unwrap();
+            let contents = &[number];
+            sender.try_send(&Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None })
+        };
+        assert_eq!(sender.max_transmit_segments(), plain_segments);
+        losses.set(BTreeMap::from([(far.local_addr().unwrap(), 1.0)]));
+        assert_eq!(sender.max_transmit_segments(), 1);
+        send(&far, 1).unwrap();
+        send(&near, 2).unwrap();
+        losses.set(BTreeMap::new());
+        send(&far, 3).unwrap();
+        let receive = |from: &std::net::UdpSocket| {
+            from.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut buffer = [0];
+            from.recv(&mut buffer).map(|_| buffer[0]).unwrap()
+        };
+        // Loopback keeps the order: the third is the first that arrives only if the one before was lost.
+        assert_eq!((receive(&near), receive(&far)), (2, 3));
     }
 }

@@ -1,0 +1,106 @@
+//! Carries out what the timeline of faults decides: signals to nodes, impairments of their links.
+
+use std::time::Duration;
+
+use replication::NodeId;
+use tokio::time::Instant;
+
+use super::Controller;
+use super::cluster::list;
+use crate::clock;
+use crate::control::ToNode;
+use crate::fault::{Action, Fault, Kind};
+use crate::place::Placement;
+use crate::record::ControllerEvent;
+
+impl<P: Placement> Controller<P> {
+    /// Carries `actions` out, in order.
+    pub(super) fn carry_out(&mut self, actions: Vec<Action>) -> anyhow::Result<()> {
+        actions.into_iter().try_for_each(|action| match action {
+            Action::Strike { fault, nodes } => self.strike(fault, &nodes),
+            Action::Heal { fault, nodes } => self.end_fault(fault, &nodes),
+            Action::Missed { fault } => {
+                self.progress.warn(&format!("fault {fault}: its nodes are dead or struck already"));
+                self.recorder.controller_event(&ControllerEvent::FaultMissed { fault: fault.to_string() })
+            }
+        })
+    }
+
+    fn strike(&mut self, fault: Fault, nodes: &[NodeId]) -> anyhow::Result<()> {
+        // Before anything is done: what follows from it must not be earlier.
+        let at_ns = clock::monotonic_ns();
+        self.faults_struck += 1;
+        for node in nodes {
+            match fault.kind {
+                Kind::Kill | Kind::Restart { .. } => {
+                    self.struck.insert(*node);
+                    self.placement.kill(*node)?;
+                    if let Kind::Restart { after_ns } = fault.kind {
+                        self.returning.insert(*node, Instant::now() + Duration::from_nanos(after_ns));
+                    }
+                    if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
+                        self.vacancies.crashed(at_ns, epoch);
+                    }
+                }
+                Kind::Stop => self.placement.stop(*node)?,
+                Kind::Partition | Kind::Loss { .. } => {}
+            }
+        }
+        if matches!(fault.kind, Kind::Partition | Kind::Loss { .. }) {
+            self.impair();
+        }
+        let done = match fault.kind {
+            Kind::Kill | Kind::Restart { .. } => "killed",
+            Kind::Stop => "stopped",
+            Kind::Partition => "cut off from the others",
+            Kind::Loss { .. } => "given lossy links",
+        };
+        self.progress.note(&format!("fault {fault}: {} {done}", list(nodes)));
+        self.failovers.struck(at_ns, fault.to_string(), nodes, self.timeline.well());
+        nodes.iter().try_for_each(|node| {
+            let event = ControllerEvent::FaultStruck { fault: fault.to_string(), target: *node };
+            self.recorder.controller_event_at(at_ns, &event)
+        })
+    }
+
+    fn end_fault(&mut self, fault: Fault, nodes: &[NodeId]) -> anyhow::Result<()> {
+        let at_ns = clock::monotonic_ns();
+        match fault.kind {
+            Kind::Kill | Kind::Restart { .. } => {}
+            Kind::Stop => nodes.iter().try_for_each(|node| self.placement.resume(*node))?,
+            Kind::Partition | Kind::Loss { .. } => self.impair(),
+        }
+        self.progress.note(&format!("fault {fault} is over"));
+        nodes.iter().try_for_each(|node| {
+            let event = ControllerEvent::FaultHealed { fault: fault.to_string(), target: *node };
+            self.recorder.controller_event_at(at_ns, &event)
+        })
+    }
+
+    /// Ends every fault that is in force, so that the cluster can settle.
+    pub(super) fn heal(&mut self) -> anyhow::Result<()> {
+        let actions = self.timeline.heal();
+        self.carry_out(actions)
+    }
+
+    /// Tells every living node what its links lose now.
+    fn impair(&self) {
+        for node in self.cluster.alive() {
+            let losses = self.timeline.losses(node);
+            if !self.links.send(node, ToNode::Impair { losses }) {
+                self.progress.warn(&format!("node {node} does not read: its links stay as they were"));
+            }
+        }
+    }
+}
+
+/// Waits until `at_ns` on CLOCK_MONOTONIC; for ever, if there is none.
+pub(super) async fn until(at_ns: Option<u64>) {
+    match at_ns {
+        None => std::future::pending().await,
+        Some(at_ns) => {
+            let left = Duration::from_nanos(at_ns.saturating_sub(clock::monotonic_ns()));
+            tokio::time::sleep_until(Instant::now() + left).await;
+        }
+    }
+}
