@@ -230,17 +230,22 @@ async fn bytes_that_do_not_match_their_digest_are_refused_and_told_of() {
     let refusal = liar.transport.request(epoch.node, Class::Blob, push).await;
     assert!(matches!(refusal, Err(TransportError::Refused { .. })), "{refusal:?}");
 
-    // A forwarded write: name, digest, size, metadata; then bytes of another digest.
+    // A forwarded write: name, digest, size, metadata, whether the bytes come along; then bytes of another digest.
     let slot = Slot::Worker { node: liar.transport.local(), part: 0 };
     let named = CheckpointId { slot, ..id(epoch, 1) };
-    let head = postcard::to_stdvec(&(named, promised, 6_u64, Metadata::new())).unwrap();
-    let put = Frame::new(FORWARD_PUT, head).with_segment(Bytes::from_static(b"served"));
-    let answer = liar.transport.request(epoch.node, Class::Log, put).await.unwrap();
-    let outcome: Result<replication::Receipt, replication::StoreError> =
-        postcard::from_bytes(&answer.head).unwrap();
+    let head =
+        |carried: bool| postcard::to_stdvec(&(named, promised, 6_u64, Metadata::new(), carried)).unwrap();
+    let put = Frame::new(FORWARD_PUT, head(true)).with_segment(Bytes::from_static(b"served"));
+    let answer = liar.transport.request(epoch.node, Class::Blob, put).await.unwrap();
+    type Answer = Option<Result<replication::Receipt, replication::StoreError>>;
+    let outcome: Answer = postcard::from_bytes(&answer.head).unwrap();
     assert!(
-        matches!(outcome, Err(replication::StoreError::Corrupt { expected, .. }) if expected == promised)
+        matches!(outcome, Some(Err(replication::StoreError::Corrupt { expected, .. })) if expected == promised)
     );
+    // Bytes that are not there either have to be sent.
+    let put = Frame::new(FORWARD_PUT, head(false));
+    let answer = liar.transport.request(epoch.node, Class::Digest, put).await.unwrap();
+    assert_eq!(postcard::from_bytes::<Answer>(&answer.head).unwrap(), None);
 
     let leader = cluster.leader(epoch);
     let from = liar.transport.local();
