@@ -145,12 +145,16 @@ impl Proposer {
         let request: Request = wire::decode(&request.head)?;
         let answer = match self.standing.notice() {
             None => Answer::Elsewhere(*self.aggregator.borrow()),
-            Some((notice, _)) => {
+            Some(_) => {
                 let done = self.advance(from, request).await.inspect_err(|refusal| {
                     let reason = refusal.0.clone();
                     self.observer.observe(StoreEvent::Refused { from, reason });
                 })?;
-                if done { Answer::Done(notice) } else { Answer::UnderWay }
+                // As of now: the receiver believes it in place of its log.
+                match self.standing.notice().filter(|_| done) {
+                    Some((notice, _)) => Answer::Done(notice),
+                    None => Answer::UnderWay,
+                }
             }
         };
         Ok(Frame::new(wire::MEMBERSHIP, wire::encode(&answer)))
