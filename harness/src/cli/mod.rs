@@ -281,7 +281,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PORT", default_value_t = 5000, help_heading = "Placement")]
     pub replication_port: u16,
 
-    /// Break something: KIND@WHO,WHEN[,for:DURATION]. Repeatable; faults strike in the order given.
+    /// Break something: KIND@WHO,WHEN or KIND@WHO,WHEN,for:DURATION. Repeatable; faults strike in the order given.
     ///
     /// KIND is kill (SIGKILL), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
     /// needs --durability disk), stop (SIGSTOP), partition (between WHO and the others) or loss:P (P percent of the

@@ -5,7 +5,7 @@
 //!   node 2: eth0 10.x.y.12 --- node2 | switch (a bridge), air0  |   all anonymous: no name outlives the processes
 //! ```
 //!
-//! Decides which commands of iproute2 make that ([`Step`]s, pure), and runs them. The rate of a link is a token bucket
+//! Decides which commands of iproute2 make that (`Step`s, pure), and runs them. The rate of a link is a token bucket
 //! at both of its ends; air that all share is one token bucket on an IFB device, through which the bridge's ports
 //! redirect what nodes send.
 
