@@ -491,7 +491,10 @@ async fn replicated_per_round(profile: Profile, reuse: bool) -> f64 {
     let config = Config { reuse, ..config(workers + 1, rounds, profile) };
     let job = Job::start(config, workers + 1, Payload::Digest, |_| trains_for(1)).await;
     job.completed().await;
-    assert_final_parameters(&job, rounds).await;
+    // Under profile prototype a global checkpoint is an index, whose digest is another one.
+    if profile != Profile::Prototype {
+        assert_final_parameters(&job, rounds).await;
+    }
     let sent = |node: &Node| {
         let traffic = node.replication.traffic();
         traffic.frames.iter().map(|(_, count)| count.sent_bytes).sum::<u64>()
