@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use replication::work::{self, Spent};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -15,16 +16,27 @@ pub struct Usage {
     pub rss_peak_bytes: u64,
     /// Processor time so far, all threads, in nanoseconds.
     pub cpu_ns: u64,
+    /// What of it went into hashing, encoding and decoding.
+    pub work: Spent,
 }
 
-/// Usage of this process; memory is 0 where `/proc` does not tell.
+/// Usage of this process, its work since it was `before`; memory is 0 where `/proc` does not tell.
 #[must_use]
-pub fn usage() -> Usage {
+pub fn usage(before: Spent) -> Usage {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     Usage {
         rss_bytes: field_bytes(&status, "VmRSS:"),
         rss_peak_bytes: field_bytes(&status, "VmHWM:"),
         cpu_ns: clock::process_cpu_ns(),
+        work: since(before, work::spent()),
+    }
+}
+
+fn since(before: Spent, now: Spent) -> Spent {
+    Spent {
+        hash_ns: now.hash_ns.saturating_sub(before.hash_ns),
+        encode_ns: now.encode_ns.saturating_sub(before.encode_ns),
+        decode_ns: now.decode_ns.saturating_sub(before.decode_ns),
     }
 }
 
@@ -40,9 +52,16 @@ mod tests {
 
     #[test]
     fn this_process_uses_something() {
-        let usage = usage();
+        let usage = usage(Spent::default());
         assert!(usage.rss_bytes > 100_000 && usage.rss_peak_bytes >= usage.rss_bytes, "{usage:?}");
         assert!(usage.cpu_ns > 0);
+    }
+
+    #[test]
+    fn work_counts_from_where_it_was_before() {
+        let before = Spent { hash_ns: 5, encode_ns: 1, decode_ns: 9 };
+        let now = Spent { hash_ns: 7, encode_ns: 1, decode_ns: 10 };
+        assert_eq!(since(before, now), Spent { hash_ns: 2, encode_ns: 0, decode_ns: 1 });
     }
 
     #[test]

@@ -13,6 +13,7 @@ use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::impair::{self, Losses};
 use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::work::{self, Spent};
 use replication::{AnyStore, NodeId, Site, Storage};
 use tokio::sync::mpsc;
 use workloads::federated::{self, Event, LocalLearner, Participant, model};
@@ -92,6 +93,8 @@ struct Node {
     storage: Option<Storage>,
     /// This node's suitability.
     score: u32,
+    /// What was spent before the store was opened.
+    work_before: Spent,
 }
 
 fn addresses(plan: &Plan, port: u16) -> BTreeMap<NodeId, SocketAddr> {
@@ -164,6 +167,8 @@ impl Node {
             replication: replication.local_addr().to_string(),
         }));
         let resources = resources_of(start).await?;
+        // Measuring the processor hashes, too, which is nobody's work.
+        let work_before = work::spent();
         let score = resources.score();
         outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
@@ -172,7 +177,7 @@ impl Node {
         let site = Site { resources, storage: storage.clone(), ..Site::new(replication.clone(), observer) };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
-        Ok(Self { id: start.node, learning, replication, store, storage, losses, score })
+        Ok(Self { id: start.node, learning, replication, store, storage, losses, score, work_before })
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
@@ -216,7 +221,7 @@ impl Node {
             request_id,
             latest: self.store.held(),
             epoch: *self.store.aggregator().borrow(),
-            usage: meter::usage(),
+            usage: meter::usage(self.work_before),
             learning: self.learning.traffic(),
             replication: self.replication.traffic(),
         }

@@ -11,6 +11,7 @@
 //!   suitability  which nodes are fit to aggregate and to hold
 //!   blob       checkpoint bytes by digest, pushed once, pulled from any holder
 //!   storage    what a node keeps across restarts: tables on disk
+//!   work       what hashing, encoding and decoding cost this process
 //!   ------------------------------------------------------------------------------------------------
 //!   transport  requests between nodes, bytes counted by class; quic (quinn) and channel (seeded, in-process)
 //! ```
@@ -36,6 +37,7 @@ pub mod store;
 pub mod suitability;
 pub mod transport;
 mod wire;
+pub mod work;
 
 pub use config::{Backend, ConfigError, Site, Window, open};
 pub use error::{Outcome, StoreError};

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::error::StoreError;
+use crate::work;
 
 /// One participant: a process, a network namespace or a board.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -143,7 +144,7 @@ impl Digest {
     /// Hashes `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self(*blake3::hash(bytes).as_bytes())
+        work::timed(work::Kind::Hash, || Self(*blake3::hash(bytes).as_bytes()))
     }
 
     /// The digest that 64 hexadecimal digits name; `None` if they are something else.

@@ -262,6 +262,9 @@ pub struct NodeRow {
     rss_bytes: u64,
     rss_peak_bytes: u64,
     cpu_ns: u64,
+    hash_ns: u64,
+    encode_ns: u64,
+    decode_ns: u64,
     learning_sent_bytes: u64,
     learning_received_bytes: u64,
     learning_lost_packets: u64,
@@ -277,7 +280,7 @@ pub struct NodeRow {
 
 impl NodeRow {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&str; 20] = [
+    pub const COLUMNS: [&str; 23] = [
         "node",
         "life",
         "state",
@@ -287,6 +290,9 @@ impl NodeRow {
         "rss_bytes",
         "rss_peak_bytes",
         "cpu_ns",
+        "hash_ns",
+        "encode_ns",
+        "decode_ns",
         "learning_sent_bytes",
         "learning_received_bytes",
         "learning_lost_packets",
@@ -329,6 +335,9 @@ impl NodeRow {
             rss_bytes: status.usage.rss_bytes,
             rss_peak_bytes: status.usage.rss_peak_bytes,
             cpu_ns: status.usage.cpu_ns,
+            hash_ns: status.usage.work.hash_ns,
+            encode_ns: status.usage.work.encode_ns,
+            decode_ns: status.usage.work.decode_ns,
             learning_sent_bytes: learning.control.sent_bytes + learning.bulk.sent_bytes,
             learning_received_bytes: learning.control.received_bytes + learning.bulk.received_bytes,
             learning_lost_packets: learning.control.lost_packets + learning.bulk.lost_packets,

@@ -96,6 +96,14 @@ pub struct Summary {
     pub replication_s_per_checkpoint: Option<f64>,
     /// Largest resident memory of a node that was reported.
     pub rss_peak_bytes: u64,
+    /// Processor time of all nodes, as far as they told.
+    pub cpu_ns: u64,
+    /// What all nodes spent on hashing, per acknowledged global checkpoint.
+    pub hash_ns_per_checkpoint: Option<u64>,
+    /// The same for encoding messages and parameters.
+    pub encode_ns_per_checkpoint: Option<u64>,
+    /// The same for decoding them.
+    pub decode_ns_per_checkpoint: Option<u64>,
     /// From the first start of a node until every node was ready.
     pub start_ns: Option<u64>,
     /// Bytes that left their senders, and what is known of the counting.

@@ -7,6 +7,7 @@ use super::links::News;
 use super::{Controller, Ending, Stop};
 use crate::control::{FromNode, ToNode};
 use crate::exit::Exit;
+use crate::meter::Usage;
 use crate::place::Placement;
 use crate::plan::Expected;
 use crate::record::{
@@ -37,7 +38,7 @@ impl<P: Placement> Controller<P> {
         for fault in self.timeline.remaining() {
             self.progress.warn(&format!("fault {fault} did not strike: its moment did not come"));
         }
-        summary.rss_peak_bytes = self.rss_peak();
+        self.count_cost(&mut summary);
         let totals = self.traffic_totals();
         self.count_traffic(&mut summary, &totals);
         if let Some(reason) = summary.traffic.doubt() {
@@ -211,10 +212,20 @@ impl<P: Placement> Controller<P> {
         summary.traffic = TrafficSummary::of(totals);
     }
 
-    fn rss_peak(&self) -> u64 {
+    /// Adds what nodes used of the machine, by their last words.
+    fn count_cost(&self, summary: &mut Summary) {
         let lives = self.cluster.lives().into_iter();
-        let statuses = lives.filter_map(|(_, view)| view.status.as_ref());
-        statuses.map(|status| status.usage.rss_peak_bytes.max(status.usage.rss_bytes)).max().unwrap_or(0)
+        let usages: Vec<Usage> =
+            lives.filter_map(|(_, view)| view.status.as_ref()).map(|status| status.usage).collect();
+        let checkpoints = self.cluster.puts.len() as u64;
+        let per_checkpoint =
+            |of: fn(&Usage) -> u64| usages.iter().map(of).sum::<u64>().checked_div(checkpoints);
+        summary.rss_peak_bytes =
+            usages.iter().map(|usage| usage.rss_peak_bytes.max(usage.rss_bytes)).max().unwrap_or(0);
+        summary.cpu_ns = usages.iter().map(|usage| usage.cpu_ns).sum();
+        summary.hash_ns_per_checkpoint = per_checkpoint(|usage| usage.work.hash_ns);
+        summary.encode_ns_per_checkpoint = per_checkpoint(|usage| usage.work.encode_ns);
+        summary.decode_ns_per_checkpoint = per_checkpoint(|usage| usage.work.decode_ns);
     }
 
     fn summary(&self, outcome: Outcome, exit: Exit, message: String) -> Summary {
@@ -256,6 +267,10 @@ impl<P: Placement> Controller<P> {
             learning_ws_per_round: None,
             replication_s_per_checkpoint: None,
             rss_peak_bytes: 0,
+            cpu_ns: 0,
+            hash_ns_per_checkpoint: None,
+            encode_ns_per_checkpoint: None,
+            decode_ns_per_checkpoint: None,
             start_ns: self.start_ns,
             traffic: TrafficSummary::default(),
             elapsed_ns: nanoseconds(self.started.elapsed()),

@@ -5,11 +5,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Refusal;
+use crate::work;
 
 /// Encodes plain data.
 #[must_use]
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
-    match postcard::to_stdvec(value) {
+    match work::timed(work::Kind::Encode, || postcard::to_stdvec(value)) {
         Ok(encoded) => encoded.into(),
         Err(error) => unreachable!("heads are plain data and always encode: {error}"),
     }
@@ -20,7 +21,7 @@ pub fn encode<T: Serialize>(value: &T) -> Bytes {
 /// # Errors
 /// A refusal that says what is wrong: malformed, or longer than what it encodes.
 pub fn decode<T: DeserializeOwned>(head: &[u8]) -> Result<T, Refusal> {
-    match postcard::take_from_bytes(head) {
+    match work::timed(work::Kind::Decode, || postcard::take_from_bytes(head)) {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(Refusal(format!("{} bytes after the end of a message head", rest.len()))),
         Err(error) => Err(Refusal(format!("malformed message head: {error}"))),

@@ -13,6 +13,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use rand::RngExt;
+use replication::work;
 
 use super::seed::generator;
 
@@ -160,6 +161,10 @@ fn check_finite(parameters: &[f32]) -> Result<(), ModelError> {
 /// # Errors
 /// As [`check`].
 pub fn encode(parameters: Vec<f32>) -> Result<Bytes, ModelError> {
+    work::timed(work::Kind::Encode, || to_bytes(parameters))
+}
+
+fn to_bytes(parameters: Vec<f32>) -> Result<Bytes, ModelError> {
     check(&parameters)?;
     #[cfg(target_endian = "little")]
     return Ok(Bytes::from_owner(Words(parameters)));
@@ -184,6 +189,10 @@ impl AsRef<[u8]> for Words {
 /// # Errors
 /// [`ModelError::EncodedLength`], or [`ModelError::NotFinite`] for the first offender.
 pub fn decode(bytes: &[u8]) -> Result<Cow<'_, [f32]>, ModelError> {
+    work::timed(work::Kind::Decode, || to_parameters(bytes))
+}
+
+fn to_parameters(bytes: &[u8]) -> Result<Cow<'_, [f32]>, ModelError> {
     if bytes.len() != ENCODED_BYTES {
         return Err(ModelError::EncodedLength { actual: bytes.len() });
     }
