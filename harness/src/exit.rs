@@ -74,6 +74,11 @@ pub fn print_error(error: &anyhow::Error) {
     let _ = writeln!(std::io::stderr(), "error: {error:#}");
 }
 
+/// Prints a warning as a line of standard error.
+pub fn print_warning(text: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;

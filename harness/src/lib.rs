@@ -13,12 +13,13 @@
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
-//!   data (download, check, unpack), disk (folders of stores), resume (a run that is continued), identity (credentials), clock, units, exit
+//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, resume (a run that is continued), identity (credentials), clock, units, exit
 //! ```
 //!
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
 //! or what a round computes: it sees events.
 
+pub mod capability;
 pub mod capture;
 pub mod cli;
 pub mod clock;
@@ -32,6 +33,7 @@ pub mod identity;
 pub mod link;
 pub mod meter;
 pub mod node;
+pub mod offload;
 pub mod place;
 pub mod plan;
 pub mod preflight;

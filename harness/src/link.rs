@@ -8,10 +8,12 @@
 //! jitter_ms = 1          # at most this much longer, uniform; the order is kept
 //! loss = 0.001           # share of datagrams that are lost
 //! reorder = 0.0          # share that overtakes those in delay
+//! netem = false          # whether the kernel's netem does the last four instead of the nodes
 //! ```
 //!
 //! The rate is the kernel's work, so it needs the placement `netns`. The rest is done by the nodes, to what they send,
-//! by a generator seeded from the trial: it works everywhere, and a capture does not see what was lost.
+//! by a generator seeded from the trial: it works everywhere, and a capture does not see what was lost. With `netem` the
+//! kernel does it, to every packet, unseeded; that needs `netns`, too, and a kernel that has it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -29,6 +31,8 @@ const BUILT_IN: [(&str, &str); 2] = [
 
 /// Longest delay, jitter or queue, in milliseconds.
 const MAX_MS: f64 = 10_000.0;
+/// Packets that may be in delay at a node at once.
+const NETEM_QUEUE_PACKETS: u32 = 16_384;
 /// Largest rate: more than any single host sends.
 const MAX_MBIT_PER_S: f64 = 100_000.0;
 
@@ -50,6 +54,8 @@ pub struct Link {
     pub loss: f64,
     /// Share of datagrams that overtake.
     pub reorder: f64,
+    /// Whether delay, jitter, loss and reordering are the work of the kernel's netem.
+    pub netem: bool,
 }
 
 impl Default for Link {
@@ -63,6 +69,7 @@ impl Default for Link {
             jitter_ms: 0.0,
             loss: 0.0,
             reorder: 0.0,
+            netem: false,
         }
     }
 }
@@ -77,6 +84,26 @@ impl Link {
     /// What nodes do to the datagrams they send; none if they leave them alone.
     #[must_use]
     pub fn impairment(&self) -> Option<Impairment> {
+        if self.netem { None } else { self.wanted_impairment() }
+    }
+
+    /// What the kernel's netem does to the packets that leave a node, as its arguments; none if it has nothing to do.
+    #[must_use]
+    pub fn netem_arguments(&self) -> Option<String> {
+        self.wanted_impairment().filter(|_| self.netem)?;
+        let us = |ms: f64| (ms * 1000.0).round() as u64;
+        // netem's jitter goes both ways, ours is an addition.
+        let (delay, jitter) = (us(self.delay_ms + self.jitter_ms / 2.0), us(self.jitter_ms / 2.0));
+        let mut words = format!("limit {NETEM_QUEUE_PACKETS} delay {delay}us {jitter}us");
+        for (name, share) in [("loss", self.loss), ("reorder", self.reorder)] {
+            if share > 0.0 {
+                words += &format!(" {name} {}%", share * 100.0);
+            }
+        }
+        Some(words)
+    }
+
+    fn wanted_impairment(&self) -> Option<Impairment> {
         let milliseconds = |value: f64| Duration::from_secs_f64(value / 1000.0);
         let impairment = Impairment {
             delay: milliseconds(self.delay_ms),
@@ -111,6 +138,9 @@ impl Link {
         let shares = [("loss", self.loss), ("reorder", self.reorder)];
         if let Some((name, value)) = shares.into_iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
             return Some(format!("{name} {value} is no share: use 0 to below 1"));
+        }
+        if self.netem && self.wanted_impairment().is_none() {
+            return Some("netem without a delay_ms, jitter_ms, loss or reorder has nothing to do".into());
         }
         (self.reorder > 0.0 && self.delay_ms == 0.0)
             .then(|| "reorder needs a delay_ms that can be overtaken".into())
@@ -185,10 +215,21 @@ pub(crate) mod tests {
             ("delay_ms = -1", "delay_ms -1 is outside"),
             ("shared_air = true", "has no effect"),
             ("reorder = 0.1", "needs a delay_ms"),
+            ("netem = true", "has nothing to do"),
         ] {
             let message = parse("x.toml", text).unwrap_err().to_string();
             assert!(message.contains(expected) && message.lines().count() == 1, "{text:?}: {message}");
         }
+    }
+
+    #[test]
+    fn netem_does_what_nodes_would_do_and_then_they_do_not() {
+        let text = "delay_ms = 2\njitter_ms = 1\nloss = 0.01\nreorder = 0.25";
+        assert_eq!(link(text).netem_arguments(), None);
+        let netem = link(&format!("{text}\nnetem = true"));
+        assert_eq!(netem.impairment(), None);
+        let expected = "limit 16384 delay 2500us 500us loss 1% reorder 25%";
+        assert_eq!(netem.netem_arguments().as_deref(), Some(expected));
     }
 
     #[test]

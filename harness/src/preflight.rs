@@ -8,7 +8,8 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 use workloads::federated::EngineKind;
 
-use crate::capture::{CaptureMode, sniff};
+use crate::capability::{self, NET_ADMIN, NET_RAW, SYS_ADMIN, capture_remedy};
+use crate::capture::{CaptureError, CaptureMode};
 use crate::data;
 use crate::disk;
 use crate::exit::Usage;
@@ -28,27 +29,41 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
     if let Durability::Disk { dir: Some(dir) } = &trial.durability {
         disk::check(dir, &trial.plan)?;
     }
-    if trial.plan.capture == CaptureMode::Required && !sniff::is_permitted() {
-        let wrong = "a raw socket needs root or CAP_NET_RAW";
-        return Err(Usage::option("--capture", "required", wrong, "run it as root, or use --capture auto"));
+    if trial.plan.capture == CaptureMode::Required && capability::missing(&[NET_RAW]).is_some() {
+        let remedy = format!("{}; or use --capture auto", capture_remedy());
+        return Err(Usage::option("--capture", "required", CaptureError::NotPermitted, remedy));
     }
     match trial.plan.placement {
         PlacementKind::Process => check_ports(&trial.plan),
-        PlacementKind::Netns => check_namespaces(),
+        PlacementKind::Netns => check_namespaces(&trial.plan),
     }
 }
 
 /// Whether this process may make network namespaces, and has the commands for it.
-fn check_namespaces() -> Result<(), Usage> {
-    if let Err(error) = Namespace::new() {
-        let wrong = format!("a network namespace cannot be made ({error}): it needs root");
+fn check_namespaces(plan: &Plan) -> Result<(), Usage> {
+    let refuse = |wrong| {
         let remedy = "run it as root, for example with sudo, or use --placement process";
-        return Err(Usage::option("--placement", "netns", wrong, remedy));
+        Err(Usage::option("--placement", "netns", wrong, remedy))
+    };
+    if let Some(missing) = capability::missing(&[SYS_ADMIN, NET_ADMIN]) {
+        return refuse(format!("network namespaces need {missing}, which root has and this process has not"));
+    }
+    if let Err(error) = Namespace::new() {
+        return refuse(format!("a network namespace cannot be made ({error})"));
     }
     network::check_tools().map_err(|missing| {
         let wrong = format!("the command {missing} is not there");
         Usage::option("--placement", "netns", wrong, "install iproute2, or use --placement process")
-    })
+    })?;
+    if plan.link.netem {
+        network::check_netem().map_err(|error| {
+            let wrong = format!("this kernel has no netem: {error:#}");
+            let remedy =
+                "load or build sch_netem, or leave netem out: nodes then do the same to what they send";
+            Usage::option("--link", "with netem", wrong, remedy)
+        })?;
+    }
+    Ok(())
 }
 
 fn check_engine(engine: EngineKind) -> Result<(), Usage> {

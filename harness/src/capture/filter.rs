@@ -6,8 +6,9 @@ use super::Settings;
 /// Most ports of a filter: its jumps reach 255 instructions.
 pub const MAX_PORTS: usize = 64;
 
-/// Bytes of an IPv4 packet that are handed over: Ethernet 14, IPv4 with all options 60, ports 4.
-pub const HEAD_BYTES: u32 = 96;
+/// Bytes of an IP packet that are handed over: Ethernet 14; IPv4 with all options 60, or IPv6 40 with up to 70 of
+/// extensions; ports 4.
+pub const HEAD_BYTES: u32 = 128;
 
 /// A whole packet of any other protocol, whose length is not in its head.
 const WHOLE_BYTES: u32 = 0x4_0000;
@@ -16,6 +17,8 @@ const ETHERTYPE_AT: u32 = 12;
 const FRAGMENT_AT: u32 = 20;
 const PROTOCOL_AT: u32 = 23;
 const SOURCE_AT: u32 = 26;
+const IPV6_NEXT_AT: u32 = 20;
+const IPV6_HEADER_BYTES: u32 = 40;
 /// Without the IP header, whose length is in the index register.
 const SOURCE_PORT_AT: u32 = 14;
 const DESTINATION_PORT_AT: u32 = 16;
@@ -25,6 +28,9 @@ const PACKET_TYPE_AT: u32 = 0xffff_f000 + 4;
 const PACKET_OUTGOING: u32 = 4;
 
 const IPV4: u32 = 0x0800;
+const IPV6: u32 = 0x86dd;
+/// Headers of IPv6 that stand before the ports, or before a later fragment: hop by hop, routing, fragment, destination.
+const EXTENSIONS: [u32; 4] = [0, 43, 44, 60];
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 const LATER_FRAGMENT: u32 = 0x1fff;
@@ -35,6 +41,7 @@ const LOAD_HALF: u16 = 0x28;
 const LOAD_BYTE: u16 = 0x30;
 const LOAD_HALF_INDEXED: u16 = 0x48;
 const INDEX_FROM_HEADER_LENGTH: u16 = 0xb1;
+const INDEX: u16 = 0x01;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const JUMP_IF_SET: u16 = 0x45;
 const RETURN: u16 = 0x06;
@@ -56,14 +63,25 @@ pub struct Instruction {
 #[derive(Clone, Copy)]
 enum To {
     Next,
+    /// To the label of this name.
+    Label(Label),
     Accept,
     Reject,
+}
+
+/// A place in a draft that is jumped to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Ipv6,
+    Ports,
 }
 
 /// An instruction whose jumps are not counted out yet.
 enum Draft {
     Plain(u16, u32),
     Jump(u16, u32, To, To),
+    /// No instruction: what follows has this name.
+    Here(Label),
 }
 
 /// The filter for `settings`; on a loopback interface, which shows every packet twice, only of what leaves.
@@ -75,57 +93,68 @@ pub fn program(settings: &Settings, loopback: bool) -> Vec<Instruction> {
         draft.push(Draft::Jump(JUMP_IF_EQUAL, PACKET_OUTGOING, To::Next, To::Reject));
     }
     if let Some(sender) = settings.only_from {
+        draft.push(Draft::Plain(LOAD_HALF, ETHERTYPE_AT));
+        draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Next, To::Reject));
         draft.push(Draft::Plain(LOAD_WORD, SOURCE_AT));
         draft.push(Draft::Jump(JUMP_IF_EQUAL, u32::from(sender), To::Next, To::Reject));
     }
-    if settings.others && draft.is_empty() {
-        draft.push(Draft::Plain(LOAD_HALF, ETHERTYPE_AT));
-        draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Accept, To::Reject));
+    draft.push(Draft::Plain(LOAD_HALF, ETHERTYPE_AT));
+    if settings.others && settings.only_from.is_none() && !loopback {
+        draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Accept, To::Next));
+        draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV6, To::Accept, To::Reject));
         return resolve(&draft, WHOLE_BYTES);
     }
-    draft.push(Draft::Plain(LOAD_HALF, ETHERTYPE_AT));
-    draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Next, To::Reject));
+    draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Next, To::Label(Label::Ipv6)));
     // Later fragments carry no ports: the tally knows whose they are.
     draft.push(Draft::Plain(LOAD_HALF, FRAGMENT_AT));
     draft.push(Draft::Jump(JUMP_IF_SET, LATER_FRAGMENT, To::Accept, To::Next));
     draft.push(Draft::Plain(INDEX_FROM_HEADER_LENGTH, SOURCE_PORT_AT));
     draft.push(Draft::Plain(LOAD_BYTE, PROTOCOL_AT));
-    // Of two protocols: what is not TCP must be UDP.
-    let udp_only = draft.len() + 2;
-    draft.push(Draft::Jump(JUMP_IF_EQUAL, TCP, To::Next, To::Next));
+    draft.push(Draft::Jump(JUMP_IF_EQUAL, TCP, To::Label(Label::Ports), To::Next));
+    draft.push(Draft::Jump(JUMP_IF_EQUAL, UDP, To::Label(Label::Ports), To::Reject));
+    draft.push(Draft::Here(Label::Ipv6));
+    draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV6, To::Next, To::Reject));
+    draft.push(Draft::Plain(LOAD_BYTE, IPV6_NEXT_AT));
+    // The tally walks through extensions; this program cannot.
+    draft.extend(EXTENSIONS.map(|header| Draft::Jump(JUMP_IF_EQUAL, header, To::Accept, To::Next)));
+    draft.push(Draft::Plain(INDEX, IPV6_HEADER_BYTES));
+    draft.push(Draft::Jump(JUMP_IF_EQUAL, TCP, To::Label(Label::Ports), To::Next));
     draft.push(Draft::Jump(JUMP_IF_EQUAL, UDP, To::Next, To::Reject));
+    draft.push(Draft::Here(Label::Ports));
     for at in [SOURCE_PORT_AT, DESTINATION_PORT_AT] {
         draft.push(Draft::Plain(LOAD_HALF_INDEXED, at));
         for port in &settings.ports {
             draft.push(Draft::Jump(JUMP_IF_EQUAL, u32::from(*port), To::Accept, To::Next));
         }
     }
-    let mut program = resolve(&draft, 0);
-    // TCP skips the question for UDP.
-    if let Some(tcp) = program.get_mut(udp_only - 2) {
-        tcp.jt = 1;
-    }
-    program
+    resolve(&draft, 0)
 }
 
 /// Counts the jumps out. Behind the draft come: return `rejected` bytes, return the head.
 fn resolve(draft: &[Draft], rejected: u32) -> Vec<Instruction> {
-    let length = draft.len();
-    let mut program: Vec<Instruction> = draft
-        .iter()
-        .enumerate()
-        .map(|(at, step)| match *step {
-            Draft::Plain(code, k) => Instruction { code, jt: 0, jf: 0, k },
+    let instructions = |steps: &[Draft]| steps.iter().filter(|step| !matches!(step, Draft::Here(_))).count();
+    let length = instructions(draft);
+    let place = |label: Label| {
+        let steps = draft.iter().position(|step| matches!(step, Draft::Here(name) if *name == label));
+        instructions(&draft[..steps.unwrap_or(draft.len())])
+    };
+    let mut program = Vec::with_capacity(length + 2);
+    for step in draft {
+        let skip = |to| match to {
+            To::Next => 0,
+            To::Label(label) => (place(label) - program.len() - 1) as u8,
+            To::Reject => (length - program.len() - 1) as u8,
+            To::Accept => (length - program.len()) as u8,
+        };
+        match *step {
+            Draft::Plain(code, k) => program.push(Instruction { code, jt: 0, jf: 0, k }),
             Draft::Jump(code, k, yes, no) => {
-                let skip = |to| match to {
-                    To::Next => 0,
-                    To::Reject => (length - at - 1) as u8,
-                    To::Accept => (length - at) as u8,
-                };
-                Instruction { code, jt: skip(yes), jf: skip(no), k }
+                let (jt, jf) = (skip(yes), skip(no));
+                program.push(Instruction { code, jt, jf, k });
             }
-        })
-        .collect();
+            Draft::Here(_) => {}
+        }
+    }
     program.extend([rejected, HEAD_BYTES].map(|k| Instruction { code: RETURN, jt: 0, jf: 0, k }));
     program
 }
@@ -153,6 +182,10 @@ mod tests {
                 LOAD_HALF => bytes(k as usize, 2),
                 LOAD_BYTE => bytes(k as usize, 1),
                 LOAD_HALF_INDEXED => bytes(x + k as usize, 2),
+                INDEX => {
+                    x = k as usize;
+                    continue;
+                }
                 INDEX_FROM_HEADER_LENGTH => {
                     x = 4 * (packet[k as usize] & 0xf) as usize;
                     continue;
@@ -185,6 +218,16 @@ mod tests {
         packet
     }
 
+    /// An IPv6 packet whose next header is `next`; the ports stand right behind the header.
+    fn packet_v6(next: u8, from: u16, to: u16) -> Vec<u8> {
+        let mut packet = vec![0; 12];
+        packet.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 60, next, 64]);
+        packet.extend([0xfd; 32]);
+        packet.extend(from.to_be_bytes());
+        packet.extend(to.to_be_bytes());
+        packet
+    }
+
     fn settings(ports: &[u16]) -> Settings {
         Settings { others: false, ..Settings::everything("lo", ports) }
     }
@@ -203,6 +246,14 @@ mod tests {
             (&many, packet(17, 0, 1, 9999), HEAD_BYTES),
             (&many, packet(17, 0, 9999, 64), HEAD_BYTES),
             (&many, packet(17, 0, 9999, 65), 0),
+            (&few, packet_v6(17, 8080, 1), HEAD_BYTES),
+            (&few, packet_v6(6, 1, 5000), HEAD_BYTES),
+            (&few, packet_v6(17, 1, 2), 0),
+            (&few, packet_v6(58, 8080, 8080), 0),
+            (&few, packet_v6(44, 1, 2), HEAD_BYTES),
+            (&few, packet_v6(0, 1, 2), HEAD_BYTES),
+            (&many, packet_v6(6, 9999, 64), HEAD_BYTES),
+            (&many, packet_v6(6, 9999, 65), 0),
         ] {
             assert_eq!(run(program, &packet, 0), expected, "{packet:?}");
         }
@@ -216,6 +267,7 @@ mod tests {
     fn with_others_everything_passes() {
         let program = program(&Settings::everything("eth0", &[8080]), false);
         assert_eq!(run(&program, &packet(17, 0, 1, 2), 0), HEAD_BYTES);
+        assert_eq!(run(&program, &packet_v6(58, 1, 2), 0), HEAD_BYTES);
         let mut arp = packet(17, 0, 1, 2);
         arp[13] = 6;
         assert_eq!(run(&program, &arp, 0), WHOLE_BYTES);
@@ -229,5 +281,10 @@ mod tests {
         assert_eq!(run(&program(&own, true), &packet, PACKET_OUTGOING), HEAD_BYTES);
         assert_eq!(run(&program(&own, true), &packet, 0), 0);
         assert_eq!(run(&program(&other, true), &packet, PACKET_OUTGOING), 0);
+        assert_eq!(run(&program(&own, true), &packet_v6(17, 8080, 8080), PACKET_OUTGOING), 0);
+        assert_eq!(
+            run(&program(&settings(&[8080]), true), &packet_v6(17, 8080, 1), PACKET_OUTGOING),
+            HEAD_BYTES
+        );
     }
 }

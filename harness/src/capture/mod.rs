@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   filter   which packets the kernel hands over, and how much of each: pure
+//!   head     the head of an IP packet, of both versions: pure
 //!   tally    packet heads -> counts: pure
 //!   sniff    an AF_PACKET socket read by pnet on a thread of its own; what the kernel dropped
 //!   interface  the counters that the interface keeps itself
@@ -11,6 +12,7 @@
 //! It does not know what a port is used for, nor what a run is.
 
 pub mod filter;
+pub mod head;
 pub mod interface;
 pub mod sniff;
 pub mod table;
@@ -77,6 +79,9 @@ pub struct Interval {
     pub counts: Vec<Count>,
     /// Packets that the kernel dropped, because they were not read fast enough. With any, the counts are too low.
     pub dropped_packets: u64,
+    /// Whether what was captured are the packets of the wire: no offload that joins or splits packets was on, and none was
+    /// longer than the interface's MTU. On loopback it never is.
+    pub exact: bool,
     /// The interface's own counters since the capture began.
     pub interface: InterfaceCounts,
     /// Why the capture ended, if not on request.

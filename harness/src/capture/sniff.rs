@@ -16,7 +16,7 @@ use socket2::{Domain, SockFilter, Socket, Type};
 
 use super::tally::{Own, Tally};
 use super::{InterfaceCounts, Interval, Settings, filter};
-use crate::clock;
+use crate::{clock, offload};
 
 /// Receive buffer asked of the kernel, in bytes: some 14,000 full packets, which the kernel keeps whole although only
 /// their heads are read.
@@ -43,7 +43,7 @@ pub enum CaptureError {
         others: String,
     },
     /// Raw sockets need privileges.
-    #[error("a raw socket needs root or CAP_NET_RAW")]
+    #[error("a raw socket needs CAP_NET_RAW, which root has")]
     NotPermitted,
     /// More than [`filter::MAX_PORTS`].
     #[error("more than {} ports", filter::MAX_PORTS)]
@@ -64,6 +64,9 @@ pub struct Sniffer {
     socket: Socket,
     tally: Tally,
     interface: String,
+    mtu_bytes: u64,
+    /// Whether no offload was seen on so far.
+    offloads_off: bool,
     base: InterfaceCounts,
     from_ns: u64,
 }
@@ -108,10 +111,14 @@ impl Sniffer {
             _ => return Err(failed(io::ErrorKind::Unsupported.into())),
         };
         let tally = Tally::new(&settings.ports, settings.others, own);
-        Ok(Self { receiver, socket, tally, interface: name, base, from_ns: clock::monotonic_ns() })
+        let mtu_bytes = offload::mtu_bytes(&name).map_err(failed)?;
+        // Loopback carries packets of any size, whatever its settings say.
+        let offloads_off = !interface.is_loopback() && are_off(&name);
+        let from_ns = clock::monotonic_ns();
+        Ok(Self { receiver, socket, tally, interface: name, mtu_bytes, offloads_off, base, from_ns })
     }
 
-    /// Counts the next packet; false if none came for a while.
+    /// Counts the next packet, unless a signal came; false if nothing came for a while.
     ///
     /// # Errors
     /// If nothing more can be read, because the interface is gone, for example.
@@ -122,7 +129,9 @@ impl Sniffer {
                 Ok(true)
             }
             Err(error) => match error.kind() {
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Ok(false),
+                // A signal is no sign of quiet: there may be more to read.
+                io::ErrorKind::Interrupted => Ok(true),
                 _ => Err(error),
             },
         }
@@ -132,11 +141,13 @@ impl Sniffer {
     pub fn take(&mut self) -> Interval {
         let from_ns = std::mem::replace(&mut self.from_ns, clock::monotonic_ns());
         let counters = InterfaceCounts::of(&self.interface);
+        self.offloads_off &= are_off(&self.interface);
         Interval {
             from_ns,
             until_ns: self.from_ns,
             counts: self.tally.take(),
             dropped_packets: dropped(&self.socket),
+            exact: self.offloads_off && self.tally.longest_bytes() <= self.mtu_bytes,
             interface: counters.map(|counters| counters.since(self.base)).unwrap_or_default(),
             failure: None,
             last: false,
@@ -170,18 +181,17 @@ impl Sniffer {
     }
 }
 
-/// Whether this process may open raw sockets.
-#[must_use]
-pub fn is_permitted() -> bool {
-    Socket::new(Domain::PACKET, Type::RAW, None).is_ok()
-}
-
 fn find(name: &str) -> Result<NetworkInterface, CaptureError> {
     let all = pnet_datalink::interfaces();
     let others = all.iter().map(|interface| interface.name.clone()).collect::<Vec<_>>().join(", ");
     all.into_iter()
         .find(|interface| interface.name == name)
         .ok_or_else(|| CaptureError::NoInterface { name: name.into(), others })
+}
+
+/// Whether no offload of `interface` joins packets.
+fn are_off(interface: &str) -> bool {
+    offload::state(interface).is_ok_and(|state| state.iter().all(|(_, on)| !on))
 }
 
 fn open_socket(settings: &Settings, loopback: bool) -> io::Result<Socket> {

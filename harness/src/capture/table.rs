@@ -1,6 +1,6 @@
 //! Counts for people and as CSV rows. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -8,19 +8,25 @@ use serde::Serialize;
 use super::{Direction, Interval};
 use crate::units::show_bytes;
 
-/// What was counted so far, and in the last interval.
+/// Rates are shown over this many of the last intervals, of about a second each.
+const SPANS: [usize; 3] = [2, 10, 40];
+
+/// What was counted so far, and in the last intervals.
 #[derive(Debug, Default)]
 pub struct Counts {
     rows: BTreeMap<(u16, Direction), Row>,
     dropped_packets: u64,
-    span_ns: u64,
+    inexact: bool,
+    /// Lengths of the last intervals in ns, the latest first.
+    spans_ns: VecDeque<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Row {
     packets: u64,
     bytes: u64,
-    last_bytes: u64,
+    /// Bytes of the last intervals, the latest first.
+    last_bytes: VecDeque<u64>,
 }
 
 /// A row of the CSV file.
@@ -34,12 +40,22 @@ pub struct CsvRow<'a> {
     packets: u64,
     bytes: u64,
     dropped_packets: u64,
+    exact: bool,
 }
 
 impl<'a> CsvRow<'a> {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&'static str; 8] =
-        ["interface", "from_ns", "until_ns", "port", "direction", "packets", "bytes", "dropped_packets"];
+    pub const COLUMNS: [&'static str; 9] = [
+        "interface",
+        "from_ns",
+        "until_ns",
+        "port",
+        "direction",
+        "packets",
+        "bytes",
+        "dropped_packets",
+        "exact",
+    ];
 
     /// The rows of an interval.
     pub fn of(interface: &'a str, interval: &'a Interval) -> impl Iterator<Item = Self> {
@@ -52,6 +68,7 @@ impl<'a> CsvRow<'a> {
             packets: count.packets,
             bytes: count.bytes,
             dropped_packets: interval.dropped_packets,
+            exact: interval.exact,
         })
     }
 }
@@ -67,16 +84,20 @@ impl Counts {
 
     /// Adds an interval.
     pub fn add(&mut self, interval: &Interval) {
-        self.span_ns = interval.until_ns.saturating_sub(interval.from_ns);
+        push(&mut self.spans_ns, interval.until_ns.saturating_sub(interval.from_ns));
         self.dropped_packets += interval.dropped_packets;
+        self.inexact |= !interval.exact;
         for row in self.rows.values_mut() {
-            row.last_bytes = 0;
+            push(&mut row.last_bytes, 0);
         }
         for count in &interval.counts {
             let row = self.rows.entry((count.port, count.direction)).or_default();
             row.packets += count.packets;
             row.bytes += count.bytes;
-            row.last_bytes = count.bytes;
+            match row.last_bytes.front_mut() {
+                Some(bytes) => *bytes = count.bytes,
+                None => push(&mut row.last_bytes, count.bytes),
+            }
         }
     }
 
@@ -86,28 +107,45 @@ impl Counts {
         self.dropped_packets
     }
 
+    /// Whether packets may have been counted that were joined by an offload, or are those of loopback.
+    #[must_use]
+    pub const fn is_inexact(&self) -> bool {
+        self.inexact
+    }
+
     /// The table, a row per port and direction.
     #[must_use]
     pub fn render(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["port", "direction", "now per s", "packets", "bytes", "total"]);
+        let rates = SPANS.map(|span| format!("B/s, {span} s"));
+        let header = ["port", "direction"].map(str::to_owned).into_iter().chain(rates);
+        table.set_header(header.chain(["packets", "bytes", "total"].map(str::to_owned)));
         for ((port, direction), row) in &self.rows {
-            let per_s = u128::from(row.last_bytes) * 1_000_000_000 / u128::from(self.span_ns.max(1));
-            table.add_row([
-                port.to_string(),
-                direction.name().to_owned(),
-                show_bytes(u64::try_from(per_s).unwrap_or(u64::MAX)),
-                row.packets.to_string(),
-                row.bytes.to_string(),
-                show_bytes(row.bytes),
-            ]);
+            let rates = SPANS.map(|span| show_bytes(self.rate(row, span)));
+            let begin = [port.to_string(), direction.name().to_owned()];
+            let end = [row.packets.to_string(), row.bytes.to_string(), show_bytes(row.bytes)];
+            table.add_row(begin.into_iter().chain(rates).chain(end));
         }
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         format!("{table}\n")
     }
+
+    /// Bytes per second of `row` in the last `span` intervals, as far as there were so many.
+    fn rate(&self, row: &Row, span: usize) -> u64 {
+        let bytes: u64 = row.last_bytes.iter().take(span).sum();
+        let span_ns: u64 = self.spans_ns.iter().take(span).sum();
+        let per_s = u128::from(bytes) * 1_000_000_000 / u128::from(span_ns.max(1));
+        u64::try_from(per_s).unwrap_or(u64::MAX)
+    }
+}
+
+/// Puts `value` before the others and forgets those that no rate is shown of.
+fn push(values: &mut VecDeque<u64>, value: u64) {
+    values.push_front(value);
+    values.truncate(SPANS[SPANS.len() - 1]);
 }
 
 #[cfg(test)]
@@ -128,11 +166,32 @@ mod tests {
         counts.add(&interval);
         let first = counts.render();
         assert_eq!(first.lines().count(), 5, "{first}");
-        assert!(first.contains("6.0 kB") && first.contains("3.0 kB"), "{first}");
+        assert_eq!(
+            first.matches("6.0 kB").count(),
+            3,
+            "the only interval is all there is to each rate: {first}"
+        );
+        assert!(first.contains("3.0 kB"), "{first}");
         interval.counts.clear();
+        interval.until_ns = 1_000_000_000;
         counts.add(&interval);
         let second = counts.render();
-        assert!(!second.contains("6.0 kB") && second.contains("3000"), "{second}");
-        assert_eq!(counts.dropped_packets(), 2);
+        assert_eq!(second.matches("2.0 kB").count(), 3, "{second}");
+        counts.add(&interval);
+        let third = counts.render();
+        assert_eq!(third.matches("1.2 kB").count(), 2, "not in the last two any more: {third}");
+        assert_eq!(counts.dropped_packets(), 3);
+        assert!(counts.is_inexact());
+    }
+
+    #[test]
+    fn a_row_that_appears_later_has_a_rate_of_its_own_intervals() {
+        let mut counts = Counts::default();
+        let mut interval = Interval { until_ns: 1_000_000_000, exact: true, ..Interval::default() };
+        counts.add(&interval);
+        interval.counts = vec![Count { port: 0, direction: Direction::Ingress, packets: 1, bytes: 500 }];
+        counts.add(&interval);
+        let shown = counts.render();
+        assert!(shown.contains("250 B") && !counts.is_inexact(), "{shown}");
     }
 }

@@ -1,17 +1,16 @@
 //! Packet heads to counts. Pure and total: any bytes are counted somewhere or not at all.
 //!
-//! A packet counts with its IP total length, header included, whatever was captured of it. It belongs to the counted
+//! A packet counts with the length that its IP header says, header included, whatever was captured of it. It belongs to the counted
 //! port that it goes to, else to the one it comes from. Later fragments carry no ports: they belong to the first
 //! fragment of their datagram, if that was seen before.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
 
 use pnet_packet::Packet as _;
 use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
-use pnet_packet::ip::IpNextHeaderProtocols;
-use pnet_packet::ipv4::Ipv4Packet;
 use serde::{Deserialize, Serialize};
+
+use super::head::{self, Datagram, Head, Piece};
 
 /// Stands for every port that is not counted apart, and for packets that have none.
 pub const OTHER_PORT: u16 = 0;
@@ -21,9 +20,6 @@ pub const ETHERNET_HEADER_BYTES: u64 = 14;
 
 /// Datagrams whose later fragments may still come.
 const MAX_FRAGMENTED: usize = 1024;
-
-/// MF, in pnet's order of the three flags.
-const MORE_FRAGMENTS: u8 = 0b001;
 
 /// Where a packet goes, seen from the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,9 +64,6 @@ pub enum Own {
     Outgoing,
 }
 
-/// The datagram a fragment belongs to.
-type FragmentKey = (Ipv4Addr, Ipv4Addr, u8, u16);
-
 /// Counts packets.
 #[derive(Debug)]
 pub struct Tally {
@@ -78,9 +71,10 @@ pub struct Tally {
     others: bool,
     own: Own,
     counts: BTreeMap<(u16, Direction), (u64, u64)>,
-    fragmented: BTreeMap<FragmentKey, u16>,
-    /// The keys of `fragmented`, the oldest first.
-    order: VecDeque<FragmentKey>,
+    longest_bytes: u64,
+    fragmented: BTreeMap<Datagram, u16>,
+    /// Those of `fragmented`, the oldest first.
+    order: VecDeque<Datagram>,
 }
 
 impl Tally {
@@ -92,6 +86,7 @@ impl Tally {
             others,
             own,
             counts: BTreeMap::new(),
+            longest_bytes: 0,
             fragmented: BTreeMap::new(),
             order: VecDeque::new(),
         }
@@ -106,9 +101,14 @@ impl Tally {
             Own::Mac(_) | Own::Outgoing => Direction::Egress,
         };
         let behind = ethernet.payload();
-        let (port, bytes) = match (ethernet.get_ethertype(), Ipv4Packet::new(behind)) {
-            (EtherTypes::Ipv4, Some(ip)) => (self.port_of(&ip), u64::from(ip.get_total_length())),
-            _ => (OTHER_PORT, behind.len() as u64),
+        let head = match ethernet.get_ethertype() {
+            EtherTypes::Ipv4 => head::ipv4(behind),
+            EtherTypes::Ipv6 => head::ipv6(behind),
+            _ => None,
+        };
+        let (port, bytes) = match head {
+            Some(head) => (self.port_of(&head), head.bytes),
+            None => (OTHER_PORT, behind.len() as u64),
         };
         if port == OTHER_PORT && !self.others {
             return;
@@ -116,6 +116,13 @@ impl Tally {
         let count = self.counts.entry((port, direction)).or_default();
         count.0 += 1;
         count.1 += bytes;
+        self.longest_bytes = self.longest_bytes.max(bytes);
+    }
+
+    /// Bytes of the longest packet so far. If it is longer than the interface's MTU, it is no packet of the wire.
+    #[must_use]
+    pub const fn longest_bytes(&self) -> u64 {
+        self.longest_bytes
     }
 
     /// What was counted since the last call.
@@ -126,37 +133,26 @@ impl Tally {
             .collect()
     }
 
-    fn port_of(&mut self, ip: &Ipv4Packet<'_>) -> u16 {
-        let protocol = ip.get_next_level_protocol();
-        let key = (ip.get_source(), ip.get_destination(), protocol.0, ip.get_identification());
-        let more = ip.get_flags() & MORE_FRAGMENTS != 0;
-        if ip.get_fragment_offset() > 0 {
-            let port = self.fragmented.get(&key).copied();
-            if !more && port.is_some() {
-                self.fragmented.remove(&key);
-                self.order.retain(|other| *other != key);
+    fn port_of(&mut self, head: &Head) -> u16 {
+        if let Piece::Later { datagram, last } = head.piece {
+            let port = self.fragmented.get(&datagram).copied();
+            if last && port.is_some() {
+                self.fragmented.remove(&datagram);
+                self.order.retain(|other| *other != datagram);
             }
             return port.unwrap_or(OTHER_PORT);
         }
-        if !matches!(protocol, IpNextHeaderProtocols::Udp | IpNextHeaderProtocols::Tcp) {
-            return OTHER_PORT;
-        }
-        let header = usize::from(ip.get_header_length()) * 4;
-        let Some(&[from_high, from_low, to_high, to_low]) = ip.packet().get(header..header + 4) else {
-            return OTHER_PORT;
-        };
-        let (from, to) = (u16::from_be_bytes([from_high, from_low]), u16::from_be_bytes([to_high, to_low]));
-        let counted = |port: u16| self.ports.contains(&port);
-        let port = [to, from].into_iter().find(|port| counted(*port)).unwrap_or(OTHER_PORT);
-        if more {
-            self.remember(key, port);
+        let Some((from, to)) = head.ports else { return OTHER_PORT };
+        let port = [to, from].into_iter().find(|port| self.ports.contains(port)).unwrap_or(OTHER_PORT);
+        if let Piece::First(datagram) = head.piece {
+            self.remember(datagram, port);
         }
         port
     }
 
-    fn remember(&mut self, key: FragmentKey, port: u16) {
-        if self.fragmented.insert(key, port).is_none() {
-            self.order.push_back(key);
+    fn remember(&mut self, datagram: Datagram, port: u16) {
+        if self.fragmented.insert(datagram, port).is_none() {
+            self.order.push_back(datagram);
         }
         if self.order.len() > MAX_FRAGMENTED
             && let Some(oldest) = self.order.pop_front()
@@ -223,6 +219,17 @@ mod tests {
         assert_eq!(tally.take(), [count(8080, Direction::Egress, 3, 3200)]);
         tally.packet(&head(OWN, 200, 9, 370, (8080, 8080)));
         assert_eq!(tally.take(), [count(OTHER_PORT, Direction::Egress, 1, 200)], "the datagram was complete");
+    }
+
+    #[test]
+    fn fragments_of_two_datagrams_may_alternate() {
+        let mut tally = tally(true);
+        tally.packet(&head(OWN, 1500, 1, 0x2000, (40_000, 8080)));
+        tally.packet(&head(OWN, 1500, 2, 0x2000, (40_000, 5000)));
+        tally.packet(&head(OWN, 300, 1, 185, (1, 1)));
+        tally.packet(&head(OWN, 400, 2, 185, (1, 1)));
+        let expected = [count(5000, Direction::Egress, 2, 1900), count(8080, Direction::Egress, 2, 1800)];
+        assert_eq!(tally.take(), expected);
     }
 
     #[test]

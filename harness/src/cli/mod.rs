@@ -48,8 +48,9 @@ pub enum Command {
     Node,
     /// Count the packets of an interface by port, direction and second, until Ctrl-C; needs root or CAP_NET_RAW.
     ///
-    /// IPv4 over UDP and TCP; bytes at IP level, headers included. On a loopback interface every packet is counted once,
-    /// as it leaves.
+    /// UDP and TCP over IPv4 and IPv6, fragments included; bytes at IP level, headers included. On a loopback interface
+    /// every packet is counted once, as it leaves. Counts are exact when the interface's offloads are off (ethtool -K NAME tso
+    /// off gso off gro off); if they are on, it says so.
     Capture(CaptureArgs),
     /// See, make or download the training data.
     Data {

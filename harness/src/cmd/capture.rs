@@ -9,10 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::print;
+use crate::capability::capture_remedy;
 use crate::capture::table::{Counts, CsvRow};
 use crate::capture::{Capture, CaptureError, Interval, Settings};
 use crate::cli::CaptureArgs;
-use crate::exit::{Exit, Usage, print_error};
+use crate::exit::{Exit, Usage, print_error, print_warning};
 
 /// Seconds that wait to be shown; beyond that the capture waits, and its socket fills.
 const WAITING_INTERVALS: usize = 64;
@@ -42,13 +43,12 @@ pub(super) fn run(args: &CaptureArgs) -> anyhow::Result<Exit> {
 }
 
 fn refusal(args: &CaptureArgs, error: CaptureError) -> anyhow::Error {
-    let usage =
-        |option, value: &dyn std::fmt::Display, remedy| Usage::option(option, value, &error, remedy).into();
+    let usage = |option, value: &dyn std::fmt::Display, remedy: &str| {
+        Usage::option(option, value, &error, remedy).into()
+    };
     match error {
         CaptureError::NoInterface { .. } => usage("--interface", &args.interface, "name one of them"),
-        CaptureError::NotPermitted => {
-            usage("--interface", &args.interface, "run it as root, for example with sudo")
-        }
+        CaptureError::NotPermitted => usage("--interface", &args.interface, &capture_remedy()),
         CaptureError::TooManyPorts => usage("--port", &args.ports.len(), "leave some out"),
         CaptureError::System { .. } => error.into(),
     }
@@ -81,7 +81,11 @@ async fn follow(
             () = &mut end, if running => stop(&mut capture),
             interval = intervals.recv() => {
                 let Some(interval) = interval else { break };
+                let exact_before = !counts.is_inexact();
                 counts.add(&interval);
+                if exact_before && counts.is_inexact() {
+                    live.suspend(|| warn_of_offloads(&args.interface));
+                }
                 if let Some(csv) = &mut csv {
                     CsvRow::of(&args.interface, &interval).try_for_each(|row| csv.serialize(row))?;
                     csv.flush().context("cannot write the CSV file")?;
@@ -102,6 +106,13 @@ async fn follow(
         return Ok(Exit::Failed);
     }
     Ok(Exit::Success)
+}
+
+fn warn_of_offloads(interface: &str) {
+    print_warning(&format!(
+        "{interface} joins packets (segmentation offloads, or loopback): what is counted are not the packets of the wire; \
+         ethtool -K {interface} tso off gso off gro off"
+    ));
 }
 
 /// Ends the capture on another thread, because it still has something to tell.

@@ -273,6 +273,15 @@ impl Plan {
     }
 
     fn validate_link(&self) -> Result<(), Usage> {
+        if self.placement == PlacementKind::Process && self.link.netem {
+            let wrong = "netem is on the interfaces of network namespaces";
+            return Err(Usage::option(
+                "--link",
+                "with netem",
+                wrong,
+                "use --placement netns, or leave netem out",
+            ));
+        }
         if let (PlacementKind::Process, Some(rate)) = (self.placement, self.link.rate_mbit_per_s) {
             let wrong = format!("its rate of {rate} Mbit/s needs an interface for each node");
             return Err(Usage::option("--link", "with a rate", wrong, "use --placement netns"));

@@ -42,11 +42,12 @@ pub struct CaptureRow {
     bytes: u64,
     dropped_packets: u64,
     source: Source,
+    exact: bool,
 }
 
 impl CaptureRow {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&str; 10] = [
+    pub const COLUMNS: [&str; 11] = [
         "node",
         "interface",
         "from_ns",
@@ -57,6 +58,7 @@ impl CaptureRow {
         "bytes",
         "dropped_packets",
         "source",
+        "exact",
     ];
 
     /// The rows of a second.
@@ -73,6 +75,7 @@ impl CaptureRow {
             bytes: count.bytes,
             dropped_packets: interval.dropped_packets,
             source: source_of(captured),
+            exact: interval.exact,
         })
     }
 }
@@ -100,11 +103,12 @@ pub struct CaptureTotal {
     transport_replication_bytes: u64,
     dropped_packets: u64,
     complete: bool,
+    exact: bool,
 }
 
 impl CaptureTotal {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&str; 16] = [
+    pub const COLUMNS: [&str; 17] = [
         "node",
         "source",
         "interface",
@@ -121,6 +125,7 @@ impl CaptureTotal {
         "transport_replication_bytes",
         "dropped_packets",
         "complete",
+        "exact",
     ];
 
     const fn captured_bytes(&self) -> u64 {
@@ -146,6 +151,7 @@ struct Captures {
     dropped_packets: u64,
     counters: InterfaceCounts,
     complete: bool,
+    exact: bool,
 }
 
 impl CaptureBook {
@@ -163,6 +169,8 @@ impl CaptureBook {
         captures.dropped_packets += interval.dropped_packets;
         captures.counters = interval.interface;
         captures.complete = interval.last && interval.failure.is_none();
+        // A capture that was inexact once stays so.
+        captures.exact = interval.exact;
     }
 
     /// The rows of `node`, by its captures and its last status; `ports` are those of learning and replication.
@@ -231,6 +239,7 @@ impl Captures {
             interface_bytes: own_interface.then_some(counters.1),
             dropped_packets: self.dropped_packets,
             complete: self.complete,
+            exact: self.exact,
             ..row
         }
     }
@@ -264,8 +273,12 @@ pub struct TrafficSummary {
     pub interface_bytes: Option<u64>,
     /// Largest difference between a node's capture and its interface, as a share; none where nothing was compared.
     pub interface_difference: Option<f64>,
+    /// Captures, of nodes with an interface of their own, that ended before they were told to.
+    pub incomplete_captures: u64,
     /// Packets that captures dropped.
     pub dropped_packets: u64,
+    /// Whether every count is one of packets as on the wire: by a capture, with no offload in between.
+    pub exact: bool,
     /// Whether nothing speaks against these counts. Those of the transport alone are not in doubt, but not at wire
     /// level either: see `source`.
     pub valid: bool,
@@ -289,7 +302,11 @@ impl TrafficSummary {
             transport_bytes: sum(|row| row.transport_learning_bytes + row.transport_replication_bytes),
             interface_bytes: captured.then(|| sum(|row| row.interface_bytes.unwrap_or(0))),
             interface_difference: differences.reduce(f64::max),
+            // On loopback a node that is killed takes its capture along.
+            incomplete_captures: sent().filter(|row| row.source == Source::Capture && !row.complete).count()
+                as u64,
             dropped_packets: sum(|row| row.dropped_packets),
+            exact: captured && rows.iter().all(|row| row.exact),
             valid: true,
         };
         summary.valid = summary.doubt().is_none();
@@ -301,6 +318,9 @@ impl TrafficSummary {
     pub fn doubt(&self) -> Option<String> {
         if self.dropped_packets > 0 {
             return Some(format!("the kernel dropped {} packets of the captures", self.dropped_packets));
+        }
+        if self.incomplete_captures > 0 {
+            return Some(format!("{} captures ended early", self.incomplete_captures));
         }
         let difference = self.interface_difference.filter(|difference| *difference > TOLERANCE)?;
         Some(format!("a capture differs from its interface by {:.2} %", difference * 100.0))
@@ -360,6 +380,17 @@ mod tests {
         assert!(!dropped.valid && dropped.doubt().unwrap().contains("dropped 3 packets"));
         let differs = summary(&captured(99_000, 0));
         assert!(!differs.valid && differs.doubt().unwrap().contains("differs"), "{differs:?}");
+    }
+
+    #[test]
+    fn a_capture_that_ended_early_makes_a_trial_invalid_and_one_offload_makes_it_inexact() {
+        let mut early = captured(100_000, 0);
+        early.interval.failure = Some("the interface is gone".into());
+        assert_eq!(summary(&early).doubt().as_deref(), Some("1 captures ended early"));
+        let mut offloaded = captured(100_000, 0);
+        assert!(!summary(&offloaded).exact);
+        offloaded.interval.exact = true;
+        assert!(summary(&offloaded).exact && summary(&offloaded).valid);
     }
 
     #[test]

@@ -7,7 +7,6 @@
 
 mod namespace;
 pub mod network;
-mod offload;
 
 use std::io;
 use std::path::Path;
@@ -23,7 +22,6 @@ use crate::control::Captured;
 use crate::plan::Plan;
 pub use namespace::{Namespace, enter};
 use network::{NODE_INTERFACE, Network};
-pub use offload::state as offload_state;
 
 /// Intervals that wait for the controller, about a minute of 244 nodes; beyond that captures wait.
 const WAITING_INTERVALS: usize = 16_384;

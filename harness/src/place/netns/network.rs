@@ -17,8 +17,8 @@ use anyhow::{Context as _, bail};
 use replication::NodeId;
 
 use super::namespace::{Namespace, enter};
-use super::offload;
 use crate::link::Link;
+use crate::offload;
 use crate::plan::Member;
 
 /// The node's interface, as it sees it.
@@ -61,7 +61,7 @@ impl Network {
             execute(&switch, &port_steps(&port, &inside.path(), link))?;
             execute(&inside, &node_steps(member, link))?;
             for (namespace, interface) in [(&switch, port.as_str()), (&inside, NODE_INTERFACE)] {
-                let off = namespace.run(|| offload::switch_off(interface));
+                let off = namespace.run(|| offload::switch(interface, false));
                 off.with_context(|| format!("cannot switch off the offloads of {interface}"))?;
             }
             nodes.insert(member.node, inside);
@@ -90,6 +90,15 @@ pub fn check_tools() -> Result<(), &'static str> {
         Some(missing) => Err(missing),
         None => Ok(()),
     }
+}
+
+/// Whether the kernel has netem.
+///
+/// # Errors
+/// What `tc` says.
+pub fn check_netem() -> anyhow::Result<()> {
+    let namespace = Namespace::new().context("cannot make a network namespace")?;
+    execute(&namespace, &[step("tc qdisc add dev lo root netem delay 1ms")])
 }
 
 fn port(node: NodeId) -> String {
@@ -143,8 +152,14 @@ fn node_steps(member: &Member, link: &Link) -> Vec<Step> {
         step(&format!("ip address add {}/24 dev {NODE_INTERFACE}", member.ip)),
         step(&format!("ip link set dev {NODE_INTERFACE} up")),
     ];
-    if !link.shared_air {
-        steps.extend(bucket(NODE_INTERFACE, link));
+    let bucket = if link.shared_air { None } else { bucket(NODE_INTERFACE, link) };
+    if let Some(netem) = link.netem_arguments() {
+        // Behind the bucket, so that a packet has its rate before it has its delay.
+        let parent = if bucket.is_some() { "parent 1:1" } else { "root" };
+        steps.extend(bucket);
+        steps.push(step(&format!("tc qdisc add dev {NODE_INTERFACE} {parent} netem {netem}")));
+    } else {
+        steps.extend(bucket);
     }
     steps
 }
@@ -154,7 +169,9 @@ fn bucket(device: &str, link: &Link) -> Option<Step> {
     let rate = link.rate_bits_per_s()?;
     let burst = (rate / 8 * BURST_MS / 1000).max(MIN_BURST_BYTES);
     let queue = link.queue_ms;
-    Some(step(&format!("tc qdisc add dev {device} root tbf rate {rate}bit burst {burst}b latency {queue}ms")))
+    Some(step(&format!(
+        "tc qdisc add dev {device} root handle 1: tbf rate {rate}bit burst {burst}b latency {queue}ms"
+    )))
 }
 
 fn execute(namespace: &Namespace, steps: &[Step]) -> anyhow::Result<()> {
@@ -189,7 +206,7 @@ mod tests {
     #[test]
     fn a_rate_is_a_bucket_at_both_ends_of_a_link() {
         let link = link("rate_mbit_per_s = 100");
-        let bucket = "root tbf rate 100000000bit burst 25000b latency 50ms";
+        let bucket = "root handle 1: tbf rate 100000000bit burst 25000b latency 50ms";
         let member = Member { node: NodeId(3), ip: "10.1.2.13".parse().unwrap() };
         assert!(lines(&node_steps(&member, &link)).contains(&format!("tc qdisc add dev eth0 {bucket}")));
         assert!(
@@ -206,6 +223,20 @@ mod tests {
         assert_eq!(buckets(&switch_steps(&link)), 1);
         assert_eq!(buckets(&port_steps("node3", "/n", &link)) + buckets(&node_steps(&member, &link)), 0);
         assert!(lines(&port_steps("node3", "/n", &link)).last().unwrap().ends_with("redirect dev air0"));
+    }
+
+    #[test]
+    fn netem_stands_behind_a_node_s_bucket_or_alone() {
+        let member = Member { node: NodeId(3), ip: "10.1.2.13".parse().unwrap() };
+        let last = |text: &str| lines(&node_steps(&member, &link(text))).pop().unwrap();
+        let with_rate = last("netem = true\ndelay_ms = 1\nrate_mbit_per_s = 100");
+        assert_eq!(with_rate, "tc qdisc add dev eth0 parent 1:1 netem limit 16384 delay 1000us 0us");
+        for alone in [
+            "netem = true\ndelay_ms = 1",
+            "netem = true\ndelay_ms = 1\nrate_mbit_per_s = 9\nshared_air = true",
+        ] {
+            assert_eq!(last(alone), "tc qdisc add dev eth0 root netem limit 16384 delay 1000us 0us");
+        }
     }
 
     #[test]
