@@ -2,13 +2,14 @@
 //! what happened.
 //!
 //! ```text
-//!   main -> cli -> cmd/{run, node, data, completions}      one file per subcommand
+//!   main -> cli -> cmd/{run, experiment, node, data, ...}  one file per subcommand
 //!   ---------------------------------------------------------------------------------------------------
 //!   controller                                             node (the same binary, started by the controller)
 //!     plan, preflight   validated before anything starts     cmd/node   stdin and stdout <-> channels
 //!     run               the loop: events in, orders out      node       what a node does with its plan
 //!     fault             pure: events in, actions out         meter      memory and processor time of this process
 //!                                                            resources  what the node has to offer
+//!     experiment        many runs from a file, resumable
 //!     place, link       where nodes run: child processes, in network namespaces on request; links between them
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
@@ -28,6 +29,7 @@ pub mod control;
 pub mod data;
 pub mod disk;
 pub mod exit;
+pub mod experiment;
 pub mod fault;
 pub mod identity;
 pub mod link;

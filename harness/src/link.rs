@@ -164,7 +164,7 @@ pub fn parse(name: &str, text: &str) -> Result<Link, Usage> {
     }
 }
 
-/// The profile that `name` names: a built-in one, or a TOML file.
+/// The profile that `name` names: a built-in one, a TOML file, or `KEY=VALUE,...` with the keys of such a file.
 ///
 /// # Errors
 /// A name that means nothing, or a file that cannot be used.
@@ -172,8 +172,11 @@ pub fn load(name: &str) -> Result<Link, Usage> {
     if let Some((name, text)) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
         return parse(name, text);
     }
+    if name.contains('=') {
+        return parse(name, &name.replace(',', "\n"));
+    }
     let names = BUILT_IN.map(|(name, _)| name).join(", ");
-    let remedy = format!("use {names} or a .toml file");
+    let remedy = format!("use {names}, a .toml file or KEY=VALUE,...");
     if Path::new(name).extension().is_none_or(|extension| extension != "toml") {
         return Err(Usage::option("--link", name, "no link profile has this name", remedy));
     }
@@ -200,6 +203,8 @@ pub(crate) mod tests {
         }
         assert!(load("wifi-pi3").unwrap().shared_air);
         assert_eq!(link(""), Link::default());
+        assert_eq!(load("delay_ms=25,loss=0.01").unwrap(), link("delay_ms = 25\nloss = 0.01"));
+        assert!(load("delay=25").unwrap_err().to_string().contains("unknown field `delay`"));
         assert_eq!(Link::default().impairment(), None);
     }
 

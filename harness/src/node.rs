@@ -12,11 +12,13 @@ use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::impair::{self, Losses};
-use replication::transport::quic::{QuicConfig, QuicTransport};
+use replication::transport::quic::{HANDSHAKE_TIMEOUT, QuicConfig, QuicTransport};
 use replication::work::{self, Spent};
 use replication::{AnyStore, NodeId, Site, Storage};
 use tokio::sync::mpsc;
-use workloads::federated::{self, Event, LocalLearner, Participant, model};
+use workloads::federated::{
+    self, EngineKind, Event, Learner, LocalLearner, Participant, SizedLearner, model,
+};
 
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
@@ -31,6 +33,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOPBACK_INTERFACE: &str = "lo";
 /// A quiet connection is probed this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// What a connection's timeouts are at least for each node: a hundred nodes on few cores answer late, and their mesh has
+/// twenty thousand connections to open and to probe.
+const PATIENCE_PER_NODE: Duration = Duration::from_millis(100);
 
 /// The request that a status answers which nobody asked for.
 const UNASKED: u64 = 0;
@@ -123,8 +128,10 @@ fn bind(
         peers.get(&start.node).copied().with_context(|| format!("the plan has no node {}", start.node))?;
     let mut config = QuicConfig::new(identity, plane, own);
     config.peers = peers;
-    config.idle_timeout = IDLE_TIMEOUT;
-    config.keep_alive = KEEP_ALIVE;
+    let nodes = start.plan.members.len() as u32;
+    config.idle_timeout = IDLE_TIMEOUT.max(PATIENCE_PER_NODE * nodes);
+    config.keep_alive = KEEP_ALIVE.max(PATIENCE_PER_NODE * nodes * 2 / 5);
+    config.handshake_timeout = HANDSHAKE_TIMEOUT.max(PATIENCE_PER_NODE * nodes);
     config.seed = start.plan.job.seed ^ start.node.0;
     // One schedule for each node and plane.
     let impairment = start.plan.link.impairment().unwrap_or_default();
@@ -132,7 +139,7 @@ fn bind(
     config.wrap_socket = Some(impair::wrapper(impairment, seed, losses.clone()));
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
-        config.max_body_bytes = model::ENCODED_BYTES as u64;
+        config.max_body_bytes = start.plan.job.parameter_bytes;
     }
     Ok(QuicTransport::bind(config)?)
 }
@@ -153,6 +160,19 @@ async fn storage_of(plan: &Plan, node: NodeId) -> anyhow::Result<Option<Storage>
     let storage = tokio::task::spawn_blocking(|| Storage::open(file)).await?.with_context(failed)?;
     storage.identify(node, &disk.cluster).await.with_context(failed)?;
     Ok(Some(storage))
+}
+
+/// What works for this node's worker, and what it is.
+async fn learner_of(plan: &Plan, node: NodeId) -> anyhow::Result<(Arc<dyn Learner>, Event)> {
+    if plan.job.engine == EngineKind::None {
+        let engine = "none".to_owned();
+        let ready = Event::Ready { train_examples: 0, test_examples: 0, synthetic: false, engine };
+        return Ok((Arc::new(SizedLearner::new(&plan.job, node)), ready));
+    }
+    let learner = LocalLearner::open(&plan.job, node, &plan.nodes()).await?;
+    let (train_examples, test_examples) = learner.examples();
+    let (synthetic, engine) = (learner.is_synthetic(), learner.engine().to_owned());
+    Ok((Arc::new(learner), Event::Ready { train_examples, test_examples, synthetic, engine }))
 }
 
 impl Node {
@@ -181,18 +201,19 @@ impl Node {
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
-        let learner = LocalLearner::open(&plan.job, self.id, &plan.nodes()).await?;
-        let (train_examples, test_examples) = learner.examples();
-        let (synthetic, engine) = (learner.is_synthetic(), learner.engine().to_owned());
-        outbox.federated(Event::Ready { train_examples, test_examples, synthetic, engine });
+        let (learner, ready) = learner_of(plan, self.id).await?;
+        outbox.federated(ready);
         let events = self.events(outbox.clone());
         Ok(Participant {
             config: plan.job.clone(),
             store: self.store.clone(),
             learning: self.learning.clone(),
-            learner: Arc::new(learner),
+            learner,
             score: self.score,
-            initial: model::encode(model::initial(plan.job.seed))?,
+            initial: match plan.job.engine {
+                EngineKind::None => SizedLearner::initial(&plan.job)?,
+                EngineKind::Candle | EngineKind::Torch => model::encode(model::initial(plan.job.seed))?,
+            },
             events,
         })
     }

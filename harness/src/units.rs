@@ -66,6 +66,32 @@ pub fn parse_window(text: &str) -> Result<(Duration, Duration), String> {
     Ok((parse(&low)?, parse(high)?))
 }
 
+/// Reads `248024`, `64kB`, `45MB` (powers of 1000), `64KiB` or `4MiB` (powers of 1024).
+///
+/// # Errors
+/// What is wrong, with the forms that would be right.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let wrong = || "not a number of bytes; write for example 248024, 64kB, 45MB or 4MiB".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: f64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1_048_576.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| wrong())?;
+    let bytes = number * unit;
+    // Whole, and exact as a float.
+    if !(bytes >= 0.0 && bytes <= 2f64.powi(53) && bytes.fract() == 0.0) {
+        return Err(wrong());
+    }
+    Ok(bytes as u64)
+}
+
 /// Nanoseconds of a duration that [`parse_duration`] accepts.
 #[must_use]
 pub fn nanoseconds(duration: Duration) -> u64 {
@@ -108,6 +134,15 @@ pub fn exact_ms(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units_of_both_kinds() {
+        let sizes = ["248024", "64kB", "64 KB", "4MiB", "1.5MB", "0"].map(|text| parse_bytes(text).unwrap());
+        assert_eq!(sizes, [248_024, 64_000, 64_000, 4_194_304, 1_500_000, 0]);
+        for text in ["", "MB", "-1", "1.5", "1e400", "nan", "3 apples"] {
+            assert!(parse_bytes(text).unwrap_err().contains("45MB"), "{text}");
+        }
+    }
 
     #[test]
     fn durations_take_a_unit_or_the_option_s_own() {

@@ -29,7 +29,7 @@ fn averaging(c: &mut Criterion) {
     group.throughput(Throughput::Bytes((uploads.len() * PARAMETERS * size_of::<f32>()) as u64));
     group.bench_function("10 uploads", |b| {
         b.iter(|| {
-            let mut average = Average::new();
+            let mut average = Average::new(PARAMETERS);
             for upload in &uploads {
                 let _ = black_box(average.add(upload, 1_000));
             }

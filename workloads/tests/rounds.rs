@@ -46,7 +46,7 @@ impl Learner for StandIn {
         }
         let parameters = model::decode(&parameters).map_err(|error| LearnerError(error.to_string()))?;
         let trained = parameters.iter().map(|parameter| parameter + STEP).collect();
-        Ok(Update { parameters: model::encode(trained).unwrap(), examples: 100, loss: 2.0 })
+        Ok(Update { parameters: model::encode(trained).unwrap(), examples: 100, loss: Some(2.0) })
     }
 
     async fn evaluate(&self, parameters: Bytes) -> Result<Evaluation, LearnerError> {
@@ -74,6 +74,7 @@ fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         stateless: false,
         policy: Policy::First,
         engine: EngineKind::Candle,
+        parameter_bytes: model::ENCODED_BYTES as u64,
     }
 }
 

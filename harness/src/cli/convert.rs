@@ -1,15 +1,23 @@
 //! From options to a validated plan, and back to the command that repeats it.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use clap::ValueEnum;
+use workloads::federated::model::ENCODED_BYTES;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
-use super::{CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs};
+use super::{CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs, Span};
 use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::link::{self, Link};
 use crate::plan::{self, Durability, PlacementKind, Plan, Trial};
+use crate::units::MAX_DURATION;
+
+/// What `--round-deadline` is by default, unless the parameters need longer.
+const SHORTEST_ROUND_DEADLINE: Duration = Duration::from_secs(120);
+/// What all links together carry at least, for that.
+const SLOWEST_BYTES_PER_MS: u64 = 1000;
 
 impl RunArgs {
     /// The trial these options describe. `random_seed` is used where no seed was given.
@@ -90,7 +98,8 @@ impl RunArgs {
                 ProfileArg::Workers => Profile::Workers,
             },
             min_fit_clients: self.effective_min_fit_clients(),
-            round_deadline_ms: u64::try_from(self.round_deadline.0.as_millis()).unwrap_or(u64::MAX),
+            round_deadline_ms: u64::try_from(self.effective_round_deadline().0.as_millis())
+                .unwrap_or(u64::MAX),
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: !self.no_reuse,
@@ -99,7 +108,9 @@ impl RunArgs {
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
                 EngineArg::Torch => EngineKind::Torch,
+                EngineArg::None => EngineKind::None,
             },
+            parameter_bytes: self.effective_parameter_bytes(),
         }
     }
 
@@ -108,6 +119,21 @@ impl RunArgs {
         self.network.unwrap_or(match self.placement {
             PlacementArg::Process => Ipv4Addr::new(127, 0, 0, 0),
             PlacementArg::Netns => Ipv4Addr::new(10, 0, 0, 0),
+        })
+    }
+
+    /// The model's, unless said otherwise.
+    fn effective_parameter_bytes(&self) -> u64 {
+        self.parameter_bytes.map_or(ENCODED_BYTES as u64, |size| size.0)
+    }
+
+    /// Time for the parameters to go to all workers and back over a slow link, unless said otherwise.
+    fn effective_round_deadline(&self) -> Span {
+        self.round_deadline.unwrap_or_else(|| {
+            let workers = plan::workers_of(self.nodes, self.aggregator_trains);
+            let bytes = self.effective_parameter_bytes().saturating_mul(2 * workers);
+            let travel = Duration::from_millis(bytes / SLOWEST_BYTES_PER_MS);
+            Span(travel.max(SHORTEST_ROUND_DEADLINE).min(MAX_DURATION))
         })
     }
 
@@ -133,13 +159,16 @@ impl RunArgs {
         option("nodes", &self.nodes);
         option("rounds", &self.rounds);
         option("min-fit-clients", &self.effective_min_fit_clients());
-        option("round-deadline", &self.round_deadline);
+        option("round-deadline", &self.effective_round_deadline());
         option("seed", &seed);
         option("local-epochs", &self.local_epochs);
         option("batch-size", &self.batch_size);
         option("lr", &self.lr);
         option("momentum", &self.momentum);
         option("engine", &word(self.engine));
+        if self.engine == EngineArg::None {
+            option("parameter-bytes", &self.effective_parameter_bytes());
+        }
         if let Some(data) = &self.data {
             option("data", &data.display());
         }

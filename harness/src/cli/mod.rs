@@ -2,6 +2,7 @@
 
 mod backend;
 mod convert;
+mod experiment;
 mod resume;
 mod values;
 
@@ -15,7 +16,8 @@ use crate::fault::Fault;
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
 pub use convert::{shell_line, shell_words};
-pub use values::{PartitionArg, PolicyArg, Span, Thousandths, Window};
+pub use experiment::{ExperimentCommand, ExperimentRunArgs, ExperimentShowArgs, run_options};
+pub use values::{PartitionArg, PolicyArg, Size, Span, Thousandths, Window};
 
 /// Runs, breaks and measures replicated federated-learning jobs.
 ///
@@ -38,6 +40,12 @@ pub struct Cli {
 pub enum Command {
     /// Run one federated job over a replicated checkpoint store.
     Run(Box<RunArgs>),
+    /// Run many trials that a file spells out: shipped experiments, or your own.
+    Experiment {
+        /// What to do with experiments.
+        #[command(subcommand)]
+        command: ExperimentCommand,
+    },
     /// Make a new cluster from a survivor's store, when the majority of nodes is gone for good.
     ///
     /// Shows what the store holds. With --accept-loss it writes stores for a new cluster that begins with that; continue
@@ -134,6 +142,9 @@ pub enum EngineArg {
     Candle,
     /// libtorch; needs a binary built with the feature torch.
     Torch,
+    /// None: updates of --parameter-bytes are drawn, sent and averaged, and nothing is learned. Options of training and data
+    /// have no effect.
+    None,
 }
 
 /// Whether what nodes store survives their end.
@@ -216,10 +227,10 @@ pub struct RunArgs {
     /// Fewest workers whose results make a round count [default: half of the workers, rounded up].
     #[arg(long, value_name = "N", help_heading = "Job")]
     pub min_fit_clients: Option<u32>,
-    /// Time after which a round goes on without the results that are missing (seconds unless a unit is given).
-    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = values::seconds)]
-    #[arg(help_heading = "Job")]
-    pub round_deadline: Span,
+    /// Time after which a round goes on without the results that are missing (seconds unless a unit is given) [default:
+    /// 120s, or the time for the parameters to go to all workers and back at 1 MB/s, if that is longer].
+    #[arg(long, value_name = "DURATION", value_parser = values::seconds, help_heading = "Job")]
+    pub round_deadline: Option<Span>,
     /// Let the aggregator train, too.
     #[arg(long, help_heading = "Job")]
     pub aggregator_trains: bool,
@@ -247,6 +258,10 @@ pub struct RunArgs {
     /// Training engine.
     #[arg(long, value_enum, default_value_t = EngineArg::Candle, help_heading = "Training")]
     pub engine: EngineArg,
+    /// Size of the parameters with --engine none, from 4 B to 256 MiB, for example 64kB or 45MB; a multiple of 4 [default:
+    /// the size of the model, 248024].
+    #[arg(long, value_name = "SIZE", help_heading = "Training")]
+    pub parameter_bytes: Option<Size>,
 
     /// CIFAR-10 in its binary layout: a folder or the .tar.gz archive [default: the built-in synthetic set].
     #[arg(long, value_name = "DIR|ARCHIVE", help_heading = "Data")]
@@ -268,9 +283,9 @@ pub struct RunArgs {
     /// --placement netns].
     #[arg(long, value_name = "A.B.C.0", help_heading = "Placement")]
     pub network: Option<Ipv4Addr>,
-    /// Links between nodes: lan, wifi-pi3, or a TOML file with rate, delay, jitter, loss and reordering [default:
-    /// as fast as this machine].
-    #[arg(long, value_name = "NAME|FILE.toml", help_heading = "Placement")]
+    /// Links between nodes: lan, wifi-pi3, a TOML file with rate, delay, jitter, loss and reordering, or its keys and values,
+    /// for example delay_ms=25,loss=0.01 [default: as fast as this machine].
+    #[arg(long, value_name = "NAME|FILE.toml|KEY=VALUE,...", help_heading = "Placement")]
     pub link: Option<String>,
     /// Whether nodes count their packets by capture (pnet).
     #[arg(long, value_enum, default_value_t = CaptureArg::Auto, help_heading = "Placement")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use workloads::federated::{Partition, Policy};
 
-use crate::units::{Bare, exact_ms, nanoseconds, parse_duration, parse_window};
+use crate::units::{Bare, exact_ms, nanoseconds, parse_bytes, parse_duration, parse_window};
 
 /// A duration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,24 @@ pub(super) fn seconds(text: &str) -> Result<Span, String> {
 
 pub(super) fn milliseconds(text: &str) -> Result<Span, String> {
     parse_duration(text, Bare::Milliseconds).map(Span)
+}
+
+/// A number of bytes, written as such.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_bytes(text).map(Self)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
 }
 
 /// A span between two durations after an event.

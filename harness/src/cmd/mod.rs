@@ -2,6 +2,7 @@
 
 mod capture;
 mod data;
+mod experiment;
 mod node;
 mod recover;
 mod run;
@@ -18,6 +19,7 @@ use crate::exit::Exit;
 pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Experiment { command } => experiment::run(&command),
         Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
         Command::Capture(args) => capture::run(&args),

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use workloads::federated::EngineKind;
 
 use super::print;
 use crate::cli::{RunArgs, shell_line};
@@ -39,30 +40,45 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     announce(&trial, &progress);
     let setup = Setup {
         command: shell_line(&words),
+        dir: None,
         resumed_from: earlier.map(|earlier| earlier.dir),
         repeat: shell_line(&args.repeat_command(trial.plan.job.seed)),
         issue: identity::issue,
         timeouts: Timeouts::of(&trial.plan),
         trial,
     };
-    // Nodes die with the thread that started them: this one, which lives as long as the controller.
+    let summary = block_on(async {
+        let stops = stop_signals()?;
+        carry_out(setup, progress, stops).await
+    })?;
+    report(&summary, &args)
+}
+
+/// Runs `future` on this thread. Nodes die with the thread that started them: this one, which lives as long as the
+/// controller.
+pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let summary = runtime.block_on(async {
-        let stops = stop_signals()?;
-        match setup.trial.plan.placement {
-            PlacementKind::Process => {
-                Box::pin(run::run(setup, Processes::of_this_program()?, progress, stops)).await
-            }
-            PlacementKind::Netns => {
-                let placement = Namespaces::build(&setup.trial.plan)?;
-                Box::pin(run::run(setup, placement, progress, stops)).await
-            }
+    runtime.block_on(future)
+}
+
+/// Runs a trial where its plan has it.
+pub(super) async fn carry_out(
+    setup: Setup,
+    progress: Progress,
+    stops: mpsc::Receiver<Stop>,
+) -> anyhow::Result<Summary> {
+    match setup.trial.plan.placement {
+        PlacementKind::Process => {
+            Box::pin(run::run(setup, Processes::of_this_program()?, progress, stops)).await
         }
-    })?;
-    report(&summary, &args)
+        PlacementKind::Netns => {
+            let placement = Namespaces::build(&setup.trial.plan)?;
+            Box::pin(run::run(setup, placement, progress, stops)).await
+        }
+    }
 }
 
 /// A seed from the operating system's randomness, below 2^53 so that every JSON reader keeps all of its digits.
@@ -78,7 +94,7 @@ fn announce(trial: &Trial, progress: &Progress) {
     for warning in trial.plan.backend.warnings() {
         progress.warn(&warning);
     }
-    if trial.plan.job.data.is_none() {
+    if trial.plan.job.data.is_none() && trial.plan.job.engine != EngineKind::None {
         progress.note(
             "using the built-in synthetic examples; for CIFAR-10: `harness data fetch DIR`, then run with --data DIR",
         );
@@ -86,7 +102,7 @@ fn announce(trial: &Trial, progress: &Progress) {
 }
 
 /// SIGINT and SIGTERM as messages.
-fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
+pub(super) fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
     let (sender, stops) = mpsc::channel(4);
     for (kind, stop) in
         [(SignalKind::interrupt(), Stop::Interrupt), (SignalKind::terminate(), Stop::Terminate)]

@@ -202,6 +202,7 @@ pub(crate) mod tests {
             stateless: false,
             policy: Policy::First,
             engine: EngineKind::Candle,
+            parameter_bytes: workloads::federated::model::ENCODED_BYTES as u64,
         };
         let backend = BackendPlan {
             scheme: Scheme::Raft,

@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 
 use replication::Payload;
-use workloads::federated::{Partition, Policy};
+use replication::store::MAX_PARAMETER_BYTES;
+use workloads::federated::model::ENCODED_BYTES;
+use workloads::federated::{EngineKind, Partition, Policy};
 
 use super::{
     Backend, BackendPlan, Durability, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES,
@@ -22,8 +24,11 @@ impl Plan {
     /// # Errors
     /// The first contradiction, by option, with its remedy.
     pub fn validate(&self) -> Result<(), Usage> {
-        self.validate_data()?;
-        self.validate_training()?;
+        self.validate_size()?;
+        if self.job.engine != EngineKind::None {
+            self.validate_data()?;
+            self.validate_training()?;
+        }
         self.validate_rounds()?;
         self.validate_window()?;
         self.validate_heartbeat()?;
@@ -31,6 +36,35 @@ impl Plan {
         self.validate_policy()?;
         self.validate_suitability()?;
         self.validate_addresses()
+    }
+
+    /// Parameters have the model's size, unless nobody computes with them.
+    fn validate_size(&self) -> Result<(), Usage> {
+        let bytes = self.job.parameter_bytes;
+        let refuse = |wrong: &dyn std::fmt::Display, remedy: &str| {
+            Err(Usage::option("--parameter-bytes", bytes, wrong, remedy))
+        };
+        if self.job.engine != EngineKind::None {
+            if bytes != ENCODED_BYTES as u64 {
+                let wrong = format!("the model that is trained has {ENCODED_BYTES}");
+                return refuse(&wrong, "leave it out, or use --engine none");
+            }
+            return Ok(());
+        }
+        if let Some(data) = &self.job.data {
+            let wrong = "nobody trains on it with --engine none";
+            return Err(Usage::option(
+                "--data",
+                data.display(),
+                wrong,
+                "leave it out, or choose another engine",
+            ));
+        }
+        if !bytes.is_multiple_of(4) || bytes == 0 || bytes > MAX_PARAMETER_BYTES {
+            let wrong = format!("not a multiple of 4 from 4 to {MAX_PARAMETER_BYTES}");
+            return refuse(&wrong, "use for example 64kB or 45MB");
+        }
+        Ok(())
     }
 
     fn validate_training(&self) -> Result<(), Usage> {

@@ -147,7 +147,15 @@ impl Recorder {
     /// # Errors
     /// [`Usage`] if the folder cannot be made.
     pub fn create(out: &Path, started: OffsetDateTime, manifest: &Manifest) -> anyhow::Result<Self> {
-        let dir = make_folder(out, &format!("{}-{}", clock::utc_compact(started), manifest.machine.host))?;
+        Self::create_in(&make_folder(out, started, &manifest.machine.host)?, manifest)
+    }
+
+    /// Fills the empty folder `dir`.
+    ///
+    /// # Errors
+    /// If something cannot be written.
+    pub fn create_in(dir: &Path, manifest: &Manifest) -> anyhow::Result<Self> {
+        let dir = dir.to_owned();
         let open =
             |name: &str| File::create_new(dir.join(name)).with_context(|| format!("cannot write {name}"));
         fs::create_dir(dir.join("nodes")).context("cannot make the folder of the nodes' logs")?;
@@ -294,14 +302,22 @@ impl Recorder {
     }
 
     fn write_whole(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-        let failed = || format!("cannot write {name}");
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir).with_context(failed)?;
-        file.write_all(bytes).with_context(failed)?;
-        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        file.as_file().set_permissions(readable).with_context(failed)?;
-        file.persist(self.dir.join(name)).with_context(failed)?;
-        Ok(())
+        write_whole(&self.dir, name, bytes)
     }
+}
+
+/// Writes a file of the folder `dir` under a temporary name, and renames it: it is whole or not there.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let failed = || format!("cannot write {name}");
+    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(failed)?;
+    file.write_all(bytes).with_context(failed)?;
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(readable).with_context(failed)?;
+    file.persist(dir.join(name)).with_context(failed)?;
+    Ok(())
 }
 
 /// Every row reaches the file at once.
@@ -316,7 +332,12 @@ fn pretty(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn make_folder(out: &Path, name: &str) -> anyhow::Result<PathBuf> {
+/// Makes a folder below `out` that is named after time and host.
+///
+/// # Errors
+/// [`Usage`] if it cannot be made.
+pub fn make_folder(out: &Path, started: OffsetDateTime, host: &str) -> anyhow::Result<PathBuf> {
+    let name = format!("{}-{host}", clock::utc_compact(started));
     let refuse = |error: std::io::Error| {
         let remedy = "name a folder that can be written";
         Usage::option(
@@ -328,7 +349,7 @@ fn make_folder(out: &Path, name: &str) -> anyhow::Result<PathBuf> {
     };
     fs::create_dir_all(out).map_err(refuse)?;
     for suffix in 1..MAX_SUFFIX {
-        let name = if suffix == 1 { name.to_owned() } else { format!("{name}-{suffix}") };
+        let name = if suffix == 1 { name.clone() } else { format!("{name}-{suffix}") };
         match fs::create_dir(out.join(&name)) {
             Ok(()) => return Ok(out.join(name)),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

@@ -45,6 +45,12 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long an ended process may take to be seen as ended, after its stream was.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What a node may take to start and to end among many, when all share few cores.
+const START_PER_NODE: Duration = Duration::from_secs(4);
+const FINISH_PER_NODE: Duration = Duration::from_millis(250);
+/// What all links together carry at least, when nodes settle.
+const SLOWEST_BYTES_PER_MS: u64 = 5000;
+
 /// A signal that ends the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -70,17 +76,20 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// For a plan: a round may use up its deadline twice (fit and evaluate), and an election may fail a few times.
+    /// For a plan: a round may use up its deadline twice (fit and evaluate), an election may fail a few times, many nodes
+    /// take long to find each other, and large parameters long to reach all of them.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
         let deadline = Duration::from_millis(plan.job.round_deadline_ms);
         let window = Duration::from_nanos(plan.backend.detection_ns().1);
+        let nodes = plan.members.len() as u32;
+        let spread_ms = plan.job.parameter_bytes * u64::from(nodes) / SLOWEST_BYTES_PER_MS;
         Self {
-            start: Duration::from_secs(120),
+            start: Duration::from_secs(120).max(START_PER_NODE * nodes),
             stall: deadline * 2 + window * 10 + Duration::from_secs(30),
-            settle: window * 5 + Duration::from_secs(30),
+            settle: window * 5 + Duration::from_secs(30) + Duration::from_millis(spread_ms),
             survey: Duration::from_secs(3),
-            finish: Duration::from_secs(5),
+            finish: Duration::from_secs(5).max(FINISH_PER_NODE * nodes),
         }
     }
 
@@ -103,6 +112,8 @@ impl Timeouts {
 pub struct Setup {
     /// The run.
     pub trial: Trial,
+    /// The results folder, empty; none: one named after time and host.
+    pub dir: Option<PathBuf>,
     /// The results folder of the run that this one continues.
     pub resumed_from: Option<PathBuf>,
     /// The command line, as it was given.
@@ -134,12 +145,15 @@ pub async fn run<P: Placement>(
     progress: Progress,
     stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<Summary> {
-    let Setup { mut trial, resumed_from, command, repeat, issue, timeouts } = setup;
+    let Setup { mut trial, dir, resumed_from, command, repeat, issue, timeouts } = setup;
     let started = clock::utc_now();
     let mut manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
     manifest.resumed_from = resumed_from;
     let identities = issue(&trial.plan.nodes()).context("cannot make the nodes' credentials")?;
-    let recorder = Recorder::create(&trial.out, started, &manifest)?;
+    let recorder = match dir {
+        Some(dir) => Recorder::create_in(&dir, &manifest)?,
+        None => Recorder::create(&trial.out, started, &manifest)?,
+    };
     progress.note(&format!("results go to {}", recorder.dir().display()));
     // Held until the nodes are gone.
     let _folder = match &trial.durability {

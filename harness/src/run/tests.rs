@@ -250,6 +250,7 @@ async fn ran(fakes: Fakes, rounds: u64, faults: &[&str], stop: Option<Stop>) -> 
     let patience = if fakes.stuck || !fakes.quirks.is_empty() { 700 } else { 10_000 };
     let patience = Duration::from_millis(patience);
     let setup = Setup {
+        dir: None,
         resumed_from: None,
         trial: Trial {
             plan,

@@ -137,10 +137,8 @@ impl Tenure<'_> {
         written: &mut Option<Held>,
     ) -> Result<(), Interruption> {
         if let Some(fitted) = fitted {
-            let metadata = Metadata::from([
-                ("examples".to_owned(), fitted.examples.to_string()),
-                ("train_loss".to_owned(), fitted.loss.to_string()),
-            ]);
+            let mut metadata = Metadata::from([("examples".to_owned(), fitted.examples.to_string())]);
+            metadata.extend(fitted.loss.map(|loss| ("train_loss".to_owned(), loss.to_string())));
             self.write(round, Phase::AggregateFit, written, metadata).await?;
         }
         self.write(round, Phase::ConfigureEvaluate, written, Metadata::new()).await
@@ -196,7 +194,7 @@ impl Tenure<'_> {
             fit_ns: fitted.as_ref().map_or(0, |fitted| fitted.fit_ns),
             fit_workers: fitted.as_ref().map_or(0, |fitted| fitted.workers),
             fit_examples: fitted.as_ref().map_or(0, |fitted| fitted.examples),
-            train_loss: fitted.as_ref().map(|fitted| fitted.loss),
+            train_loss: fitted.as_ref().and_then(|fitted| fitted.loss),
             evaluate_workers,
             evaluate_examples: examples,
             loss: mean(evaluation.loss_sum),

@@ -9,7 +9,7 @@
 //!
 //! This module does not know who the workers are, nor in which round: whoever adds an upload has checked that.
 
-use super::model::{self, ModelError, PARAMETERS};
+use super::model::{self, ModelError};
 
 /// Fixed-point scale of the sum: units per (parameter x example).
 const SCALE: f64 = (1u64 << 32) as f64;
@@ -45,7 +45,7 @@ pub enum AverageError {
 /// A weighted mean in the making.
 #[derive(Debug, Clone)]
 pub struct Average {
-    /// Sum of parameter x examples, in units of 1 / [`SCALE`]; [`PARAMETERS`] long.
+    /// Sum of parameter x examples, in units of 1 / [`SCALE`].
     sums: Vec<i64>,
     examples: u64,
     uploads: u32,
@@ -53,16 +53,11 @@ pub struct Average {
     bound: f64,
 }
 
-impl Default for Average {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Average {
-    /// An average of nothing yet.
-    pub fn new() -> Self {
-        Self { sums: vec![0; PARAMETERS], examples: 0, uploads: 0, bound: 0.0 }
+    /// An average of nothing yet, of a model of so many parameters.
+    #[must_use]
+    pub fn new(parameters: usize) -> Self {
+        Self { sums: vec![0; parameters], examples: 0, uploads: 0, bound: 0.0 }
     }
 
     /// Adds one worker's parameters, trained on `examples` examples.
@@ -70,7 +65,7 @@ impl Average {
     /// # Errors
     /// [`AverageError`] other than `Empty`; the average is unchanged then.
     pub fn add(&mut self, parameters: &[f32], examples: u64) -> Result<(), AverageError> {
-        model::check(parameters)?;
+        model::check_sized(parameters, self.sums.len())?;
         if examples == 0 {
             return Err(AverageError::NoExamples);
         }
@@ -100,7 +95,7 @@ impl Average {
         self.examples
     }
 
-    /// The mean: [`PARAMETERS`] values, all finite. The same uploads give the same bits in any order.
+    /// The mean: all of it finite. The same uploads give the same bits in any order.
     ///
     /// # Errors
     /// [`AverageError::Empty`].
@@ -118,7 +113,7 @@ fn fixed(value: f64) -> i64 {
     value as i64
 }
 
-/// Largest absolute value; NaN is ignored, which [`model::check`] has excluded.
+/// Largest absolute value; NaN is ignored, which the check of the parameters has excluded.
 fn largest(parameters: &[f32]) -> f32 {
     // Non-negative floats compare as their bits do, and the compiler vectorises an integer maximum.
     let bits = parameters.iter().map(|x| x.to_bits() & 0x7fff_ffff).max();
@@ -129,10 +124,11 @@ fn largest(parameters: &[f32]) -> f32 {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::model::PARAMETERS;
     use super::*;
 
     fn average(uploads: &[(Vec<f32>, u64)]) -> Vec<f32> {
-        let mut average = Average::new();
+        let mut average = Average::new(PARAMETERS);
         for (parameters, examples) in uploads {
             average.add(parameters, *examples).unwrap();
         }
@@ -155,7 +151,7 @@ mod tests {
     #[test]
     fn bad_uploads_are_refused_and_leave_no_trace() {
         let good = model::initial(1);
-        let mut average = Average::new();
+        let mut average = Average::new(PARAMETERS);
         average.add(&good, 10).unwrap();
         let mut bad = good.clone();
         bad[5] = f32::NAN;
@@ -164,12 +160,15 @@ mod tests {
             Err(AverageError::Model(ModelError::NotFinite { index: 5, .. }))
         ));
         assert_eq!(average.add(&good, 0), Err(AverageError::NoExamples));
-        assert_eq!(average.add(&good[1..], 1), Err(ModelError::Length { actual: PARAMETERS - 1 }.into()));
+        assert_eq!(
+            average.add(&good[1..], 1),
+            Err(ModelError::Length { actual: PARAMETERS - 1, expected: PARAMETERS }.into())
+        );
         assert!(matches!(average.add(&good, u64::MAX), Err(AverageError::TooLarge { .. })));
         bad[5] = f32::MAX;
         assert!(matches!(average.add(&bad, 1), Err(AverageError::TooLarge { .. })));
         assert_eq!((average.uploads(), average.examples()), (1, 10));
-        assert_eq!(Average::new().finish(), Err(AverageError::Empty));
+        assert_eq!(Average::new(PARAMETERS).finish(), Err(AverageError::Empty));
     }
 
     proptest! {

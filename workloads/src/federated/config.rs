@@ -60,6 +60,8 @@ pub enum EngineKind {
     Candle,
     /// libtorch, with the feature `torch`.
     Torch,
+    /// Nobody: updates have the right size and are averaged, but nothing is learned.
+    None,
 }
 
 /// Local training on a worker.
@@ -112,9 +114,17 @@ pub struct Config {
     pub policy: Policy,
     /// Who computes the gradients.
     pub engine: EngineKind,
+    /// Size of the encoded parameters, a multiple of 4: the model's, but with [`EngineKind::None`].
+    pub parameter_bytes: u64,
 }
 
 impl Config {
+    /// Number of parameters.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        self.parameter_bytes as usize / size_of::<f32>()
+    }
+
     /// Whether `store` is given what the learning plane carries: [`Config::reuse`], if it has a use for it, but for profile
     /// `prototype`, which is the control arm.
     pub(crate) fn reuses(&self, store: &dyn CheckpointStore) -> bool {

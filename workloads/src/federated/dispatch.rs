@@ -23,8 +23,10 @@ use super::train::Evaluation;
 use super::worker::Worker;
 
 /// How long one update may take to come, and how often it is asked for.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(20);
+const UPLOAD_GRACE: Duration = Duration::from_secs(20);
 const UPLOAD_ATTEMPTS: u32 = 3;
+/// What a link carries at least, for an update that takes longer than that grace.
+const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// How often a round is tried whose workers answer that they cannot train.
 const FIT_ATTEMPTS: usize = 3;
@@ -51,9 +53,12 @@ impl From<TransportError> for Failure {
 
 /// The workers' results of one attempt at a round.
 struct Collected {
+    /// Parameters of the model.
+    parameters: usize,
     average: Average,
     count: u32,
-    loss_sum: f64,
+    /// Over the examples; none where nothing is trained.
+    loss_sum: Option<f64>,
     /// What a worker said that could not train.
     refused: Option<String>,
     standings: BTreeMap<NodeId, Standing>,
@@ -62,10 +67,11 @@ struct Collected {
 impl Collected {
     fn add(&mut self, result: FitResult, update: &Bytes) -> Result<(), Failure> {
         let refused = |error: &dyn std::fmt::Display| Failure::Refused(error.to_string());
-        let parameters = model::decode(update).map_err(|error| refused(&error))?;
+        let parameters = model::decode_sized(update, self.parameters).map_err(|error| refused(&error))?;
         self.average.add(&parameters, result.examples).map_err(|error| refused(&error))?;
         self.count += 1;
-        self.loss_sum += result.loss * result.examples as f64;
+        let sum = result.loss.map(|loss| loss * result.examples as f64);
+        self.loss_sum = self.loss_sum.zip(sum).map(|(all, sum)| all + sum);
         Ok(())
     }
 }
@@ -78,7 +84,8 @@ pub(super) struct Fitted {
     pub(super) begun: Instant,
     pub(super) fit_ns: u64,
     pub(super) workers: u32,
-    pub(super) loss: f64,
+    /// Mean training loss; none where nothing is trained.
+    pub(super) loss: Option<f64>,
     /// What the workers said of themselves.
     pub(super) standings: BTreeMap<NodeId, Standing>,
 }
@@ -99,9 +106,12 @@ impl Tenure<'_> {
                 let failed = |error: &dyn std::fmt::Display| Stopped::Failed(error.to_string());
                 let examples = collected.average.examples();
                 let averaged = collected.average.finish().map_err(|error| failed(&error))?;
-                let parameters = Blob::new(model::encode(averaged).map_err(|error| failed(&error))?);
+                let parameters = Blob::new(
+                    model::encode_sized(averaged, self.config().parameters())
+                        .map_err(|error| failed(&error))?,
+                );
                 let fit_ns = begun.elapsed().as_nanos() as u64;
-                let loss = collected.loss_sum / examples as f64;
+                let loss = collected.loss_sum.map(|sum| sum / examples as f64);
                 let (workers, standings) = (collected.count, collected.standings);
                 return Ok(Fitted { parameters, examples, begun, fit_ns, workers, loss, standings });
             }
@@ -123,10 +133,11 @@ impl Tenure<'_> {
             .map(|worker| async move { (worker, self.fit_one(worker, round).await) })
             .collect();
         let mut collected = Collected {
-            average: Average::new(),
+            parameters: self.config().parameters(),
+            average: Average::new(self.config().parameters()),
             standings: BTreeMap::new(),
             count: 0,
-            loss_sum: 0.0,
+            loss_sum: Some(0.0),
             refused: None,
         };
         while let Ok(Some((worker, result))) = tokio::time::timeout_at(deadline, results.next()).await {
@@ -169,14 +180,16 @@ impl Tenure<'_> {
     /// Fetches a finished training; again if the connection is lost meanwhile, since fetching changes nothing.
     async fn fetch_update(&self, worker: NodeId, update: Digest) -> Result<Bytes, Failure> {
         let request = protocol::frame(protocol::FETCH_UPDATE, &update);
+        let patience =
+            UPLOAD_GRACE + Duration::from_secs(self.config().parameter_bytes / SLOWEST_BYTES_PER_SECOND);
         let mut failure = String::new();
         for _ in 0..UPLOAD_ATTEMPTS {
             let response = self.aggregator.learning.request(worker, Class::LearningBulk, request.clone());
-            match tokio::time::timeout(UPLOAD_TIMEOUT, response).await {
+            match tokio::time::timeout(patience, response).await {
                 Ok(Ok(response)) => return Ok(response.into_body()),
                 Ok(Err(TransportError::Refused { reason, .. })) => return Err(Failure::Refused(reason)),
                 Ok(Err(error)) => failure = error.to_string(),
-                Err(_) => failure = format!("the update did not come within {UPLOAD_TIMEOUT:?}"),
+                Err(_) => failure = format!("the update did not come within {patience:?}"),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }

@@ -11,6 +11,10 @@ use super::train::{Engine, EngineError};
 pub fn open_engine(kind: EngineKind) -> Result<Box<dyn Engine>, EngineError> {
     match kind {
         EngineKind::Candle => Ok(Box::new(CandleEngine::new())),
+        EngineKind::None => Err(EngineError::Unavailable {
+            engine: "none",
+            remedy: "it does not train; choose the engine 'candle' where somebody shall",
+        }),
         #[cfg(feature = "torch")]
         EngineKind::Torch => Ok(Box::new(super::engine_torch::TorchEngine::new())),
         #[cfg(not(feature = "torch"))]

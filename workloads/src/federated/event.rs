@@ -73,8 +73,8 @@ pub enum Event {
         round: u64,
         /// Examples trained on, all local epochs together.
         examples: u64,
-        /// Mean training loss.
-        loss: f64,
+        /// Mean training loss; none where nothing is trained.
+        loss: Option<f64>,
         /// Time spent training.
         train_ns: u64,
     },

@@ -12,8 +12,8 @@ pub struct Update {
     pub parameters: Bytes,
     /// Examples in the shard: the weight of this update in the average.
     pub examples: u64,
-    /// Mean training loss.
-    pub loss: f64,
+    /// Mean training loss; none where nothing is trained.
+    pub loss: Option<f64>,
 }
 
 /// Local training failed; the text says why.

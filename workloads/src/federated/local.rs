@@ -125,7 +125,7 @@ impl Learner for LocalLearner {
             self.trainer.fit(parameters, self.train.clone(), order, self.training, &Cancel::new()).await;
         let fitted = fitted.map_err(failed)?;
         let parameters = model::encode(fitted.parameters).map_err(failed)?;
-        Ok(Update { parameters, examples, loss: fitted.loss })
+        Ok(Update { parameters, examples, loss: Some(fitted.loss) })
     }
 
     async fn evaluate(&self, parameters: Bytes) -> Result<Evaluation, LearnerError> {

@@ -92,18 +92,20 @@ const _: () = {
 #[non_exhaustive]
 pub enum ModelError {
     /// The bytes have the wrong length.
-    #[error(
-        "{actual} bytes are not the model's parameters, which take {ENCODED_BYTES} bytes ({PARAMETERS} f32)"
-    )]
+    #[error("{actual} bytes are not the model's parameters, which take {expected} bytes of f32")]
     EncodedLength {
         /// Bytes given.
         actual: usize,
+        /// Bytes of the model.
+        expected: usize,
     },
     /// There are too few or too many numbers.
-    #[error("{actual} parameters given, the model has {PARAMETERS}")]
+    #[error("{actual} parameters given, the model has {expected}")]
     Length {
         /// Parameters given.
         actual: usize,
+        /// Parameters of the model.
+        expected: usize,
     },
     /// A parameter is infinite or not a number.
     #[error("parameter {index} ({tensor}) is {value}: training diverged, or the bytes are not parameters")]
@@ -134,8 +136,16 @@ pub fn initial(seed: u64) -> Vec<f32> {
 /// # Errors
 /// [`ModelError::Length`], or [`ModelError::NotFinite`] for the first offender.
 pub fn check(parameters: &[f32]) -> Result<(), ModelError> {
-    if parameters.len() != PARAMETERS {
-        return Err(ModelError::Length { actual: parameters.len() });
+    check_sized(parameters, PARAMETERS)
+}
+
+/// As [`check`], for a model of `expected` parameters.
+///
+/// # Errors
+/// As [`check`].
+pub(super) fn check_sized(parameters: &[f32], expected: usize) -> Result<(), ModelError> {
+    if parameters.len() != expected {
+        return Err(ModelError::Length { actual: parameters.len(), expected });
     }
     check_finite(parameters)
 }
@@ -161,11 +171,19 @@ fn check_finite(parameters: &[f32]) -> Result<(), ModelError> {
 /// # Errors
 /// As [`check`].
 pub fn encode(parameters: Vec<f32>) -> Result<Bytes, ModelError> {
-    work::timed(work::Kind::Encode, || to_bytes(parameters))
+    encode_sized(parameters, PARAMETERS)
 }
 
-fn to_bytes(parameters: Vec<f32>) -> Result<Bytes, ModelError> {
-    check(&parameters)?;
+/// As [`encode`], for a model of `expected` parameters.
+///
+/// # Errors
+/// As [`check`].
+pub(super) fn encode_sized(parameters: Vec<f32>, expected: usize) -> Result<Bytes, ModelError> {
+    work::timed(work::Kind::Encode, || to_bytes(parameters, expected))
+}
+
+fn to_bytes(parameters: Vec<f32>, expected: usize) -> Result<Bytes, ModelError> {
+    check_sized(&parameters, expected)?;
     #[cfg(target_endian = "little")]
     return Ok(Bytes::from_owner(Words(parameters)));
     #[cfg(target_endian = "big")]
@@ -189,12 +207,21 @@ impl AsRef<[u8]> for Words {
 /// # Errors
 /// [`ModelError::EncodedLength`], or [`ModelError::NotFinite`] for the first offender.
 pub fn decode(bytes: &[u8]) -> Result<Cow<'_, [f32]>, ModelError> {
-    work::timed(work::Kind::Decode, || to_parameters(bytes))
+    decode_sized(bytes, PARAMETERS)
 }
 
-fn to_parameters(bytes: &[u8]) -> Result<Cow<'_, [f32]>, ModelError> {
-    if bytes.len() != ENCODED_BYTES {
-        return Err(ModelError::EncodedLength { actual: bytes.len() });
+/// As [`decode`], for a model of `expected` parameters.
+///
+/// # Errors
+/// As [`decode`].
+pub(super) fn decode_sized(bytes: &[u8], expected: usize) -> Result<Cow<'_, [f32]>, ModelError> {
+    work::timed(work::Kind::Decode, || to_parameters(bytes, expected))
+}
+
+fn to_parameters(bytes: &[u8], expected: usize) -> Result<Cow<'_, [f32]>, ModelError> {
+    let expected = expected * size_of::<f32>();
+    if bytes.len() != expected {
+        return Err(ModelError::EncodedLength { actual: bytes.len(), expected });
     }
     let parameters = match bytemuck::try_cast_slice::<u8, f32>(bytes) {
         Ok(words) if cfg!(target_endian = "little") => Cow::Borrowed(words),
@@ -247,8 +274,8 @@ mod tests {
 
     #[test]
     fn wrong_lengths_and_numbers_are_refused() {
-        assert_eq!(decode(&[0; 7]), Err(ModelError::EncodedLength { actual: 7 }));
-        assert_eq!(encode(vec![0.0; 3]), Err(ModelError::Length { actual: 3 }));
+        assert_eq!(decode(&[0; 7]), Err(ModelError::EncodedLength { actual: 7, expected: ENCODED_BYTES }));
+        assert_eq!(encode(vec![0.0; 3]), Err(ModelError::Length { actual: 3, expected: PARAMETERS }));
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut parameters = initial(1);
             parameters[61_996] = value;

@@ -52,8 +52,8 @@ pub(crate) struct FitResult {
     pub(crate) update: Digest,
     /// Examples in the worker's shard: its weight in the average.
     pub(crate) examples: u64,
-    /// Mean training loss.
-    pub(crate) loss: f64,
+    /// Mean training loss; none where nothing is trained.
+    pub(crate) loss: Option<f64>,
     /// How fit the worker is to aggregate.
     pub(crate) standing: Standing,
 }

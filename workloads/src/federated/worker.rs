@@ -61,15 +61,15 @@ struct State {
 struct FinishedUpdate {
     parameters: Blob,
     examples: u64,
-    loss: f64,
+    loss: Option<f64>,
 }
 
 impl FinishedUpdate {
     /// What is written beside the parameters: the digest they were trained from, and the result.
     fn metadata(&self, start: Digest) -> Metadata {
-        let facts =
-            [(START, start.to_hex()), (EXAMPLES, self.examples.to_string()), (LOSS, self.loss.to_string())];
-        facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        let facts = [(START, start.to_hex()), (EXAMPLES, self.examples.to_string())];
+        let loss = self.loss.map(|loss| (LOSS, loss.to_string()));
+        facts.into_iter().chain(loss).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// The round, the parameters it started from and the training that a checkpoint holds, if its metadata says so.
@@ -77,7 +77,7 @@ impl FinishedUpdate {
         let metadata = checkpoint.metadata();
         let start = Digest::from_hex(metadata.get(START)?)?;
         let examples = metadata.get(EXAMPLES)?.parse().ok()?;
-        let loss = metadata.get(LOSS)?.parse().ok()?;
+        let loss = metadata.get(LOSS).map(|loss| loss.parse()).transpose().ok()?;
         let round = checkpoint.id().round;
         Some((round, start, Arc::new(Self { parameters: checkpoint.into_blob(), examples, loss })))
     }

@@ -44,7 +44,7 @@ impl Learner for StandIn {
         }
         let parameters = model::decode(&parameters).map_err(|error| LearnerError(error.to_string()))?;
         let trained = parameters.iter().map(|parameter| parameter + STEP).collect();
-        Ok(Update { parameters: model::encode(trained).unwrap(), examples: 100, loss: 2.0 })
+        Ok(Update { parameters: model::encode(trained).unwrap(), examples: 100, loss: Some(2.0) })
     }
 
     async fn evaluate(&self, parameters: Bytes) -> Result<Evaluation, LearnerError> {
@@ -72,6 +72,7 @@ pub(crate) fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
         stateless: false,
         policy: Policy::First,
         engine: EngineKind::Candle,
+        parameter_bytes: model::ENCODED_BYTES as u64,
     }
 }
 

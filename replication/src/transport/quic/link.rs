@@ -33,7 +33,7 @@ use super::stream::answer;
 use crate::store::NodeId;
 use crate::transport::{Lane, frame};
 
-/// Longest a handshake with greeting may take before it is given up and tried anew.
+/// Longest a handshake with greeting may take before it is given up and tried anew, unless configured otherwise.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the higher id waits to be dialled before it dials.
@@ -173,7 +173,7 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: NodeId, 
             continue;
         }
         // Not given up when the peer's connection arrives meanwhile: the other end may have admitted this one.
-        let result = timeout(HANDSHAKE_TIMEOUT, dial(&shared, &endpoint, peer, lane)).await;
+        let result = timeout(shared.config.handshake_timeout, dial(&shared, &endpoint, peer, lane)).await;
         match result.unwrap_or_else(|_| Err(Failure::Lost("no answer".into()))) {
             Ok((link, counting)) => {
                 failures = 0;
@@ -254,7 +254,7 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
         let shared = shared.clone();
         serving.spawn(async move {
             let addr = incoming.remote_address();
-            let result = timeout(HANDSHAKE_TIMEOUT, welcome(&shared, incoming)).await;
+            let result = timeout(shared.config.handshake_timeout, welcome(&shared, incoming)).await;
             drop(slot);
             match result.unwrap_or_else(|_| Err(Failure::Lost("handshake not completed".into()))) {
                 Ok((seat, replaced, mut answer)) => {

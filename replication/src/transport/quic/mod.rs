@@ -76,6 +76,8 @@ pub struct QuicConfig {
     pub idle_timeout: Duration,
     /// A connection that was idle for this long is probed by the node that dialled it.
     pub keep_alive: Duration,
+    /// A handshake that takes longer is given up and tried anew.
+    pub handshake_timeout: Duration,
     /// Send and receive buffer asked of the kernel, in bytes.
     pub socket_buffer_bytes: usize,
     /// Receive window of each bulk connection in bytes, instead of the one derived from the socket's buffer.
@@ -99,6 +101,7 @@ impl QuicConfig {
             max_body_bytes: MAX_PARAMETER_BYTES,
             idle_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(1),
+            handshake_timeout: HANDSHAKE_TIMEOUT,
             socket_buffer_bytes: SOCKET_BUFFER_BYTES,
             bulk_window_bytes: None,
             wrap_socket: None,
