@@ -47,6 +47,17 @@ fn counted(settings: &Settings, work: impl FnOnce(&Network, &[Member])) -> (Vec<
     (intervals.into_iter().flat_map(|interval| interval.counts).collect(), last)
 }
 
+/// The size of the next datagram. A signal is no failure: this process has a handler for one, see
+/// `signals_do_not_disturb_a_capture`.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> usize {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received.unwrap(),
+        }
+    }
+}
+
 /// Sends twenty datagrams of `size` bytes from node 1 to port 8080 of node 2, one after the other.
 fn send(network: &Network, [from, to]: [IpAddr; 2], size: usize) {
     let receiver = inside(network, 2, || UdpSocket::bind((to, 8080)));
@@ -55,7 +66,7 @@ fn send(network: &Network, [from, to]: [IpAddr; 2], size: usize) {
     let mut buffer = vec![0; 70_000];
     for _ in 0..20 {
         sender.send_to(&vec![7; size], (to, 8080)).unwrap();
-        assert_eq!(receiver.recv(&mut buffer).unwrap(), size);
+        assert_eq!(receive(&receiver, &mut buffer), size);
     }
 }
 
@@ -249,7 +260,7 @@ fn with_offloads_left_on_a_count_is_marked_inexact() {
     let csv = dir.path().join("x.csv");
     await_some("the capture", || csv.exists().then_some(()));
     sender.send_to(&[7; 72], (members[1].ip, 8080)).unwrap();
-    receiver.recv(&mut [0; 72]).unwrap();
+    receive(&receiver, &mut [0; 72]);
     await_some("a row", || {
         fs::read_to_string(&csv).unwrap().contains("8080,egress,1,100,0,false").then_some(())
     });
@@ -314,7 +325,7 @@ fn a_capture_that_is_too_slow_reports_what_it_dropped() {
     let sender = inside(&network, 1, || UdpSocket::bind((members[0].ip, 40_000)));
     // Packets that wait for an address to be resolved may be dropped before they leave: here none has to.
     sender.send_to(&[7], (members[1].ip, 8080)).unwrap();
-    receiver.recv(&mut [0; 1]).unwrap();
+    receive(&receiver, &mut [0; 1]);
     let settings = Settings { buffer_bytes: 4096, ..Settings::everything(NODE_INTERFACE, &[8080]) };
     let (read, dropped) = inside(&network, 1, || {
         let mut sniffer = Sniffer::open(&settings).map_err(io::Error::other)?;

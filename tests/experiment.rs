@@ -232,9 +232,19 @@ fn bad_experiments_are_refused_before_anything_starts() {
 fn shipped_experiments_are_listed_and_shown_with_their_commands() {
     let place = Place::new(SMALL);
     let list = text(&place.output(&["list"]));
-    for name in
-        ["fig3", "fig4", "size", "network", "matched", "churn", "consecutive", "subset-k", "scale", "smoke"]
-    {
+    for name in [
+        "fig3",
+        "fig4",
+        "size",
+        "network",
+        "matched",
+        "churn",
+        "consecutive",
+        "subset-k",
+        "scale",
+        "smoke",
+        "capture-overhead",
+    ] {
         assert!(list.contains(name), "{name} in {list}");
     }
     let output = place.output(&["show", "small.toml"]);

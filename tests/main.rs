@@ -10,6 +10,7 @@ mod experiment;
 mod faults;
 mod federated;
 mod netns;
+mod packets;
 mod policy;
 mod signals;
 

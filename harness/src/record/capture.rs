@@ -273,6 +273,9 @@ pub struct TrafficSummary {
     pub interface_bytes: Option<u64>,
     /// Largest difference between a node's capture and its interface, as a share; none where nothing was compared.
     pub interface_difference: Option<f64>,
+    /// Difference between all captures and all transports on the two planes, as a share of the former; none where nobody
+    /// captured. Packets of no connection explain some of it, and a killed node's last words.
+    pub transport_difference: Option<f64>,
     /// Captures, of nodes with an interface of their own, that ended before they were told to.
     pub incomplete_captures: u64,
     /// Packets that captures dropped.
@@ -302,6 +305,7 @@ impl TrafficSummary {
             transport_bytes: sum(|row| row.transport_learning_bytes + row.transport_replication_bytes),
             interface_bytes: captured.then(|| sum(|row| row.interface_bytes.unwrap_or(0))),
             interface_difference: differences.reduce(f64::max),
+            transport_difference: None,
             // On loopback a node that is killed takes its capture along.
             incomplete_captures: sent().filter(|row| row.source == Source::Capture && !row.complete).count()
                 as u64,
@@ -309,6 +313,9 @@ impl TrafficSummary {
             exact: captured && rows.iter().all(|row| row.exact),
             valid: true,
         };
+        let planes = summary.learning_bytes + summary.replication_bytes;
+        summary.transport_difference =
+            (captured && planes > 0).then(|| planes.abs_diff(summary.transport_bytes) as f64 / planes as f64);
         summary.valid = summary.doubt().is_none();
         summary
     }
@@ -371,6 +378,7 @@ mod tests {
             (500, 100_000, Some(56))
         );
         assert_eq!((summary.interface_difference, summary.valid), (Some(0.0), true));
+        assert_eq!(summary.transport_difference, Some(1.0), "no transport told anything");
         assert_eq!(summary.source, Source::Capture);
     }
 
@@ -413,5 +421,6 @@ mod tests {
         let summary = TrafficSummary::of(&rows);
         assert_eq!((summary.source, summary.learning_bytes, summary.valid), (Source::Transport, 2560, true));
         assert_eq!((summary.interface_bytes, summary.interface_difference), (None, None));
+        assert_eq!(summary.transport_difference, None);
     }
 }
