@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is what unwrap is for; helpers are not seen as tests")]
 
 mod backends;
+mod boards;
 mod capture;
 mod cli;
 mod durability;

@@ -14,12 +14,13 @@
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
-//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, resume (a run that is continued), identity (credentials), clock, units, exit
+//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, board, probe, ssh (hosts), resume (a run that is continued), identity (credentials), clock, units, exit
 //! ```
 //!
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
 //! or what a round computes: it sees events.
 
+pub mod board;
 pub mod capability;
 pub mod capture;
 pub mod cli;
@@ -39,9 +40,11 @@ pub mod offload;
 pub mod place;
 pub mod plan;
 pub mod preflight;
+pub mod probe;
 pub mod progress;
 pub mod record;
 pub mod resources;
 pub mod resume;
 pub mod run;
+pub mod ssh;
 pub mod units;

@@ -54,6 +54,14 @@ pub enum Command {
     /// Be a node: controlled over stdin and stdout, started by `run`.
     #[command(hide = true)]
     Node,
+    /// Check the hosts of an inventory: reachable, same program, ports free, clocks, capabilities, memory and disk.
+    ///
+    /// Connects to each over ssh with your own configuration and keys, and says what to do about what is not in order. Exit
+    /// code 1 if anything would keep a run from working. docs/BOARDS.md explains the inventory.
+    Doctor(DoctorArgs),
+    /// Answer questions about this host over stdin and stdout, asked by `doctor`.
+    #[command(hide = true)]
+    Probe,
     /// Count the packets of an interface by port, direction and second, until Ctrl-C; needs root or CAP_NET_RAW.
     ///
     /// UDP and TCP over IPv4 and IPv6, fragments included; bytes at IP level, headers included. On a loopback interface
@@ -87,6 +95,26 @@ pub struct RecoverArgs {
     /// New folder that receives the new cluster's stores.
     #[arg(long, value_name = "DIR", requires = "accept_loss")]
     pub to: Option<PathBuf>,
+}
+
+/// `harness doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct DoctorArgs {
+    /// Ansible inventory: YAML if its name ends in .yml or .yaml, otherwise INI.
+    #[arg(long, value_name = "FILE")]
+    pub inventory: PathBuf,
+    /// Only the hosts of this group [default: all].
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// Configuration of ssh [default: ssh's own].
+    #[arg(long, value_name = "FILE")]
+    pub ssh_config: Option<PathBuf>,
+    /// UDP port of the learning plane on every node.
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub learning_port: u16,
+    /// UDP port of the replication plane on every node.
+    #[arg(long, value_name = "PORT", default_value_t = 5000)]
+    pub replication_port: u16,
 }
 
 /// `harness data`.

@@ -110,8 +110,8 @@ async fn follow(
 
 fn warn_of_offloads(interface: &str) {
     print_warning(&format!(
-        "{interface} joins packets (segmentation offloads, or loopback): what is counted are not the packets of the wire; \
-         ethtool -K {interface} tso off gso off gro off"
+        "what is counted on {interface} are not the packets of a wire: it is loopback, or has segmentation offloads on \
+         (ethtool -K {interface} tso off gso off gro off)"
     ));
 }
 

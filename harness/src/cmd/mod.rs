@@ -2,6 +2,7 @@
 
 mod capture;
 mod data;
+mod doctor;
 mod experiment;
 mod node;
 mod recover;
@@ -11,6 +12,7 @@ use clap::CommandFactory as _;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Exit;
+use crate::probe;
 
 /// Does what the command line asks for.
 ///
@@ -22,6 +24,11 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Experiment { command } => experiment::run(&command),
         Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Probe => {
+            probe::serve(std::io::stdin().lock(), std::io::stdout().lock())?;
+            Ok(Exit::Success)
+        }
         Command::Capture(args) => capture::run(&args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {

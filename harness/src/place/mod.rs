@@ -2,6 +2,7 @@
 //!
 //! It does not know what is said over the streams.
 
+pub mod inventory;
 pub mod netns;
 pub mod process;
 

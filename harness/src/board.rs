@@ -1,0 +1,163 @@
+//! What this machine says of itself as a place for a node: the board, its clocks and its limits. Reads; changes nothing.
+//! What cannot be learned is not there.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capability::{self, NET_RAW};
+use crate::meter::field_bytes;
+use crate::record::Machine;
+
+/// A board, or any other machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Board {
+    /// Model, as the device tree names it.
+    pub model: Option<String>,
+    /// What chooses the frequency of the processor.
+    pub governor: Option<String>,
+    /// Temperature of the processor in thousandths of a degree Celsius.
+    pub temperature_millicelsius: Option<i64>,
+    /// Why a Raspberry Pi throttles or has throttled since it was started, as its firmware's bits; 0: it has not.
+    pub throttled_bits: Option<u64>,
+    /// Memory that is free or can be freed, in bytes.
+    pub memory_available_bytes: u64,
+    /// Space that is free where temporary files go, in bytes.
+    pub disk_available_bytes: u64,
+}
+
+/// Bits of `throttled_bits` that speak of now: under-voltage, frequency capped, throttled, temperature limit.
+const THROTTLED_NOW: u64 = 0xf;
+
+impl Board {
+    /// This machine.
+    #[must_use]
+    pub fn this() -> Self {
+        Self::at(Path::new("/"))
+    }
+
+    fn at(root: &Path) -> Self {
+        let text = |path: &str| {
+            let text = fs::read_to_string(root.join(path)).ok()?;
+            let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned();
+            (!text.is_empty()).then_some(text)
+        };
+        let bits = |text: String| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+        let disk = rustix::fs::statvfs(std::env::temp_dir().as_path());
+        Self {
+            model: text("proc/device-tree/model"),
+            governor: text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            temperature_millicelsius: text("sys/class/thermal/thermal_zone0/temp")
+                .and_then(|text| text.parse().ok()),
+            throttled_bits: text("sys/devices/platform/soc/soc:firmware/get_throttled").and_then(bits),
+            memory_available_bytes: field_bytes(&text("proc/meminfo").unwrap_or_default(), "MemAvailable:"),
+            disk_available_bytes: disk.map_or(0, |disk| disk.f_bavail * disk.f_frsize),
+        }
+    }
+
+    /// Whether it is throttled now, or its power or temperature limits it.
+    #[must_use]
+    pub fn is_throttled(&self) -> bool {
+        self.throttled_bits.is_some_and(|bits| bits & THROTTLED_NOW != 0)
+    }
+}
+
+/// What a node needs of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// The node's address.
+    pub address: Ipv4Addr,
+    /// UDP ports it binds there.
+    pub ports: Vec<u16>,
+}
+
+/// What a host has of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Version of the program.
+    pub version: String,
+    /// Version of the control protocol.
+    pub protocol: u32,
+    /// The machine.
+    pub machine: Machine,
+    /// What changes while it runs.
+    pub board: Board,
+    /// Names of its interfaces.
+    pub interfaces: Vec<String>,
+    /// The one that has the node's address.
+    pub interface: Option<String>,
+    /// Ports that cannot be bound, each with the system's reason.
+    pub refused_ports: Vec<(u16, String)>,
+    /// Capabilities that a capture needs and the program lacks.
+    pub missing_capabilities: Option<String>,
+}
+
+impl Facts {
+    /// What this machine has of `needs`.
+    #[must_use]
+    pub fn of(needs: &Needs) -> Self {
+        let interfaces = pnet_datalink::interfaces();
+        let has = |interface: &&pnet_datalink::NetworkInterface| {
+            interface.ips.iter().any(|network| network.ip() == IpAddr::from(needs.address))
+        };
+        let interface = interfaces.iter().find(has).map(|interface| interface.name.clone());
+        let refused = |port: &u16| {
+            let refused = UdpSocket::bind((needs.address, *port)).err()?;
+            Some((*port, refused.to_string()))
+        };
+        // Without the address every port would be refused for the same reason.
+        let ports = if interface.is_some() { needs.ports.as_slice() } else { &[] };
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            protocol: crate::control::VERSION,
+            machine: Machine::this(),
+            board: Board::this(),
+            refused_ports: ports.iter().filter_map(refused).collect(),
+            missing_capabilities: capability::missing(&[NET_RAW]),
+            interface,
+            interfaces: interfaces.into_iter().map(|interface| interface.name).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_raspberry_pi_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("proc/device-tree/model", "Raspberry Pi 3 Model B Plus Rev 1.3\0");
+        write("proc/meminfo", "MemTotal: 948304 kB\nMemAvailable: 700000 kB\n");
+        write("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "ondemand\n");
+        write("sys/class/thermal/thermal_zone0/temp", "61376\n");
+        write("sys/devices/platform/soc/soc:firmware/get_throttled", "50005\n");
+        let board = Board::at(root.path());
+        assert_eq!(board.model.as_deref(), Some("Raspberry Pi 3 Model B Plus Rev 1.3"));
+        assert_eq!(board.governor.as_deref(), Some("ondemand"));
+        assert_eq!((board.temperature_millicelsius, board.throttled_bits), (Some(61_376), Some(0x50005)));
+        assert_eq!(board.memory_available_bytes, 700_000 * 1024);
+        assert!(board.is_throttled());
+        write("sys/devices/platform/soc/soc:firmware/get_throttled", "50000\n");
+        assert!(!Board::at(root.path()).is_throttled(), "only earlier");
+        assert_eq!(Board::at(&root.path().join("nothing")).model, None);
+    }
+
+    #[test]
+    fn a_host_without_the_address_or_with_a_taken_port_says_so() {
+        let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let facts = Facts::of(&Needs { address: Ipv4Addr::LOCALHOST, ports: vec![port] });
+        assert_eq!(facts.interface.as_deref(), Some("lo"));
+        assert_eq!(facts.refused_ports[0].0, port);
+        let facts = Facts::of(&Needs { address: Ipv4Addr::new(192, 0, 2, 1), ports: vec![port] });
+        assert_eq!((facts.interface, facts.refused_ports), (None, vec![]));
+    }
+}
