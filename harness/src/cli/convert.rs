@@ -320,6 +320,34 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn parameters_without_training_have_any_size_and_the_deadline_follows() {
+        let args = parse(&["--engine", "none", "--nodes", "4", "--parameter-bytes", "45MB"]);
+        let job = args.to_trial(1).unwrap().plan.job;
+        assert_eq!((job.parameter_bytes, job.round_deadline_ms), (45_000_000, 270_000));
+        let repeat = args.repeat_command(1);
+        let again = parse(&repeat[2..].iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(again.to_trial(2).unwrap().plan.job, job);
+        // As many nodes as there are addresses: no shard has to go round.
+        let many = parse(&["--engine", "none", "--nodes", "244"]).to_trial(1).unwrap();
+        assert_eq!(many.plan.job.parameter_bytes, 248_024);
+        for (words, start) in [
+            (
+                &["--parameter-bytes", "64kB"][..],
+                "--parameter-bytes 64000: the model that is trained has 248024",
+            ),
+            (&["--engine", "none", "--parameter-bytes", "3"], "--parameter-bytes 3: not a multiple of 4"),
+            (
+                &["--engine", "none", "--parameter-bytes", "1GB"],
+                "--parameter-bytes 1000000000: not a multiple of 4",
+            ),
+            (&["--engine", "none", "--data", "x"], "--data x: nobody trains on it"),
+        ] {
+            let message = parse(words).to_trial(1).unwrap_err().to_string();
+            assert!(message.starts_with(start), "{message}");
+        }
+    }
+
+    #[test]
     fn words_are_quoted_for_the_shell() {
         let words = ["a b", "it's", "plain-1.5", ""].map(String::from);
         assert_eq!(shell_line(&words), r"'a b' 'it'\''s' plain-1.5 ''");

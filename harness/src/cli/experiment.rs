@@ -70,8 +70,9 @@ pub fn run_options() -> Vec<Known> {
             _ => return None,
         };
         let heading = argument.get_help_heading().unwrap_or_default();
-        let of_the_store = heading == "Replication" || heading.starts_with("Backend ");
-        Some(Known { name: argument.get_long()?.to_owned(), arity, of_the_store })
+        let of_store_or_network =
+            ["Replication", "Placement"].contains(&heading) || heading.starts_with("Backend ");
+        Some(Known { name: argument.get_long()?.to_owned(), arity, of_store_or_network })
     });
     known.collect()
 }
@@ -103,10 +104,10 @@ mod tests {
     fn options_are_known_by_how_often_they_are_given_and_what_they_are_about() {
         let options = run_options();
         let of = |name: &str| options.iter().find(|known| known.name == name).cloned().unwrap();
-        assert_eq!((of("backend").arity, of("backend").of_the_store), (Arity::Once, true));
-        assert_eq!((of("holders").arity, of("holders").of_the_store), (Arity::Once, true));
-        assert_eq!((of("fault").arity, of("fault").of_the_store), (Arity::Repeatable, false));
-        assert_eq!((of("resend").arity, of("resend").of_the_store), (Arity::Flag, false));
+        assert_eq!((of("backend").arity, of("backend").of_store_or_network), (Arity::Once, true));
+        assert_eq!((of("holders").arity, of("holders").of_store_or_network), (Arity::Once, true));
+        assert_eq!((of("fault").arity, of("fault").of_store_or_network), (Arity::Repeatable, false));
+        assert_eq!((of("resend").arity, of("resend").of_store_or_network), (Arity::Flag, false));
         assert!(options.iter().all(|known| known.name != "help"));
     }
 

@@ -108,12 +108,12 @@ pub fn order(definition: &Definition, cells: &[Options], known: &[Known]) -> Vec
     turns
 }
 
-/// The seed of a cell's repetition: the same for cells that differ in nothing but their store, so that backends are compared
-/// on the same data and the same faults. Below 2^53, so that every JSON reader keeps all of its digits.
+/// The seed of a cell's repetition: the same for cells that differ in nothing but their store or their network, so that
+/// backends are compared on the same data and the same faults, whoever runs them where. Below 2^53, so that every JSON reader keeps all of its digits.
 fn seed(experiment: u64, repetition: u64, cell: &Options, known: &[Known]) -> u64 {
-    let of_the_store = |option: &str| known.iter().any(|known| known.name == option && known.of_the_store);
+    let left_out = |option: &str| known.iter().any(|known| known.name == option && known.of_store_or_network);
     let mut parts = vec!["seed".to_owned(), experiment.to_string(), repetition.to_string()];
-    for (option, level) in cell.iter().filter(|(option, _)| !of_the_store(option)) {
+    for (option, level) in cell.iter().filter(|(option, _)| !left_out(option)) {
         parts.push(format!("{option}={level}"));
     }
     let hash = hash(&parts);

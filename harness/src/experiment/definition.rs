@@ -142,8 +142,9 @@ pub struct Known {
     pub name: String,
     /// How often it may be given.
     pub arity: Arity,
-    /// Whether it is about the store alone: backends that are compared share all else, their seed included.
-    pub of_the_store: bool,
+    /// Whether it is about the store, or about where nodes run and what is between them: cells that are compared share all
+    /// else, their seed included.
+    pub of_store_or_network: bool,
 }
 
 impl Definition {

@@ -23,7 +23,7 @@ pub mod tables;
 use std::fmt::Write as _;
 
 use self::cells::{Options, Turn};
-use self::definition::{Definition, Known};
+use self::definition::{Definition, Known, Level};
 use crate::cli::{RunArgs, run_options};
 use crate::exit::Usage;
 use crate::plan::Trial;
@@ -135,7 +135,10 @@ impl Experiment {
     pub fn label(&self, turn: &Turn) -> String {
         let options = &self.cells[turn.cell].options;
         let varied = self.definition.varied();
-        let named = varied.iter().filter_map(|option| Some(format!("{option} {}", options.get(*option)?)));
+        let named = varied.iter().filter_map(|option| match options.get(*option)? {
+            Level::All(values) if values.is_empty() => Some(format!("no {option}")),
+            level => Some(format!("{option} {level}")),
+        });
         named.collect::<Vec<_>>().join(", ")
     }
 }

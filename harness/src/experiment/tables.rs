@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::exit::Usage;
 use crate::record::write_whole;
 
 /// The table whose rows say which trials count.
@@ -54,7 +55,8 @@ impl Tables {
     /// Opens the tables of a folder that has some, and removes what belongs to no finished trial.
     ///
     /// # Errors
-    /// If another process writes to them, if trials.csv has other columns, or if something cannot be read or written.
+    /// [`Usage`] if another process writes to them, or if trials.csv has other columns; or if something cannot be read or
+    /// written.
     pub fn open(dir: &Path, columns: Vec<String>) -> anyhow::Result<Self> {
         let path = dir.join(TRIALS);
         let failed = || format!("cannot use {}", path.display());
@@ -75,7 +77,8 @@ impl Tables {
         match self.trials.try_lock() {
             Ok(()) => Ok(()),
             Err(fs::TryLockError::WouldBlock) => {
-                anyhow::bail!("{}: another process runs this experiment", self.dir.display())
+                let wrong = "another process runs this experiment";
+                Err(refuse(&self.dir, wrong, "wait for its end").into())
             }
             Err(fs::TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("{} cannot be locked", self.dir.join(TRIALS).display()))
@@ -96,11 +99,12 @@ impl Tables {
         }
         let mut reader = csv::Reader::from_reader(text.as_slice());
         let headers = reader.headers().with_context(|| format!("{} makes no sense", path.display()))?;
-        anyhow::ensure!(
-            headers.iter().eq(self.columns.iter().map(String::as_str)),
-            "{}: its columns are those of another version of this program; begin a new folder",
-            path.display()
-        );
+        if !headers.iter().eq(self.columns.iter().map(String::as_str)) {
+            let wrong = "its trials.csv has the columns of another version of this program";
+            return Err(
+                refuse(&self.dir, wrong, "use the program that wrote it, or begin a new folder").into()
+            );
+        }
         let outcome = self.columns.iter().position(|column| column == "outcome");
         for row in reader.records() {
             let row = row.with_context(|| format!("{} makes no sense", path.display()))?;
@@ -191,6 +195,10 @@ impl Tables {
         file.sync_data()?;
         Ok(())
     }
+}
+
+fn refuse(dir: &Path, wrong: &str, remedy: &str) -> Usage {
+    Usage::option("--resume", dir.display(), wrong, remedy)
 }
 
 /// Removes rows of other trials than `done`, and a last row that is cut short.

@@ -1,6 +1,7 @@
 //! The end of a run: ask the survivors, end the nodes in order, put the result into words and numbers.
 
 use tokio::time::Instant;
+use workloads::federated::EngineKind;
 
 use super::cluster::{PutFacts, list};
 use super::links::News;
@@ -274,7 +275,7 @@ impl<P: Placement> Controller<P> {
             start_ns: self.start_ns,
             traffic: TrafficSummary::default(),
             elapsed_ns: nanoseconds(self.started.elapsed()),
-            synthetic_data: plan.job.data.is_none(),
+            synthetic_data: plan.job.data.is_none() && plan.job.engine != EngineKind::None,
             repeat: self.manifest.repeat.clone(),
         }
     }
