@@ -6,6 +6,7 @@ mod backends;
 mod capture;
 mod cli;
 mod durability;
+mod elections;
 mod experiment;
 mod faults;
 mod federated;
