@@ -121,10 +121,6 @@ fn contradictions_name_option_value_and_remedy() {
             "error: --payload inline: gossip does not carry checkpoints in its own",
         ),
         ("--backend gossip --holders 11", "error: --holders 11: there are only 10 nodes; use 1 to 10"),
-        (
-            "--backend gossip --heartbeat 50",
-            "error: --heartbeat 50ms: not for --backend gossip: its signs of life",
-        ),
         ("--backend backup --backups 10", "error: --backups 10: there are only 10 nodes; use 1 to 9"),
     ] {
         if cfg!(feature = "torch") && options == "--engine torch" {

@@ -7,6 +7,7 @@ mod boards;
 mod capture;
 mod cli;
 mod durability;
+mod elections;
 mod experiment;
 mod faults;
 mod federated;

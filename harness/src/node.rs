@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use replication::lifeline::{Lifeline, LifelineCount, TcpLifeline};
 use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
@@ -26,6 +28,7 @@ use crate::control::{Captured, Counted, Lifecycle, LinkLoss, NodeEvent, Start, S
 use crate::meter;
 use crate::plan::{PlacementKind, Plan};
 use crate::resources;
+use crate::standby;
 
 /// A connection on which nothing is heard for this long is lost: a stopped node's work is given up then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,6 +40,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// twenty thousand connections to open and to probe.
 const PATIENCE_PER_NODE: Duration = Duration::from_millis(100);
 
+/// Orders to write that wait.
+const WAITING_WRITES: usize = 16;
+
 /// The request that a status answers which nobody asked for.
 const UNASKED: u64 = 0;
 
@@ -47,12 +53,22 @@ const UNASKED: u64 = 0;
 pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
     let capture = capture(&start, &outbox)?;
     let node = Node::open(&start, &outbox).await?;
-    let participant = node.participant(&start.plan, &outbox).await?;
-    let mut job = std::pin::pin!(federated::run(participant));
+    let (writes, rounds) = mpsc::channel(WAITING_WRITES);
+    let mut job: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> = if start.store_only {
+        Box::pin(standby::run(node.store.clone(), node.replication.clone(), outbox.clone(), rounds))
+    } else {
+        let participant = node.participant(&start.plan, &outbox).await?;
+        Box::pin(async { federated::run(participant).await.map_err(anyhow::Error::from) })
+    };
     let outcome = loop {
         tokio::select! {
-            ended = &mut job => break node.because_of_its_disk(ended.map_err(anyhow::Error::from)).await,
+            ended = &mut job => break node.because_of_its_disk(ended).await,
             command = commands.recv() => match command {
+                Some(Command::Put { round }) => {
+                    if writes.try_send(round).is_err() {
+                        tracing::warn!(round, "ignored an order to write");
+                    }
+                }
                 Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
                 Some(Command::Impair { losses }) => node.losses.set(shares(&start.plan, &losses)),
                 Some(Command::Finish) | None => break Ok(()),
@@ -96,6 +112,7 @@ struct Node {
     /// What its links lose by a fault.
     losses: Losses,
     storage: Option<Storage>,
+    lifeline: Option<Arc<TcpLifeline>>,
     /// This node's suitability.
     score: u32,
     /// What was spent before the store was opened.
@@ -127,7 +144,10 @@ fn bind(
     let own =
         peers.get(&start.node).copied().with_context(|| format!("the plan has no node {}", start.node))?;
     let mut config = QuicConfig::new(identity, plane, own);
-    config.peers = peers;
+    // Without a job nobody has anything to say there.
+    if !(start.store_only && plane == Plane::Learning) {
+        config.peers = peers;
+    }
     let nodes = start.plan.members.len() as u32;
     config.idle_timeout = IDLE_TIMEOUT.max(PATIENCE_PER_NODE * nodes);
     config.keep_alive = KEEP_ALIVE.max(PATIENCE_PER_NODE * nodes * 2 / 5);
@@ -144,10 +164,26 @@ fn bind(
     Ok(QuicTransport::bind(config)?)
 }
 
+/// Lifelines to whoever aggregates, at the address of the replication plane, if the plan has them.
+async fn lifeline(start: &Start) -> anyhow::Result<Option<Arc<TcpLifeline>>> {
+    let plan = &start.plan;
+    if !plan.backend.fast_failover {
+        return Ok(None);
+    }
+    let mut peers = addresses(plan, plan.replication_port);
+    let own = peers.remove(&start.node).context("the plan has no address of this node")?;
+    Ok(Some(TcpLifeline::bind(start.identity.decode()?, own, peers).await?))
+}
+
 /// What this node has to offer: measured, except for what the plan says.
 async fn resources_of(start: &Start) -> anyhow::Result<Resources> {
     let own = start.plan.replication_address(start.node).context("the plan has no address of this node")?;
-    let measured = tokio::task::spawn_blocking(move || resources::measure(*own.ip())).await?;
+    let measured = if start.store_only {
+        // So that it starts at once, and the same nodes are chosen each time.
+        Resources::default()
+    } else {
+        tokio::task::spawn_blocking(move || resources::measure(*own.ip())).await?
+    };
     let given = start.plan.override_of(start.node);
     Ok(given.map_or(measured, |given| given.apply(measured)))
 }
@@ -194,10 +230,26 @@ impl Node {
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
         let observer = Arc::new(outbox.clone());
         let storage = storage_of(plan, start.node).await?;
-        let site = Site { resources, storage: storage.clone(), ..Site::new(replication.clone(), observer) };
+        let lifeline = lifeline(start).await?;
+        let site = Site {
+            resources,
+            storage: storage.clone(),
+            lifeline: lifeline.clone().map(|lifeline| lifeline as Arc<dyn Lifeline>),
+            ..Site::new(replication.clone(), observer)
+        };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
-        Ok(Self { id: start.node, learning, replication, store, storage, losses, score, work_before })
+        Ok(Self {
+            id: start.node,
+            learning,
+            replication,
+            store,
+            storage,
+            lifeline,
+            losses,
+            score,
+            work_before,
+        })
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
@@ -227,7 +279,8 @@ impl Node {
             match event {
                 Event::RoundStarted { .. } | Event::FitStarted { .. } => begun.call_once(|| {
                     let (learning, replication) = (node.learning.traffic(), node.replication.traffic());
-                    let counted = Box::new(Counted { learning, replication });
+                    let lifeline = node.lifeline_count();
+                    let counted = Box::new(Counted { learning, replication, lifeline });
                     outbox.event(NodeEvent::Node(Lifecycle::JobBegun { counted }));
                 }),
                 Event::RoundFinished { .. } => outbox.status(node.status(UNASKED)),
@@ -245,7 +298,12 @@ impl Node {
             usage: meter::usage(self.work_before),
             learning: self.learning.traffic(),
             replication: self.replication.traffic(),
+            lifeline: self.lifeline_count(),
         }
+    }
+
+    fn lifeline_count(&self) -> LifelineCount {
+        self.lifeline.as_ref().map(|lifeline| lifeline.count()).unwrap_or_default()
     }
 
     /// Why the job ended: a store whose disk failed stops, which says less than the disk's own words.
@@ -261,6 +319,14 @@ impl Node {
         let before = self.status(UNASKED);
         self.store.close().await;
         tokio::join!(self.learning.close(), self.replication.close());
-        Status { learning: self.learning.traffic(), replication: self.replication.traffic(), ..before }
+        if let Some(lifeline) = &self.lifeline {
+            lifeline.close();
+        }
+        Status {
+            learning: self.learning.traffic(),
+            replication: self.replication.traffic(),
+            lifeline: self.lifeline_count(),
+            ..before
+        }
     }
 }

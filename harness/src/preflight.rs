@@ -2,7 +2,7 @@
 //! nothing and keeps nothing.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
 
 use rustix::fs::{Access, access};
@@ -109,29 +109,30 @@ fn check_ports(plan: &Plan) -> Result<(), Usage> {
         {
             match UdpSocket::bind((member.ip, port)) {
                 Ok(socket) => bound.push(socket),
-                Err(error) => return Err(port_error(option, port, &format!("{}:{port}", member.ip), &error)),
+                Err(error) => return Err(port_error(option, port, ("UDP", member.ip), &error)),
             }
+        }
+        if plan.backend.fast_failover
+            && let Err(error) = TcpListener::bind((member.ip, plan.replication_port))
+        {
+            return Err(port_error("--replication-port", plan.replication_port, ("TCP", member.ip), &error));
         }
     }
     Ok(())
 }
 
-fn port_error(option: &str, port: u16, address: &str, error: &io::Error) -> Usage {
+fn port_error(option: &str, port: u16, (protocol, ip): (&str, Ipv4Addr), error: &io::Error) -> Usage {
+    let address = format!("{protocol} address {ip}:{port}");
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            let wrong = format!("UDP address {address} is in use by another process");
+            let wrong = format!("{address} is in use by another process");
             Usage::option(option, port, wrong, format!("use another {option} or --network 127.X.Y.0"))
         }
         io::ErrorKind::PermissionDenied => {
-            let wrong = format!("UDP address {address} needs privileges");
+            let wrong = format!("{address} needs privileges");
             Usage::option(option, port, wrong, "use a port from 1024 on")
         }
-        _ => Usage::option(
-            option,
-            port,
-            format!("UDP address {address}: {error}"),
-            "use another --network 127.X.Y.0",
-        ),
+        _ => Usage::option(option, port, format!("{address}: {error}"), "use another --network 127.X.Y.0"),
     }
 }
 

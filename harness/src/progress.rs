@@ -253,6 +253,7 @@ pub fn summary_text(summary: &Summary) -> String {
     }
     for (name, count) in [
         ("voters replaced", summary.voters_replaced),
+        ("false suspicions", summary.false_suspicions),
         ("rival aggregators", summary.rival_aggregators),
         ("corrupt answers", summary.corrupt_blobs),
         ("false holders", summary.false_claims),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::{BackupConfig, BackupStore};
 use crate::gossip::{GossipConfig, GossipStore};
+use crate::lifeline::Lifeline;
 use crate::local::{LocalConfig, LocalStore};
 use crate::raft::{RaftConfig, RaftStore};
 use crate::storage::{Storage, StorageError};
@@ -44,6 +45,8 @@ pub struct Site {
     /// A joining node takes the place of this one, which is dead: in memory, a node that restarts has a new id. Only
     /// where every node votes; elsewhere the group sees to it itself.
     pub replaces: Option<NodeId>,
+    /// Tells at once that the aggregator crashed; without it, only silence tells.
+    pub lifeline: Option<Arc<dyn Lifeline>>,
 }
 
 impl Site {
@@ -57,6 +60,7 @@ impl Site {
             storage: None,
             joins: false,
             replaces: None,
+            lifeline: None,
         }
     }
 }

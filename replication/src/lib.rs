@@ -12,6 +12,7 @@
 //!   blob       checkpoint bytes by digest, pushed once, pulled from any holder
 //!   storage    what a node keeps across restarts: tables on disk
 //!   work       what hashing, encoding and decoding cost this process
+//!   lifeline   tells at once that the aggregator crashed (TCP)
 //!   ------------------------------------------------------------------------------------------------
 //!   transport  requests between nodes, bytes counted by class; quic (quinn) and channel (seeded, in-process)
 //! ```
@@ -29,6 +30,7 @@ pub mod error;
 mod forward;
 pub mod gossip;
 mod ledger;
+pub mod lifeline;
 pub mod local;
 pub mod memory;
 pub mod raft;

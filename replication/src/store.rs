@@ -412,10 +412,17 @@ pub struct Guarantees {
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StoreEvent {
-    /// This node has not heard from the aggregator for its whole detection window and starts an election.
+    /// This node holds the aggregator for dead and sees to a successor: it has not heard of it for its whole detection window,
+    /// or its lifeline ended.
     Suspected {
         /// The aggregator it last knew.
         epoch: Option<Epoch>,
+        /// For how long it had heard nothing, in nanoseconds; none where the backend does not say.
+        #[serde(default)]
+        silence_ns: Option<u64>,
+        /// Whether the end of a lifeline told.
+        #[serde(default)]
+        lifeline: bool,
     },
     /// This node learned of a new aggregator (itself included), or that there is none.
     AggregatorChanged {

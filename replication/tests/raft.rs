@@ -191,7 +191,7 @@ async fn a_dead_leader_is_suspected_within_the_window_after_the_last_contact() {
         cluster.crash(epoch.node).await;
         cluster.next_epoch(epoch).await;
         for member in cluster.members.values() {
-            let early = |event: &StoreEvent| matches!(event, StoreEvent::Suspected { epoch: Some(old) } if *old == epoch);
+            let early = |event: &StoreEvent| matches!(event, StoreEvent::Suspected { epoch: Some(old), .. } if *old == epoch);
             suspicions.extend(member.events.first(early, killed).map(|at| at - killed));
         }
     }

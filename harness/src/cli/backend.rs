@@ -55,10 +55,14 @@ pub struct BackendArgs {
     /// first in the order of succession.
     #[arg(long, value_name = "LO-HI", default_value = "1000-2000ms", help_heading = "Replication")]
     pub window: Window,
-    /// Interval of the aggregator's heartbeats (milliseconds unless a unit is given), below half of the window's low
-    /// end; not with gossip [default: 100ms].
+    /// Interval of the aggregator's signs of life: heartbeats, below half of the window's low end; with gossip the same as
+    /// --gossip-interval (milliseconds unless a unit is given) [default: 100ms, 250ms with gossip].
     #[arg(long, value_name = "DURATION", value_parser = values::milliseconds, help_heading = "Replication")]
     pub heartbeat: Option<Span>,
+    /// Keep a lifeline (TCP) from every node to the aggregator, whose end tells at once that it crashed. A stopped or unreachable
+    /// aggregator is still suspected within --window.
+    #[arg(long, help_heading = "Replication")]
+    pub fast_failover: bool,
     /// Who aggregates: first (whoever is elected stays), latency (the node with the lowest mean round-trip time to its
     /// peers), suitability (the most suitable one) or rotate:SECONDS (every node in turn). Hands over between two rounds;
     /// a failure still has a new one elected. With raft-subset only voters can aggregate.
@@ -83,6 +87,7 @@ pub struct BackendArgs {
     pub holders: Option<u32>,
     /// How often a node gossips (milliseconds unless a unit is given) [default: 250ms].
     #[arg(long, value_name = "DURATION", value_parser = values::milliseconds, help_heading = "Backend gossip")]
+    #[arg(conflicts_with = "heartbeat")]
     pub gossip_interval: Option<Span>,
     /// Peers a node gossips with each time [default: 2].
     #[arg(long, value_name = "N", help_heading = "Backend gossip")]
@@ -132,8 +137,8 @@ impl BackendArgs {
         }
     }
 
-    fn specials(&self) -> [Special; 9] {
-        use Backend::{Backup, Gossip, Raft, RaftSubset};
+    fn specials(&self) -> [Special; 8] {
+        use Backend::{Backup, Gossip, RaftSubset};
         fn special(
             option: &'static str,
             given: Option<String>,
@@ -147,12 +152,6 @@ impl BackendArgs {
         let unused = self.suitability.first().filter(|_| self.policy.0 != Policy::Suitability);
         let suitability = unused.map(Override::to_string);
         [
-            special(
-                "--heartbeat",
-                span(self.heartbeat),
-                &[Raft, RaftSubset, Backup],
-                "its signs of life are its gossip, every --gossip-interval",
-            ),
             special(
                 "--suitability",
                 suitability,
@@ -175,7 +174,7 @@ impl BackendArgs {
         // A small cluster has fewer nodes than the default asks for.
         let at_most = |default: u32, most: u64| default.min(u32::try_from(most).unwrap_or(u32::MAX));
         let heartbeat_ns = match self.backend {
-            BackendArg::Gossip => ns(self.gossip_interval, DEFAULT_GOSSIP_INTERVAL_NS),
+            BackendArg::Gossip => ns(self.gossip_interval.or(self.heartbeat), DEFAULT_GOSSIP_INTERVAL_NS),
             _ => ns(self.heartbeat, DEFAULT_HEARTBEAT_NS),
         };
         let scheme = match self.backend {
@@ -203,7 +202,14 @@ impl BackendArgs {
             PayloadArg::Inline => Payload::Inline,
             PayloadArg::Digest => Payload::Digest,
         };
-        BackendPlan { scheme, payload, window_lo_ns, window_hi_ns, heartbeat_ns }
+        BackendPlan {
+            scheme,
+            payload,
+            window_lo_ns,
+            window_hi_ns,
+            heartbeat_ns,
+            fast_failover: self.fast_failover,
+        }
     }
 
     /// Options and values that repeat the store of a trial of so many nodes, every one that concerns the backend.
@@ -281,6 +287,8 @@ mod tests {
     fn phi_wins_over_the_window() {
         let gossip = plan(&["--backend", "gossip", "--phi", "8.5", "--gossip-interval", "100"]);
         assert_eq!(gossip.detection_ns(), (850_000_000, 850_000_000));
+        let matched = plan(&["--backend", "gossip", "--window", "150-300", "--heartbeat", "30"]);
+        assert_eq!((matched.heartbeat_ns, matched.detection_ns().0), (30_000_000, 225_000_000));
         let shifted = plan(&["--backend", "gossip", "--window", "2-3s"]);
         assert_eq!(shifted.detection_ns().0, 2_500_000_000);
     }
@@ -302,7 +310,6 @@ mod tests {
             ("--backend raft --fan-out 2", "--fan-out 2: not for --backend raft:"),
             ("--backend backup --gossip-interval 250", "--gossip-interval 250ms: not for --backend backup:"),
             ("--backend gossip --backups 1", "--backups 1: not for --backend gossip:"),
-            ("--backend gossip --heartbeat 100", "--heartbeat 100ms: not for --backend gossip:"),
             ("--suitability 1:cpu=5", "--suitability 1:cpu=5: not for --backend raft:"),
             ("--backend gossip --payload inline", "--payload inline: gossip does not carry"),
             ("--backend backup --payload inline", "--payload inline: backup does not carry"),

@@ -191,6 +191,7 @@ impl RunArgs {
             ("--aggregator-trains", self.aggregator_trains),
             ("--resend", self.resend),
             ("--no-reuse", self.no_reuse),
+            ("--fast-failover", self.store.fast_failover),
         ] {
             if given {
                 words.push(flag.into());

@@ -2,6 +2,7 @@
 
 mod backend;
 mod convert;
+mod election;
 mod experiment;
 mod resume;
 mod values;
@@ -16,6 +17,7 @@ use crate::fault::Fault;
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
 pub use convert::{shell_line, shell_words};
+pub use election::{ElectionArgs, FaultArg, LogsArg};
 pub use experiment::{ExperimentCommand, ExperimentRunArgs, ExperimentShowArgs, run_options};
 pub use values::{PartitionArg, PolicyArg, Size, Span, Thousandths, Window};
 
@@ -46,6 +48,11 @@ pub enum Command {
         #[command(subcommand)]
         command: ExperimentCommand,
     },
+    /// Strike the aggregator of a warm cluster again and again, and measure the elections.
+    ///
+    /// Nodes keep their stores and do nothing else. A node that was killed is started again; the next trial begins once the
+    /// cluster is whole. Writes a row for each trial as it ends; Ctrl-C ends it with what there is.
+    Election(Box<ElectionArgs>),
     /// Make a new cluster from a survivor's store, when the majority of nodes is gone for good.
     ///
     /// Shows what the store holds. With --accept-loss it writes stores for a new cluster that begins with that; continue

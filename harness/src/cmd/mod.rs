@@ -3,6 +3,7 @@
 mod capture;
 mod data;
 mod doctor;
+mod election;
 mod experiment;
 mod node;
 mod recover;
@@ -22,6 +23,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Experiment { command } => experiment::run(&command),
+        Command::Election(args) => election::run(&args),
         Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
         Command::Doctor(args) => doctor::run(&args),

@@ -82,7 +82,7 @@ pub(super) async fn carry_out(
 }
 
 /// A seed from the operating system's randomness, below 2^53 so that every JSON reader keeps all of its digits.
-fn random_seed() -> u64 {
+pub(super) fn random_seed() -> u64 {
     RandomState::new().hash_one("seed") >> 11
 }
 

@@ -193,6 +193,7 @@ mod tests {
             node: NodeId(3),
             plan: crate::plan::tests::plan(10),
             identity: Identity(serde_json::json!({"key": "line\nbreak"})),
+            store_only: false,
         };
         let orders = vec![
             ToNode::Start(Box::new(start)),
@@ -267,7 +268,13 @@ mod tests {
         let mut plan = crate::plan::tests::plan(crate::plan::MAX_NODES);
         plan.job.data = Some("d".repeat(4096).into());
         let identity = Identity(serde_json::json!({"pem": "\n".repeat(16_384)}));
-        let start = ToNode::Start(Box::new(Start { version: VERSION, node: NodeId(1), plan, identity }));
+        let start = ToNode::Start(Box::new(Start {
+            version: VERSION,
+            node: NodeId(1),
+            plan,
+            identity,
+            store_only: false,
+        }));
         LineWriter::new(Vec::new()).send(&start).await.unwrap();
     }
 

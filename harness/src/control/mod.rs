@@ -8,6 +8,7 @@ pub mod codec;
 pub mod node_end;
 
 pub use replication::Held;
+use replication::lifeline::LifelineCount;
 use replication::suitability::Resources;
 use replication::transport::Traffic;
 use replication::{Epoch, NodeId, StoreEvent};
@@ -43,6 +44,11 @@ pub enum ToNode {
         /// Nodes that are not named lose nothing.
         losses: Vec<LinkLoss>,
     },
+    /// Write a checkpoint of a few bytes, as aggregator.
+    Put {
+        /// Its round, beyond those that were written before.
+        round: u64,
+    },
     /// End in order.
     Finish,
 }
@@ -67,6 +73,9 @@ pub struct Start {
     pub plan: Plan,
     /// Its credentials.
     pub identity: Identity,
+    /// Whether it keeps its store only and takes no part in the job.
+    #[serde(default)]
+    pub store_only: bool,
 }
 
 /// Node to controller.
@@ -126,6 +135,9 @@ pub struct Status {
     pub learning: Traffic,
     /// Counted on the replication plane.
     pub replication: Traffic,
+    /// Counted on lifelines.
+    #[serde(default)]
+    pub lifeline: LifelineCount,
 }
 
 /// What a node's transports counted.
@@ -135,6 +147,9 @@ pub struct Counted {
     pub learning: Traffic,
     /// On the replication plane.
     pub replication: Traffic,
+    /// On lifelines.
+    #[serde(default)]
+    pub lifeline: LifelineCount,
 }
 
 /// Something that happened, by who says so.
@@ -172,6 +187,18 @@ pub enum Lifecycle {
     JobBegun {
         /// What was counted until then.
         counted: Box<Counted>,
+    },
+    /// Peers to which a node that keeps its store only has connections on the replication plane.
+    Connected {
+        /// How many.
+        peers: u64,
+    },
+    /// An order to write was carried out.
+    Written {
+        /// The round it named.
+        round: u64,
+        /// Why not, if it failed.
+        failure: Option<String>,
     },
     /// The node cannot go on, and ends.
     Failed {

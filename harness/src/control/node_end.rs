@@ -40,6 +40,11 @@ pub enum Command {
         /// By destination.
         losses: Vec<LinkLoss>,
     },
+    /// Write a checkpoint as aggregator.
+    Put {
+        /// Its round.
+        round: u64,
+    },
     /// Close everything in order and return.
     Finish,
 }
@@ -155,7 +160,9 @@ async fn await_start<R: AsyncBufRead + Unpin>(
             }
             Some(ToNode::ClockProbe { request_id }) => answer_clock(outbox, request_id),
             Some(ToNode::Status { request_id }) => outbox.status(Status { request_id, ..Status::default() }),
-            Some(ToNode::Impair { .. }) => tracing::warn!("ignored an impairment before the order to start"),
+            Some(ToNode::Impair { .. } | ToNode::Put { .. }) => {
+                tracing::warn!("ignored an order before that to start")
+            }
         }
     }
 }
@@ -179,6 +186,7 @@ async fn obey<R: AsyncBufRead + Unpin>(
             }
             Ok(Some(ToNode::Status { request_id })) => Command::Status { request_id },
             Ok(Some(ToNode::Impair { losses })) => Command::Impair { losses },
+            Ok(Some(ToNode::Put { round })) => Command::Put { round },
             Ok(Some(ToNode::Finish)) => Command::Finish,
             Ok(Some(ToNode::Start(_))) => {
                 tracing::warn!("ignored a second order to start");
@@ -241,6 +249,7 @@ mod tests {
             node: NodeId(1),
             plan,
             identity: Identity(serde_json::Value::Null),
+            store_only: false,
         }))
     }
 
@@ -260,7 +269,7 @@ mod tests {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Status { request_id } => outbox.status(Status { request_id, ..Status::default() }),
-                Command::Impair { .. } => {}
+                Command::Impair { .. } | Command::Put { .. } => {}
                 Command::Finish => break,
             }
         }

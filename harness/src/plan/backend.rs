@@ -88,6 +88,9 @@ pub struct BackendPlan {
     pub window_hi_ns: u64,
     /// Interval of signs of life: the aggregator's heartbeats; with gossip, every node's gossip.
     pub heartbeat_ns: u64,
+    /// Whether the end of a lifeline to the aggregator tells that it crashed, before the window is over.
+    #[serde(default)]
+    pub fast_failover: bool,
 }
 
 /// How long a `put` waits for its guarantee before its outcome counts as unknown, in milliseconds.

@@ -210,6 +210,7 @@ pub(crate) mod tests {
             window_lo_ns: 1_000_000_000,
             window_hi_ns: 2_000_000_000,
             heartbeat_ns: 100_000_000,
+            fast_failover: false,
         };
         let members = Plan::members_in(Ipv4Addr::new(127, 9, 9, 0), nodes);
         Plan {

@@ -179,8 +179,14 @@ impl CaptureBook {
         let nothing = Traffic::default();
         let (learning, replication) =
             status.map_or((&nothing, &nothing), |status| (&status.learning, &status.replication));
+        // TCP: without the headers, which nobody here counts.
+        let lifeline = status.map(|status| status.lifeline).unwrap_or_default();
         let rows = [Direction::Egress, Direction::Ingress].map(|direction| {
-            let transport = [learning, replication].map(|traffic| at_ip_level(traffic, direction));
+            let mut transport = [learning, replication].map(|traffic| at_ip_level(traffic, direction));
+            transport[1].1 += match direction {
+                Direction::Egress => lifeline.sent_bytes,
+                Direction::Ingress => lifeline.received_bytes,
+            };
             let row = CaptureTotal {
                 node: node.0,
                 direction: Some(direction),

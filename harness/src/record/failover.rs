@@ -119,6 +119,8 @@ pub struct Failovers {
     strikes: Vec<Strike>,
     offices: BTreeMap<Epoch, Office>,
     suspicions: BTreeSet<(u64, NodeId)>,
+    /// Whom a suspicion was about, where somebody was known.
+    suspected: Vec<(u64, NodeId, Epoch)>,
     gone: BTreeSet<NodeId>,
 }
 
@@ -127,8 +129,9 @@ impl Failovers {
     pub fn observe(&mut self, at_ns: u64, node: NodeId, event: &NodeEvent) {
         let earliest = |moment: &mut Option<u64>| *moment = Some(moment.map_or(at_ns, |was| was.min(at_ns)));
         match event {
-            NodeEvent::Store(StoreEvent::Suspected { .. }) => {
+            NodeEvent::Store(StoreEvent::Suspected { epoch, .. }) => {
                 self.suspicions.insert((at_ns, node));
+                self.suspected.extend(epoch.map(|epoch| (at_ns, node, epoch)));
             }
             NodeEvent::Store(StoreEvent::AggregatorChanged { epoch: Some(epoch) }) => {
                 let known = self.office(*epoch).known.entry(node).or_insert(at_ns);
@@ -160,6 +163,17 @@ impl Failovers {
     /// Takes note that a node has ended, so that it need not agree.
     pub fn gone(&mut self, node: NodeId) {
         self.gone.insert(node);
+    }
+
+    /// How often a node suspected an aggregator when no fault had struck either of them.
+    #[must_use]
+    pub fn false_suspicions(&self) -> u64 {
+        let struck = |node: NodeId, at_ns: u64| {
+            self.strikes.iter().any(|strike| strike.at_ns <= at_ns && strike.nodes.contains(&node))
+        };
+        let is_false =
+            |(at_ns, by, of): &&(u64, NodeId, Epoch)| !struck(*by, *at_ns) && !struck(of.node, *at_ns);
+        self.suspected.iter().filter(is_false).count() as u64
     }
 
     /// A row for each change of aggregator after a fault, by the last fault before it. Planned hand-overs are none.
@@ -239,7 +253,7 @@ mod tests {
     }
 
     fn suspected() -> NodeEvent {
-        NodeEvent::Store(StoreEvent::Suspected { epoch: None })
+        NodeEvent::Store(StoreEvent::Suspected { epoch: None, silence_ns: None, lifeline: false })
     }
 
     fn put(epoch: Epoch, round: u64) -> NodeEvent {
@@ -334,6 +348,18 @@ mod tests {
         assert_eq!(facts, [(1000, 2, 1600), (1000, 3, 2000), (4000, 4, 1000)]);
         assert_eq!(rows[2].from_epoch_counter, Some(3));
         assert!(rows[2].struck_aggregator);
+    }
+
+    #[test]
+    fn who_suspects_an_aggregator_that_is_well_is_counted() {
+        let suspects = |epoch| {
+            NodeEvent::Store(StoreEvent::Suspected { epoch: Some(epoch), silence_ns: None, lifeline: true })
+        };
+        let mut failovers = struck();
+        observe(&mut failovers, &[(900, 2, suspects(epoch(1, 1)))]);
+        observe(&mut failovers, &[(1100, 2, suspects(epoch(1, 1))), (1100, 1, suspects(epoch(2, 2)))]);
+        observe(&mut failovers, &[(1200, 3, suspects(epoch(2, 2)))]);
+        assert_eq!(failovers.false_suspicions(), 2, "of node 1 before it was struck, and of node 2");
     }
 
     #[test]

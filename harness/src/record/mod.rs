@@ -321,12 +321,12 @@ pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 /// Every row reaches the file at once.
-fn write_row(table: &mut csv::Writer<File>, row: impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn write_row(table: &mut csv::Writer<File>, row: impl Serialize) -> anyhow::Result<()> {
     table.serialize(row).context("cannot write a row")?;
     table.flush().context("cannot write a row")
 }
 
-fn pretty(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn pretty(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
     Ok(text)
@@ -474,7 +474,7 @@ mod tests {
             StoreEvent::RivalAggregators { stays: epoch(3, 2), yields: epoch(3, 1) },
             StoreEvent::CorruptBlob { from: NodeId(5), digest },
             StoreEvent::FalseClaim { from: NodeId(6), digest },
-            StoreEvent::Suspected { epoch: None },
+            StoreEvent::Suspected { epoch: None, silence_ns: None, lifeline: false },
         ] {
             recorder.node_event(NodeId(2), at_ns, &NodeEvent::Store(event)).unwrap();
         }

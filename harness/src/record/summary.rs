@@ -80,6 +80,8 @@ pub struct Summary {
     pub unexpected_deaths: u64,
     /// Voters that were replaced.
     pub voters_replaced: u64,
+    /// How often a node suspected an aggregator when no fault had struck either.
+    pub false_suspicions: u64,
     /// Pairs of nodes that acted as aggregator at the same time, each counted once.
     pub rival_aggregators: u64,
     /// Answers with bytes that did not match their digest.

@@ -1,6 +1,7 @@
 //! traffic.csv: what nodes sent and received, by class and by connection, as their transports counted it.
 
 use replication::NodeId;
+use replication::lifeline::LifelineCount;
 use replication::transport::{Class, DatagramCount, FrameCount, Traffic};
 use serde::Serialize;
 
@@ -22,7 +23,7 @@ pub struct TrafficRow {
     lost_packets: Option<u64>,
 }
 
-/// UDP payload bytes that a node sent during the job, by plane.
+/// Payload bytes of UDP and TCP that a node sent during the job, by plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sent {
     /// On the learning plane.
@@ -64,9 +65,27 @@ impl TrafficRow {
             for (plane, traffic) in [("learning", &counted.learning), ("replication", &counted.replication)] {
                 rows.extend(rows_of(node, plane, span, traffic));
             }
+            rows.extend(lifeline_row(node, span, counted.lifeline));
         }
         rows
     }
+}
+
+/// Lifelines are TCP: their bytes are in no other row. None where there were none.
+fn lifeline_row(node: NodeId, span: &'static str, count: LifelineCount) -> Option<TrafficRow> {
+    (count != LifelineCount::default()).then_some(TrafficRow {
+        source: "transport",
+        node: node.0,
+        plane: "replication",
+        span,
+        unit: "stream",
+        class: "lifeline",
+        sent: count.lifelines,
+        sent_bytes: count.sent_bytes,
+        received: count.lifelines,
+        received_bytes: count.received_bytes,
+        lost_packets: None,
+    })
 }
 
 fn rows_of(node: NodeId, plane: &'static str, span: &'static str, traffic: &Traffic) -> Vec<TrafficRow> {
@@ -122,7 +141,11 @@ fn class_word(class: Class) -> &'static str {
 
 impl Counted {
     fn of(status: &Status) -> Self {
-        Self { learning: status.learning.clone(), replication: status.replication.clone() }
+        Self {
+            learning: status.learning.clone(),
+            replication: status.replication.clone(),
+            lifeline: status.lifeline,
+        }
     }
 
     /// What was counted after `begin`. A status that is older than that has nothing to add.
@@ -130,6 +153,11 @@ impl Counted {
         Self {
             learning: since(&self.learning, &begin.learning),
             replication: since(&self.replication, &begin.replication),
+            lifeline: LifelineCount {
+                lifelines: self.lifeline.lifelines.saturating_sub(begin.lifeline.lifelines),
+                sent_bytes: self.lifeline.sent_bytes.saturating_sub(begin.lifeline.sent_bytes),
+                received_bytes: self.lifeline.received_bytes.saturating_sub(begin.lifeline.received_bytes),
+            },
         }
     }
 }
@@ -168,7 +196,9 @@ impl Sent {
         let job = Counted::of(last).since(begin);
         Self {
             learning_bytes: job.learning.control.sent_bytes + job.learning.bulk.sent_bytes,
-            replication_bytes: job.replication.control.sent_bytes + job.replication.bulk.sent_bytes,
+            replication_bytes: job.replication.control.sent_bytes
+                + job.replication.bulk.sent_bytes
+                + job.lifeline.sent_bytes,
         }
     }
 }
@@ -198,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_start_is_kept_apart_from_the_job() {
-        let begin = Counted { learning: traffic(10), replication: traffic(100) };
+        let begin = Counted { learning: traffic(10), replication: traffic(100), ..Counted::default() };
         let last = Status { learning: traffic(50), replication: traffic(1000), ..Status::default() };
         let rows = TrafficRow::of(NodeId(3), Some(&begin), Some(&last));
         // Two spans of two classes and five, and of two lanes on both planes.
@@ -219,10 +249,22 @@ mod tests {
     }
 
     #[test]
+    fn lifelines_have_a_row_where_there_are_any() {
+        let lifeline = LifelineCount { lifelines: 2, sent_bytes: 5000, received_bytes: 4000 };
+        let last = Status { lifeline, ..Status::default() };
+        let rows = TrafficRow::of(NodeId(3), Some(&Counted::default()), Some(&last));
+        let lifelines: Vec<_> = rows.iter().filter(|row| row.class == "lifeline").collect();
+        assert_eq!(lifelines.len(), 1, "none in the span without any");
+        let row = lifelines[0];
+        assert_eq!((row.span, row.unit, row.sent, row.sent_bytes), ("job", "stream", 2, 5000));
+        assert_eq!(Sent::during_job(Some(&Counted::default()), Some(&last)).replication_bytes, 5000);
+    }
+
+    #[test]
     fn a_node_that_did_not_tell_has_sent_nothing_that_is_known() {
         let status = Status { replication: traffic(7), ..Status::default() };
         assert!(TrafficRow::of(NodeId(1), None, Some(&status)).iter().all(|row| row.span == "startup"));
-        let begin = Counted { learning: traffic(10), replication: traffic(100) };
+        let begin = Counted { learning: traffic(10), replication: traffic(100), ..Counted::default() };
         assert!(TrafficRow::of(NodeId(1), Some(&begin), None).iter().all(|row| row.span == "startup"));
         assert_eq!(Sent::during_job(None, Some(&status)), Sent::default());
         assert_eq!(

@@ -260,6 +260,7 @@ impl<P: Placement> Controller<P> {
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
             voters_replaced: cluster.incidents.voters_replaced,
+            false_suspicions: self.failovers.false_suspicions(),
             rival_aggregators: cluster.incidents.rivals.len() as u64,
             corrupt_blobs: cluster.incidents.corrupt_blobs,
             false_claims: cluster.incidents.false_claims,

@@ -5,7 +5,7 @@
 
 pub mod cluster;
 mod conclude;
-mod links;
+pub(crate) mod links;
 mod restart;
 mod strike;
 #[cfg(test)]
@@ -317,7 +317,8 @@ impl<P: Placement> Controller<P> {
         self.requests += 1;
         self.probes.insert(node, clock::monotonic_ns());
         self.links.send(node, ToNode::ClockProbe { request_id: self.requests });
-        let start = Start { version: VERSION, node, plan: self.trial.plan.clone(), identity };
+        let start =
+            Start { version: VERSION, node, plan: self.trial.plan.clone(), identity, store_only: false };
         self.links.send(node, ToNode::Start(Box::new(start)));
     }
 

@@ -146,6 +146,7 @@ impl Fakes {
                         let shares = losses.iter().map(|loss| (loss.to.0, loss.share)).collect();
                         self.world.lock().unwrap().impaired.entry(start.node).or_default().push(shares);
                     }
+                    Some(Command::Put { .. }) => {}
                     Some(Command::Finish) if quirk == Quirk::Lingers => {}
                     Some(Command::Finish) | None => return Ok(()),
                 },

@@ -40,6 +40,7 @@ use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::forward;
 use crate::ledger::{Ledger, Record};
+use crate::lifeline::Follower;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
@@ -77,7 +78,7 @@ impl BackupStore {
     /// Contradictory parameters, or a node that is not among the nodes.
     pub fn open(config: BackupConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, .. } = site;
+        let Site { transport, observer, lifeline, .. } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
@@ -104,7 +105,7 @@ impl BackupStore {
         });
         transport.serve(Arc::new(network::Inbox(node.clone())));
         let mut tasks = JoinSet::new();
-        tasks.spawn(office::run(node.clone()));
+        tasks.spawn(office::run(node.clone(), Follower::new(lifeline, local)));
         Ok(Arc::new(Self { node, shown: Mutex::default(), tasks: tokio::sync::Mutex::new(tasks) }))
     }
 

@@ -13,12 +13,13 @@ use super::network::{Source, Standing};
 use super::node::{Node, Wanted};
 use super::succession::Step;
 use crate::ledger::{Ledger, Record};
+use crate::lifeline::{self, Follower};
 use crate::store::{Checkpoint, Epoch, NodeId, Slot, StoreEvent};
 use crate::transport::{Class, Frame};
 use crate::wire;
 
 /// Runs until the transport closes.
-pub(super) async fn run(node: Arc<Node>) {
+pub(super) async fn run(node: Arc<Node>, mut lifeline: Follower) {
     let mut changes = node.transport.connected();
     let mut could_lead = false;
     loop {
@@ -34,6 +35,7 @@ pub(super) async fn run(node: Arc<Node>) {
             (state.succession.step(Instant::now(), &peers), std::mem::take(&mut state.appointed))
         };
         could_lead = can_lead;
+        lifeline.follow(node.current());
         let until = match step {
             Step::Lead => {
                 lead(&node).await;
@@ -65,6 +67,12 @@ pub(super) async fn run(node: Arc<Node>) {
             biased;
             () = node.changed.notified() => {}
             changed = changes.changed() => if changed.is_err() { return },
+            epoch = lifeline.ended() => {
+                let now = Instant::now();
+                let silence_ns = Some(node.state().succession.silence_ns(now));
+                node.observer.observe(StoreEvent::Suspected { epoch: Some(epoch), silence_ns, lifeline: true });
+                node.state().succession.hurry(now, lifeline::turn(node.transport.as_ref()));
+            }
             () = due => {}
         }
     }
@@ -111,8 +119,9 @@ type Answers = BTreeMap<NodeId, (Standing, Vec<Record>)>;
 async fn take_over(node: &Arc<Node>, peers: &[NodeId], appointed: bool) {
     let before = node.current();
     let silent = before.filter(|_| !appointed).map(|epoch| epoch.node);
-    if !appointed {
-        node.observer.observe(StoreEvent::Suspected { epoch: before });
+    if !appointed && !node.state().succession.hurries() {
+        let silence_ns = Some(node.state().succession.silence_ns(Instant::now()));
+        node.observer.observe(StoreEvent::Suspected { epoch: before, silence_ns, lifeline: false });
     }
     let asked = peers.iter().copied().filter(|peer| Some(*peer) != silent);
     let answers = enquire(node, asked).await;

@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use tokio::time::Instant;
 
 use crate::config::Window;
+use crate::lifeline::TURNS;
 use crate::store::{Epoch, NodeId};
 
 /// What a node does next, as far as nothing happens.
@@ -50,6 +51,8 @@ pub(super) struct Succession {
     contact: Instant,
     /// How long after it the first in the order suspects the aggregator.
     draw: Duration,
+    /// A lifeline told that the aggregator crashed: how long a successor has before the next one, and how often it is tried.
+    hurry: Option<(Duration, u32)>,
 }
 
 impl Succession {
@@ -62,8 +65,9 @@ impl Succession {
         now: Instant,
     ) -> Self {
         let backups = backups as usize;
+        let draw = Duration::ZERO;
         let mut new =
-            Self { nodes, local, backups, window, rng, epoch: None, contact: now, draw: Duration::ZERO };
+            Self { nodes, local, backups, window, rng, epoch: None, contact: now, draw, hurry: None };
         new.wait_anew(now);
         new
     }
@@ -107,6 +111,7 @@ impl Succession {
     /// Successors do not race: each has the whole window to itself, those ahead of it come first.
     fn deadline(&self, connected: &[NodeId]) -> Instant {
         let width = Duration::from_millis(self.window.to_ms - self.window.from_ms);
+        let width = self.hurry.map_or(width, |(turn, _)| turn);
         self.contact + self.draw + width * self.rank(connected)
     }
 
@@ -126,17 +131,39 @@ impl Succession {
         if now < deadline { Step::Wait(Some(deadline)) } else { Step::Succeed }
     }
 
-    /// The aggregator was heard of, or others have to be let go first: a new draw.
+    /// A lifeline ended: the successors take turns of this length at once.
+    pub(super) fn hurry(&mut self, now: Instant, turn: Duration) {
+        (self.contact, self.draw) = (now, Duration::ZERO);
+        self.hurry = Some((turn, TURNS - 1));
+    }
+
+    /// Whether a lifeline ended, and its hurry is not over.
+    pub(super) fn hurries(&self) -> bool {
+        self.hurry.is_some()
+    }
+
+    /// The aggregator was heard of, or others have to be let go first: a new draw. In a hurry, a turn: what was under way when
+    /// the aggregator crashed may be heard of later.
     pub(super) fn wait_anew(&mut self, now: Instant) {
         let Window { from_ms, to_ms } = self.window;
         self.contact = now;
+        if let Some((turn, left)) = self.hurry.filter(|(_, left)| *left > 0) {
+            (self.draw, self.hurry) = (turn, Some((turn, left - 1)));
+            return;
+        }
+        self.hurry = None;
         self.draw = Duration::from_micros(self.rng.random_range(from_ms * 1000..to_ms * 1000));
+    }
+
+    /// For how long nothing was heard of the aggregator, nor succession tried.
+    pub(super) fn silence_ns(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.contact).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Whether this node has no reason to doubt that somebody aggregates.
     pub(super) fn content(&self, now: Instant) -> bool {
         let lease = Duration::from_millis(self.window.from_ms * 3 / 4);
-        self.leads() || (self.epoch.is_some() && now < self.contact + lease)
+        self.leads() || (self.epoch.is_some() && !self.hurries() && now < self.contact + lease)
     }
 
     /// Takes note of an epoch: the highest is in force.
@@ -148,6 +175,7 @@ impl Succession {
             _ => {}
         }
         self.epoch = Some(epoch);
+        self.hurry = None;
         self.wait_anew(now);
         Heard::New(before)
     }
@@ -172,6 +200,28 @@ mod tests {
 
     fn others(local: u64) -> Vec<NodeId> {
         (1..=5).map(NodeId).filter(|node| *node != NodeId(local)).collect()
+    }
+
+    #[test]
+    fn after_the_end_of_a_lifeline_successors_take_short_turns_a_few_times() {
+        let (now, turn) = (Instant::now(), Duration::from_millis(10));
+        let mut second = succession(3, 2, now);
+        second.hear(epoch(1, 1), now);
+        assert!(second.content(now));
+        second.hurry(now, turn);
+        assert!(!second.content(now));
+        let connected = others(3);
+        assert_eq!(second.step(now, &connected), Step::Wait(Some(now + turn)), "node 2 comes first");
+        assert_eq!(second.step(now + turn, &connected), Step::Succeed);
+        for _ in 1..TURNS {
+            second.wait_anew(now);
+            assert_eq!(second.step(now, &connected), Step::Wait(Some(now + 2 * turn)));
+        }
+        second.wait_anew(now);
+        assert!(!second.hurries() && second.content(now), "then the window holds again");
+        second.hurry(now, turn);
+        second.hear(epoch(2, 2), now);
+        assert!(!second.hurries(), "somebody has succeeded");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::core::Core;
 use super::messages::{Candidacy, Promised};
 use super::office::Decision;
 use crate::blob::transfer_timeout;
+use crate::lifeline::Follower;
 use crate::store::{NodeId, Slot};
 use crate::transport::{Class, Frame};
 use crate::wire;
@@ -47,6 +48,19 @@ pub(super) async fn run(core: Arc<Core>) {
                 () = tokio::time::sleep_until(until) => {}
                 () = core.changes.until(|| if std::mem::take(&mut first) { None } else { Some(()) }) => {}
             }
+        }
+    }
+}
+
+/// Heeds lifelines to whoever aggregates, until the store closes.
+pub(super) async fn heed(core: Arc<Core>, mut lifeline: Follower) {
+    let mut aggregator = core.aggregator.subscribe();
+    loop {
+        lifeline.follow(*aggregator.borrow_and_update());
+        tokio::select! {
+            biased;
+            changed = aggregator.changed() => if changed.is_err() { return },
+            epoch = lifeline.ended() => core.crashed(epoch),
         }
     }
 }

@@ -79,6 +79,8 @@ pub(super) struct State {
     /// This node has asked another to take over its epoch.
     pub(super) handing_over: Option<Epoch>,
     suspected: Option<Epoch>,
+    /// A lifeline told that the aggregator of this epoch crashed: until then it counts as dead, whatever gossip says.
+    crashed: Option<(Epoch, Instant)>,
     rivals: BTreeSet<(Epoch, Epoch)>,
     pub(super) closed: bool,
 }
@@ -97,9 +99,19 @@ pub(super) struct Core {
 }
 
 impl State {
+    /// The aggregator, if a lifeline tells that it crashed.
+    fn crashed(&self) -> Option<NodeId> {
+        let (epoch, until) = self.crashed?;
+        (self.office.in_force() == Some(epoch) && Instant::now() < until).then_some(epoch.node)
+    }
+
     /// Nodes that live, this one included: chitchat says so, or has not yet said anything of a connected one.
     pub(super) fn live(&self, local: NodeId) -> BTreeSet<NodeId> {
-        let live = self.peers.iter().filter(|(_, peer)| peer.alive.unwrap_or(peer.connected));
+        let crashed = self.crashed();
+        let live = self
+            .peers
+            .iter()
+            .filter(|(node, peer)| Some(**node) != crashed && peer.alive.unwrap_or(peer.connected));
         live.map(|(node, _)| *node).chain([local]).collect()
     }
 
@@ -134,6 +146,7 @@ impl Core {
             rng,
             handing_over: None,
             suspected: None,
+            crashed: None,
             rivals: BTreeSet::new(),
             closed: false,
         };
@@ -343,8 +356,16 @@ impl Core {
             gone.filter(|_| new)
         };
         if suspected.is_some() {
-            self.observer.observe(StoreEvent::Suspected { epoch: suspected });
+            let lifeline = self.state().crashed().is_some();
+            self.observer.observe(StoreEvent::Suspected { epoch: suspected, silence_ns: None, lifeline });
         }
+    }
+
+    /// A lifeline ended: the aggregator of `epoch` counts as dead for as long as gossip may take to find out.
+    pub(super) fn crashed(&self, epoch: Epoch) {
+        self.state().crashed = Some((epoch, Instant::now() + self.config.effective_timeout()));
+        self.look_for_the_aggregator();
+        self.changes.announce();
     }
 
     /// The newest checkpoint of the job's state that this node holds.

@@ -36,6 +36,7 @@ pub use self::config::GossipConfig;
 use self::core::{Core, MESSAGE_TIMEOUT};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
+use crate::lifeline::Follower;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
@@ -73,7 +74,7 @@ impl GossipStore {
     /// # Errors
     /// A configuration that contradicts itself.
     pub async fn open(config: GossipConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
-        let Site { transport, observer, resources, .. } = site;
+        let Site { transport, observer, resources, lifeline, .. } = site;
         let local = transport.local();
         config.validate(local)?;
         let addresses = network::Addresses::new(&config.nodes);
@@ -93,6 +94,7 @@ impl GossipStore {
             driver::Driver { core: core.clone(), handle, bridge, addresses, places: BTreeMap::new() };
         tasks.spawn(driver.run());
         tasks.spawn(candidacy::run(core.clone()));
+        tasks.spawn(candidacy::heed(core.clone(), Follower::new(lifeline, local)));
         Ok(Arc::new(Self { core, tasks: Mutex::new(tasks) }))
     }
 

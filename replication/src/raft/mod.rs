@@ -62,6 +62,7 @@ use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::forward;
 use crate::ledger::Record;
+use crate::lifeline::Follower;
 use crate::storage::Storage;
 use crate::store::Payload;
 use crate::store::{
@@ -117,7 +118,7 @@ impl RaftStore {
     /// used.
     pub async fn open(config: RaftConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, resources, storage, joins, replaces } = site;
+        let Site { transport, observer, resources, storage, joins, replaces, lifeline } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
@@ -166,14 +167,12 @@ impl RaftStore {
         let standing = proposer.standing.clone();
         let changed = Arc::new(Notify::new());
         tasks.spawn(election::run(
-            raft.clone(),
-            standing,
-            restored_term,
+            election::Voter { raft: raft.clone(), standing, transport, restored_term, observer },
             changed.clone(),
             deadline,
             contacted,
             announce,
-            observer,
+            Follower::new(lifeline, local),
         ));
         tasks.spawn(compact(raft, log.clone()));
         tasks.spawn(complete(proposer.clone(), missed));

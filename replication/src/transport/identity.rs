@@ -213,6 +213,20 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Pem`] or [`IdentityError::Unusable`].
     pub fn server_config(&self, plane: Plane) -> Result<rustls::ServerConfig, IdentityError> {
+        self.server(vec![plane.protocol(Lane::Control), plane.protocol(Lane::Bulk)])
+    }
+
+    /// TLS for accepted lifelines.
+    pub(crate) fn lifeline_server(&self) -> Result<rustls::ServerConfig, IdentityError> {
+        self.server(vec![lifeline_protocol()])
+    }
+
+    /// TLS for lifelines that this node has made.
+    pub(crate) fn lifeline_client(&self) -> Result<rustls::ClientConfig, IdentityError> {
+        self.client(lifeline_protocol())
+    }
+
+    fn server(&self, protocols: Vec<Vec<u8>>) -> Result<rustls::ServerConfig, IdentityError> {
         let provider = provider();
         let verifier = WebPkiClientVerifier::builder_with_provider(self.roots()?.into(), provider.clone())
             .build()
@@ -223,7 +237,7 @@ impl Identity {
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.certificates()?, self.private_key()?)
             .map_err(|error| self.unusable(error))?;
-        config.alpn_protocols = vec![plane.protocol(Lane::Control), plane.protocol(Lane::Bulk)];
+        config.alpn_protocols = protocols;
         // Connections last; a ticket would only cost bytes.
         config.send_tls13_tickets = 0;
         Ok(config)
@@ -235,13 +249,17 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Pem`] or [`IdentityError::Unusable`].
     pub fn client_config(&self, plane: Plane, lane: Lane) -> Result<rustls::ClientConfig, IdentityError> {
+        self.client(plane.protocol(lane))
+    }
+
+    fn client(&self, protocol: Vec<u8>) -> Result<rustls::ClientConfig, IdentityError> {
         let mut config = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| self.unusable(error))?
             .with_root_certificates(self.roots()?)
             .with_client_auth_cert(self.certificates()?, self.private_key()?)
             .map_err(|error| self.unusable(error))?;
-        config.alpn_protocols = vec![plane.protocol(lane)];
+        config.alpn_protocols = vec![protocol];
         config.resumption = rustls::client::Resumption::disabled();
         Ok(config)
     }
@@ -271,6 +289,11 @@ impl Identity {
     fn unusable(&self, error: impl fmt::Display) -> IdentityError {
         IdentityError::Unusable { node: self.node, reason: error.to_string() }
     }
+}
+
+/// The application protocol of a lifeline.
+fn lifeline_protocol() -> Vec<u8> {
+    format!("checkpoint-replication/{}/lifeline", frame::VERSION).into_bytes()
 }
 
 /// The cryptography of every connection; never the process-wide default, which is not ours to set.

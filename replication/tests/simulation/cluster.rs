@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::disk::Disk;
 use super::history::{Ended, History, Learned, Life, Read, Recorder, Sighting, Write, content};
+use super::lifelines::Lifelines;
 use super::schedule::{Bounds, Fault, Kinds, schedule};
 
 /// When the last fault has ended.
@@ -51,6 +52,8 @@ pub(crate) struct Subject {
     pub(crate) backend: Backend,
     /// Whether nodes keep their state on disk, so that they come back.
     pub(crate) on_disk: bool,
+    /// Whether nodes have lifelines to the aggregator.
+    pub(crate) lifelines: bool,
 }
 
 /// Runs `subject` under the schedule of `seed`; returns what happened, and what the backend promises.
@@ -63,6 +66,7 @@ pub(crate) async fn run(seed: u64, subject: &Subject, kinds: Kinds) -> (History,
         // A node whose memory is gone must not come back under its id.
         restarts: subject.on_disk,
         kinds,
+        lifelines: subject.lifelines,
         until: FAULTS_UNTIL,
     };
     for (at, fault) in schedule(seed, &bounds) {
@@ -88,6 +92,7 @@ struct Cluster {
     subject: Subject,
     disks: BTreeMap<NodeId, Disk>,
     network: ChannelNetwork,
+    lifelines: Lifelines,
     begun: Instant,
     recorder: Recorder,
     running: Arc<AtomicBool>,
@@ -116,6 +121,7 @@ impl Cluster {
             subject,
             disks: nodes().into_iter().map(|node| (node, Disk::default())).collect(),
             network: ChannelNetwork::new(seed, WELL, nodes()),
+            lifelines: Lifelines::default(),
             begun: Instant::now(),
             recorder: Recorder::new(),
             running: Arc::new(AtomicBool::new(true)),
@@ -135,6 +141,9 @@ impl Cluster {
         if self.subject.on_disk {
             site.storage = Some(Storage::inline_on(self.disks[&life.node].clone()).unwrap());
         }
+        if self.subject.lifelines {
+            site.lifeline = Some(self.lifelines.of(life.node));
+        }
         let store = open(self.subject.backend.clone(), site).await.unwrap();
         let client = |purpose: u64| Client {
             life,
@@ -153,6 +162,7 @@ impl Cluster {
         match fault {
             Fault::Crash(node) => {
                 self.network.crash(node);
+                self.lifelines.crash(node);
                 let Some(mut dead) = self.members.remove(&node) else { return };
                 dead.tasks.abort_all();
                 let death = (dead.life, self.recorder.now());
@@ -173,6 +183,7 @@ impl Cluster {
             Fault::Disturb { loss, duplication, jitter } => {
                 self.network.set_link(LinkSpec { loss, duplication, jitter, ..WELL });
             }
+            Fault::FalseAlarm(nodes) => nodes.into_iter().for_each(|node| self.lifelines.snap(node)),
             Fault::Calm => self.network.set_link(WELL),
         }
     }

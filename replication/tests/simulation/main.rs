@@ -9,6 +9,7 @@ mod check;
 mod cluster;
 mod disk;
 mod history;
+mod lifelines;
 mod schedule;
 
 use std::ops::Range;
@@ -32,11 +33,16 @@ const PUT_TIMEOUT_MS: u64 = 3000;
 const THREE_VOTERS: Electorate = Electorate::MostSuitable { voters: 3, grace_ms: 3000 };
 
 fn in_memory(backend: Backend) -> Subject {
-    Subject { backend, on_disk: false }
+    Subject { backend, on_disk: false, lifelines: false }
 }
 
 fn on_disk(backend: Backend) -> Subject {
-    Subject { backend, on_disk: true }
+    Subject { backend, on_disk: true, lifelines: false }
+}
+
+/// With lifelines, of which some end although the aggregator lives.
+fn with_lifelines(subject: Subject) -> Subject {
+    Subject { lifelines: true, ..subject }
 }
 
 fn gossip(holders: u32, seed: u64) -> Backend {
@@ -197,3 +203,20 @@ simulated!(gossip_1, |seed| in_memory(gossip(1, seed)));
 // With two backups of five nodes two sides of a partition cannot both acknowledge; with one they can.
 simulated!(backup_1, |seed| in_memory(backup(1, seed)));
 simulated!(backup_2, |seed| in_memory(backup(2, seed)));
+simulated!(raft_lifelines, |seed| with_lifelines(in_memory(raft(
+    Electorate::Everyone,
+    Payload::Inline,
+    seed
+))));
+simulated!(raft_lifelines_on_disk, |seed| with_lifelines(on_disk(raft(
+    Electorate::Everyone,
+    Payload::Inline,
+    seed
+))));
+simulated!(raft_subset_lifelines, |seed| with_lifelines(in_memory(raft(
+    THREE_VOTERS,
+    Payload::Inline,
+    seed
+))));
+simulated!(gossip_3_lifelines, |seed| with_lifelines(in_memory(gossip(3, seed))));
+simulated!(backup_2_lifelines, |seed| with_lifelines(in_memory(backup(2, seed))));

@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     },
     /// Links do none of this.
     Calm,
+    /// The lifelines that these nodes have to the aggregator end, although it lives.
+    FalseAlarm(Vec<NodeId>),
 }
 
 /// Which faults there may be.
@@ -59,6 +61,8 @@ pub(crate) struct Bounds {
     /// Whether crashed nodes come back.
     pub(crate) restarts: bool,
     pub(crate) kinds: Kinds,
+    /// Whether there are lifelines, of which some end for nothing.
+    pub(crate) lifelines: bool,
     /// When the last fault has ended.
     pub(crate) until: Duration,
 }
@@ -76,6 +80,9 @@ pub(crate) fn schedule(seed: u64, bounds: &Bounds) -> Vec<(Duration, Fault)> {
     let mut schedule = node_track(&mut rng, bounds);
     if bounds.kinds == Kinds::Any {
         schedule.extend(link_track(&mut rng, bounds));
+    }
+    if bounds.lifelines {
+        schedule.extend(alarm_track(seed, bounds));
     }
     schedule.sort_by_key(|(at, _)| *at);
     schedule
@@ -140,6 +147,21 @@ fn link_track(rng: &mut ChaCha8Rng, bounds: &Bounds) -> Vec<(Duration, Fault)> {
     }
 }
 
+/// From a generator of its own, so that the other faults of a seed are the same with lifelines and without.
+fn alarm_track(seed: u64, bounds: &Bounds) -> Vec<(Duration, Fault)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(!seed);
+    let mut track = Vec::new();
+    let mut at = FIRST_FAULT + between(&mut rng, 0, 1000);
+    while at < bounds.until {
+        let mut nodes = bounds.nodes.clone();
+        nodes.shuffle(&mut rng);
+        nodes.truncate(rng.random_range(1..=nodes.len()));
+        track.push((at, Fault::FalseAlarm(nodes)));
+        at += between(&mut rng, 50, 2000);
+    }
+    track
+}
+
 #[test]
 fn faults_end_and_stay_within_their_bounds() {
     let bounds = |restarts| Bounds {
@@ -147,6 +169,7 @@ fn faults_end_and_stay_within_their_bounds() {
         losses: 2,
         restarts,
         kinds: Kinds::Any,
+        lifelines: restarts,
         until: Duration::from_secs(25),
     };
     let mut kinds = BTreeSet::new();
@@ -176,6 +199,7 @@ fn faults_end_and_stay_within_their_bounds() {
                         cut = true;
                     }
                     Fault::Heal => cut = false,
+                    Fault::FalseAlarm(nodes) => assert!(restarts && !nodes.is_empty()),
                     Fault::Disturb { .. } => disturbed = true,
                     Fault::Calm => disturbed = false,
                 }
@@ -183,5 +207,5 @@ fn faults_end_and_stay_within_their_bounds() {
             assert!(paused.is_empty() && !cut && !disturbed && (!restarts || down.is_empty()), "seed {seed}");
         }
     }
-    assert_eq!(kinds.len(), 9, "every kind occurs: {kinds:?}");
+    assert_eq!(kinds.len(), 10, "every kind occurs: {kinds:?}");
 }
