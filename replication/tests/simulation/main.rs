@@ -197,3 +197,6 @@ simulated!(gossip_1, |seed| in_memory(gossip(1, seed)));
 // With two backups of five nodes two sides of a partition cannot both acknowledge; with one they can.
 simulated!(backup_1, |seed| in_memory(backup(1, seed)));
 simulated!(backup_2, |seed| in_memory(backup(2, seed)));
+simulated!(gossip_3_on_disk, |seed| on_disk(gossip(3, seed)));
+simulated!(backup_1_on_disk, |seed| on_disk(backup(1, seed)));
+simulated!(backup_2_on_disk, |seed| on_disk(backup(2, seed)));
