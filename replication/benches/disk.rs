@@ -1,8 +1,9 @@
-//! What durability costs a write: `put` of 248,024 B to three Raft nodes over QUIC in one process, with their state in memory,
-//! on the file system of the current directory, and on /dev/shm, whose flushes cost nothing.
+//! What durability costs a write: `put` of 248,024 B among three nodes over QUIC in one process, two of which have to hold it,
+//! with their state in memory, on the file system of the current directory, and on tmpfs (/dev/shm), whose flushes cost
+//! nothing; for every backend that replicates.
 //!
-//! After criterion's own figures a last part measures all of them in turn and prints the ratios of their medians: compare
-//! those, since only they saw the same machine.
+//! `cargo bench -p replication --bench disk [-- FILTER]`. After criterion's own figures a last part measures all of them in
+//! turn and prints medians and ratios: compare those, since only they saw the same machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,14 +12,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
+use replication::backup::BackupConfig;
 use replication::conformance::parameters;
-use replication::raft::{Electorate, RaftConfig, RaftStore};
+use replication::gossip::GossipConfig;
+use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport as _;
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
 use replication::{
-    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata, NodeId,
-    Payload, Phase, Silent, Site, Slot, Storage, Window,
+    AnyStore, Backend, Checkpoint, CheckpointId, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata,
+    NodeId, Payload, Phase, Silent, Site, Slot, Storage, Window, open,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -26,54 +29,92 @@ use tokio::runtime::Runtime;
 const NODES: u64 = 3;
 const CHECKPOINT_BYTES: usize = 248_024;
 const INTERLEAVED_SAMPLES: usize = 100;
+const WINDOW: Window = Window { from_ms: 1000, to_ms: 2000 };
+const HEARTBEAT_MS: u64 = 100;
+const PUT_TIMEOUT_MS: u64 = 10_000;
+
+fn nodes() -> BTreeSet<NodeId> {
+    (1..=NODES).map(NodeId).collect()
+}
+
+fn raft(payload: Payload) -> Backend {
+    Backend::Raft(RaftConfig {
+        nodes: nodes(),
+        electorate: Electorate::Everyone,
+        payload,
+        window: WINDOW,
+        heartbeat_ms: HEARTBEAT_MS,
+        put_timeout_ms: PUT_TIMEOUT_MS,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    })
+}
+
+fn backends() -> [(&'static str, Backend); 4] {
+    let gossip = GossipConfig {
+        nodes: nodes(),
+        holders: 2,
+        interval_ms: HEARTBEAT_MS,
+        fan_out: 2,
+        phi_milli: 15_000,
+        put_timeout_ms: PUT_TIMEOUT_MS,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    };
+    let backup = BackupConfig {
+        nodes: nodes(),
+        backups: 1,
+        window: WINDOW,
+        heartbeat_ms: HEARTBEAT_MS,
+        put_timeout_ms: PUT_TIMEOUT_MS,
+        retained: DEFAULT_RETAINED,
+        seed: 1,
+    };
+    [
+        ("raft_inline", raft(Payload::Inline)),
+        ("raft_digest", raft(Payload::Digest)),
+        ("gossip", Backend::Gossip(gossip)),
+        ("backup", Backend::Backup(backup)),
+    ]
+}
 
 struct Cluster {
     name: String,
     epoch: Epoch,
-    leader: Arc<RaftStore>,
+    aggregator: AnyStore,
     round: u64,
-    _rest: Vec<(Arc<QuicTransport>, Arc<RaftStore>)>,
+    _rest: Vec<(Arc<QuicTransport>, AnyStore)>,
     _files: Option<TempDir>,
 }
 
 impl Cluster {
     /// Three nodes whose files are in a folder below `dir`; none: in memory.
-    async fn start(name: &str, payload: Payload, dir: Option<&Path>) -> Self {
+    async fn start(name: String, backend: &Backend, dir: Option<&Path>) -> Self {
         let authority = Authority::new("bench").expect("a certificate authority");
-        let nodes: BTreeSet<NodeId> = (1..=NODES).map(NodeId).collect();
         let bind = |node: &NodeId| {
             let identity = authority.issue(*node).expect("a certificate");
             let config = QuicConfig::new(identity, Plane::Replication, SocketAddr::from(([127, 0, 0, 1], 0)));
             (*node, QuicTransport::bind(config).expect("a socket"))
         };
-        let transports: BTreeMap<NodeId, Arc<QuicTransport>> = nodes.iter().map(bind).collect();
+        let transports: BTreeMap<NodeId, Arc<QuicTransport>> = nodes().iter().map(bind).collect();
         let addresses: BTreeMap<_, _> =
             transports.iter().map(|(node, quic)| (*node, quic.local_addr())).collect();
         let files = dir.map(|dir| TempDir::new_in(dir).expect("a folder"));
         let mut rest = Vec::new();
         for (node, quic) in &transports {
             quic.set_peers(addresses.clone()).expect("peers");
-            let config = RaftConfig {
-                nodes: nodes.clone(),
-                electorate: Electorate::Everyone,
-                payload,
-                window: Window { from_ms: 1000, to_ms: 2000 },
-                heartbeat_ms: 100,
-                put_timeout_ms: 10_000,
-                retained: DEFAULT_RETAINED,
-                seed: 1,
-            };
             let file = files.as_ref().map(|files| files.path().join(format!("node-{node}.redb")));
             let storage = file.map(|file| Storage::open(file).expect("a file"));
             let site = Site { storage, ..Site::new(quic.clone(), Arc::new(Silent)) };
-            rest.push((quic.clone(), RaftStore::open(config, site).await.expect("a store")));
+            rest.push((quic.clone(), open(backend.clone(), site).await.expect("a store")));
         }
         for (quic, _) in &rest {
             quic.ready(&quic.peers()).await;
         }
-        let epoch = rest[0].1.await_aggregator().await.expect("a leader");
-        let leader = rest.iter().find(|(quic, _)| quic.local() == epoch.node).expect("one of us").1.clone();
-        Self { name: format!("{payload}_{name}"), epoch, leader, round: 0, _rest: rest, _files: files }
+        let epoch = rest[0].1.await_aggregator().await.expect("an aggregator");
+        let aggregator =
+            rest.iter().find(|(quic, _)| quic.local() == epoch.node).expect("one of us").1.clone();
+        Self { name, epoch, aggregator, round: 0, _rest: rest, _files: files }
     }
 
     async fn put(&mut self) {
@@ -85,7 +126,7 @@ impl Cluster {
             slot: Slot::Global,
         };
         let checkpoint = Checkpoint::new(id, parameters(self.round, CHECKPOINT_BYTES), Metadata::new());
-        self.leader.put(checkpoint).await.expect("acknowledged");
+        self.aggregator.put(checkpoint).await.expect("acknowledged");
     }
 }
 
@@ -109,11 +150,12 @@ fn main() {
         .expect("a runtime");
     let shm = Some(Path::new("/dev/shm")).filter(|shm| shm.is_dir());
     let mut clusters = Vec::new();
-    for payload in [Payload::Inline, Payload::Digest] {
-        let start = |name, dir| runtime.block_on(Cluster::start(name, payload, dir));
+    for (backend, config) in backends() {
+        let start =
+            |medium, dir| runtime.block_on(Cluster::start(format!("{backend}_{medium}"), &config, dir));
         clusters.push(start("memory", None));
         clusters.push(start("disk", Some(Path::new("."))));
-        clusters.extend(shm.map(|shm| start("shm", Some(shm))));
+        clusters.extend(shm.map(|shm| start("tmpfs", Some(shm))));
     }
     criterion_part(&runtime, &mut clusters);
 
@@ -126,8 +168,8 @@ fn main() {
         }
     }
     println!("interleaved medians of {INTERLEAVED_SAMPLES}:");
-    let per_payload = clusters.len() / 2;
-    for (clusters, samples) in clusters.chunks(per_payload).zip(samples.chunks_mut(per_payload)) {
+    let media = clusters.len() / backends().len();
+    for (clusters, samples) in clusters.chunks(media).zip(samples.chunks_mut(media)) {
         let medians: Vec<u128> = samples.iter_mut().map(|samples| median(samples)).collect();
         for (cluster, median) in clusters.iter().zip(&medians) {
             println!(

@@ -1,4 +1,4 @@
-//! What is acknowledged on one node, with its bytes, across a restart: for backends that keep one ledger.
+//! What one node holds, with its bytes and a few facts, across a restart: for backends without a log.
 //!
 //! A slot's checkpoints are one row, written whenever they change; what they refer to is on the shelf before. Without a
 //! storage nothing is kept. Deliberately knows neither the order rules nor when something has to be durable.
@@ -14,19 +14,22 @@ use crate::storage::{Batch, Shelf, Storage, StorageError};
 use crate::store::{NodeId, Slot};
 
 /// A slot's checkpoints, by slot.
-const LEDGER: &str = "ledger";
+pub(crate) const LEDGER: &str = "ledger";
 /// Small facts beside them, by name.
-const FACTS: &str = "facts";
+pub(crate) const FACTS: &str = "facts";
 
-/// Where a node's ledger is kept.
+/// A slot's checkpoints, oldest first.
+pub(crate) type Row = (Slot, VecDeque<Record>);
+
+/// Where a node keeps what it holds.
 #[derive(Debug, Clone)]
 pub(crate) struct Archive(Option<Storage>);
 
 /// What a node finds when it starts.
 pub(crate) struct Opened {
     pub(crate) archive: Archive,
-    pub(crate) ledger: Ledger,
-    /// The bytes that the ledger refers to, as far as they were here.
+    pub(crate) rows: Vec<Row>,
+    /// The bytes that the rows refer to, as far as they were here.
     pub(crate) blobs: Blobs,
 }
 
@@ -39,28 +42,27 @@ impl Archive {
         storage: Option<Storage>,
         node: NodeId,
         cluster: &str,
-        retained: usize,
     ) -> Result<Opened, StorageError> {
         let Some(storage) = storage else {
-            let ledger = Ledger::new(retained);
-            return Ok(Opened { archive: Self(None), ledger, blobs: Blobs::default() });
+            return Ok(Opened { archive: Self(None), rows: Vec::new(), blobs: Blobs::default() });
         };
         storage.claim(node, cluster).await?;
         let (shelf, mut found) = Shelf::open(storage.clone())?;
-        let mut rows: Vec<(Slot, VecDeque<Record>)> = Vec::new();
-        for (slot, records) in storage.load(LEDGER)? {
-            rows.push((storage.decode(&slot)?, storage.decode(&records)?));
-        }
-        let ledger = Ledger::of_rows(retained, rows);
+        let rows = Self::rows(&storage)?;
         let blobs = Blobs::on_shelf(shelf.clone());
-        for record in ledger.records() {
+        for record in rows.iter().flat_map(|(_, records)| records) {
             blobs.refer(record.digest);
             if let Some(bytes) = found.remove(&record.digest) {
                 blobs.stage(record.digest, bytes);
             }
         }
         shelf.sweep();
-        Ok(Opened { archive: Self(Some(storage)), ledger, blobs })
+        Ok(Opened { archive: Self(Some(storage)), rows, blobs })
+    }
+
+    fn rows(storage: &Storage) -> Result<Vec<Row>, StorageError> {
+        let rows = storage.load(LEDGER)?.into_iter();
+        rows.map(|(slot, records)| Ok((storage.decode(&slot)?, storage.decode(&records)?))).collect()
     }
 
     /// Whether anything is kept.
@@ -68,26 +70,31 @@ impl Archive {
         self.0.is_some()
     }
 
-    /// Writes slots as `ledger` has them now.
-    pub(crate) fn save(&self, ledger: &Ledger, slots: impl IntoIterator<Item = Slot>) {
+    /// Writes what a slot has now.
+    pub(crate) fn keep(&self, slot: Slot, records: Option<&VecDeque<Record>>) {
         let Some(storage) = &self.0 else { return };
         let mut batch = Batch::default();
-        for slot in slots {
-            let key = Storage::encode(&slot);
-            match ledger.row(slot) {
-                Some(records) => batch.put(LEDGER, key, Storage::encode(records)),
-                None => batch.remove(LEDGER, key),
-            }
+        let key = Storage::encode(&slot);
+        match records {
+            Some(records) => batch.put(LEDGER, key, Storage::encode(records)),
+            None => batch.remove(LEDGER, key),
         }
         storage.write(batch);
     }
 
-    /// Writes a fact.
+    /// Writes slots as `ledger` has them now.
+    pub(crate) fn save(&self, ledger: &Ledger, slots: impl IntoIterator<Item = Slot>) {
+        if self.is_durable() {
+            slots.into_iter().for_each(|slot| self.keep(slot, ledger.row(slot)));
+        }
+    }
+
+    /// Writes a fact. On a full disk it often still fits.
     pub(crate) fn note<T: Serialize>(&self, name: &'static str, fact: &T) {
         let Some(storage) = &self.0 else { return };
         let mut batch = Batch::default();
         batch.put(FACTS, name.as_bytes(), Storage::encode(fact));
-        storage.write(batch);
+        storage.write_first(batch);
     }
 
     /// A fact that was written.
@@ -108,13 +115,31 @@ impl Archive {
         }
     }
 
+    /// Waits while too many bytes wait for the disk.
+    pub(crate) async fn room(&self) {
+        if let Some(storage) = &self.0 {
+            storage.room().await;
+        }
+    }
+
     /// Waits until everything written before this call is on disk, if there is one.
     ///
     /// # Errors
-    /// [`StorageError`]; it fails for good.
+    /// [`StorageError`]: it is not.
     pub(crate) async fn flush(&self) -> Result<(), StorageError> {
         match &self.0 {
             Some(storage) => storage.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until every fact noted before this call is on disk, if there is one.
+    ///
+    /// # Errors
+    /// [`StorageError`]: it is not.
+    pub(crate) async fn flush_facts(&self) -> Result<(), StorageError> {
+        match &self.0 {
+            Some(storage) => storage.flush_first().await,
             None => Ok(()),
         }
     }

@@ -145,6 +145,11 @@ impl Blobs {
         }
     }
 
+    /// Whether something waits for room on the disk, if there is one.
+    pub(crate) fn is_full(&self) -> bool {
+        self.held().shelf.as_ref().is_some_and(|shelf| shelf.storage().is_full())
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -76,16 +76,13 @@ impl std::fmt::Debug for Site {
 /// # Errors
 /// A configuration that contradicts itself, or a storage that cannot be used.
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
-    if site.storage.is_some() && matches!(backend, Backend::Gossip(_) | Backend::Backup(_)) {
-        return Err(ConfigError::MemoryOnly);
-    }
     if site.joins && !matches!(backend, Backend::Raft(_)) {
         return Err(ConfigError::FixedMembers);
     }
     match backend {
         Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
         Backend::Gossip(config) => Ok(GossipStore::open(config, site).await?),
-        Backend::Backup(config) => Ok(BackupStore::open(config, site)?),
+        Backend::Backup(config) => Ok(BackupStore::open(config, site).await?),
         Backend::Local(config) => Ok(LocalStore::open(config, site).await?),
     }
 }
@@ -172,9 +169,6 @@ pub enum ConfigError {
     /// openraft refused its configuration, or what it found on disk.
     #[error("openraft: {0}")]
     Openraft(String),
-    /// A storage for a backend that keeps its state in memory.
-    #[error("this backend keeps its state in memory only")]
-    MemoryOnly,
     /// A node that joins later, where quorums are counted among the nodes of the configuration.
     #[error(
         "this backend's set of nodes is fixed: its quorums are counted among the nodes it was begun with"

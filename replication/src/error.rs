@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::storage::StorageError;
 use crate::store::{CheckpointId, Digest, Epoch, NodeId};
 
 /// What the caller of a failed [`put`](crate::CheckpointStore::put) may assume about it.
@@ -74,6 +75,13 @@ pub enum StoreError {
         "this backend's set of nodes is fixed: its quorums are counted among the nodes it was begun with"
     )]
     FixedMembers,
+    /// The disk took no more. What was acknowledged is on it; the store goes on, and writes again when there is room. The
+    /// write may have happened on other nodes.
+    #[error("the disk is full: {reason}")]
+    DiskFull {
+        /// Which file could not grow.
+        reason: String,
+    },
     /// The store was shut down, or its protocol core failed for good. The write may still happen.
     #[error("the store is closed: {reason}")]
     Closed {
@@ -93,7 +101,19 @@ impl StoreError {
             | Self::TooLarge { .. }
             | Self::FixedMembers
             | Self::Corrupt { .. } => Outcome::DidNotHappen,
-            Self::Unavailable { .. } | Self::Missing { .. } | Self::Closed { .. } => Outcome::Unknown,
+            Self::Unavailable { .. } | Self::Missing { .. } | Self::DiskFull { .. } | Self::Closed { .. } => {
+                Outcome::Unknown
+            }
+        }
+    }
+}
+
+/// What was not flushed is not acknowledged.
+impl From<StorageError> for StoreError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Full { .. } => Self::DiskFull { reason: error.to_string() },
+            _ => Self::Closed { reason: error.to_string() },
         }
     }
 }

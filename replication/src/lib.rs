@@ -13,6 +13,7 @@
 //!   storage    what a node keeps across restarts: tables on disk
 //!   work       what hashing, encoding and decoding cost this process
 //!   lifeline   tells at once that the aggregator crashed (TCP)
+//!   recover    a new cluster from what one node kept
 //!   ------------------------------------------------------------------------------------------------
 //!   transport  requests between nodes, bytes counted by class; quic (quinn) and channel (seeded, in-process)
 //! ```
@@ -34,6 +35,7 @@ pub mod lifeline;
 pub mod local;
 pub mod memory;
 pub mod raft;
+pub mod recover;
 pub mod storage;
 pub mod store;
 pub mod suitability;
@@ -43,6 +45,7 @@ pub mod work;
 
 pub use config::{Backend, ConfigError, Site, Window, open};
 pub use error::{Outcome, StoreError};
+pub use recover::Survivor;
 pub use storage::{Storage, StorageError};
 pub use store::{
     AnyStore, Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED,

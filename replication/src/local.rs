@@ -108,8 +108,8 @@ impl LocalStore {
             return Err(ConfigError::NotANode(local));
         };
         let cluster = format!("the aggregator {lowest} without replication");
-        let opened = Archive::open(storage, local, &cluster, config.retained).await?;
-        let Opened { archive, ledger, blobs } = opened;
+        let Opened { archive, rows, blobs } = Archive::open(storage, local, &cluster).await?;
+        let ledger = Ledger::of_rows(config.retained, rows);
         let epoch =
             if local == lowest { Some(begin(lowest, &archive, &ledger, &blobs).await?) } else { None };
         let node = Arc::new(Node {
@@ -144,7 +144,7 @@ async fn begin(
     }
     let counter = archive.fact::<u64>(COUNTER)?.unwrap_or(0).saturating_add(1);
     archive.note(COUNTER, &counter);
-    archive.flush().await?;
+    archive.flush_facts().await?;
     Ok(Epoch { counter, node: lowest })
 }
 
@@ -246,8 +246,7 @@ impl Node {
                 self.blobs.release(digest);
             }
         }
-        let flushed = self.archive.flush().await;
-        flushed.map_err(|error| StoreError::Closed { reason: error.to_string() })?;
+        self.archive.flush().await?;
         if self.open()?.pending.remove(&id) {
             self.observer.observe(StoreEvent::Applied { id, digest, bytes });
         }

@@ -42,7 +42,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(nodes: u64, backups: u32) -> Self {
+    async fn start(nodes: u64, backups: u32) -> Self {
         let ids: BTreeSet<NodeId> = (1..=nodes).map(NodeId).collect();
         let network = ChannelNetwork::new(3, LinkSpec::default(), ids.iter().copied());
         let mut members = BTreeMap::new();
@@ -59,7 +59,7 @@ impl Cluster {
             let transport = network.join(*node);
             let events = Notebook(watch::Sender::new(Vec::new()));
             let site = Site::new(transport.clone(), Arc::new(events.clone()));
-            let store = BackupStore::open(config, site).unwrap();
+            let store = BackupStore::open(config, site).await.unwrap();
             members.insert(*node, Member { store, transport, events });
         }
         Self { network, members }
@@ -95,7 +95,7 @@ fn checkpoint(epoch: Epoch, round: u64) -> Checkpoint {
 
 #[tokio::test(start_paused = true)]
 async fn a_partition_gives_two_aggregators_and_healing_supersedes_what_one_acknowledged() {
-    let cluster = Cluster::start(6, 2);
+    let cluster = Cluster::start(6, 2).await;
     let (first, second) = (epoch(1, 1), epoch(2, 4));
     cluster.follows(1..=6, first).await;
     // Node 4 knows round 1 although it holds nothing: it has to take it over from somebody to continue.
@@ -125,7 +125,7 @@ async fn a_partition_gives_two_aggregators_and_healing_supersedes_what_one_ackno
 
 #[tokio::test(start_paused = true)]
 async fn the_succession_follows_the_ids_around() {
-    let cluster = Cluster::start(5, 2);
+    let cluster = Cluster::start(5, 2).await;
     let mut at = epoch(1, 1);
     cluster.follows(1..=5, at).await;
     let named = cluster.store(1).step_down(Some(NodeId(4))).await.unwrap();
@@ -143,7 +143,7 @@ async fn the_succession_follows_the_ids_around() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_alone_misses_the_aggregator_deposes_nobody() {
-    let cluster = Cluster::start(5, 2);
+    let cluster = Cluster::start(5, 2).await;
     cluster.follows(1..=5, epoch(1, 1)).await;
     cluster.network.cut(NodeId(1), NodeId(2));
     let mut events = cluster.members[&NodeId(2)].events.0.subscribe();
@@ -158,7 +158,7 @@ async fn a_node_that_alone_misses_the_aggregator_deposes_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn bytes_that_the_caller_carries_are_sent_only_where_they_do_not_arrive() {
-    let cluster = Cluster::start(5, 2);
+    let cluster = Cluster::start(5, 2).await;
     cluster.follows(1..=5, epoch(1, 1)).await;
     let bytes_sent = || {
         let traffic = cluster.members[&NodeId(1)].transport.traffic();

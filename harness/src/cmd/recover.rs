@@ -5,8 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use replication::raft::Survivor;
-use replication::{NodeId, Storage, StorageError};
+use replication::{NodeId, Storage, StorageError, Survivor};
 
 use super::print;
 use crate::cli::RecoverArgs;
@@ -43,10 +42,8 @@ async fn recover(args: &RecoverArgs) -> anyhow::Result<Exit> {
     let old = look(args, &folder).await?;
     refuse_living(args, &old)?;
     let (node, survivor) = choose(args, &old, chosen)?;
-    let voters = survivor.voters();
     print(describe(&old, node, survivor).as_bytes())?;
     let Some(to) = args.to.as_ref().filter(|_| args.accept_loss) else { return Ok(Exit::Success) };
-    anyhow::ensure!(!voters.is_empty(), "the survivor knows of no voters");
     write(to, &old, node, survivor).await?;
     print(
         format!(
@@ -87,7 +84,7 @@ async fn look(args: &RecoverArgs, folder: &Path) -> anyhow::Result<Old> {
     })?;
     if !label.backend.keeps_on_disk() {
         let wrong = format!("stores of {} are not recovered", label.backend);
-        return Err(refusal(args, wrong, "use a store of raft or raft-subset").into());
+        return Err(refusal(args, wrong, "name stores of a backend that keeps them on disk").into());
     }
     let disk = DiskStore { dir: folder.into(), cluster: label.cluster.clone() };
     let mut nodes = Vec::new();
@@ -171,8 +168,11 @@ fn describe(old: &Old, node: NodeId, survivor: &Survivor) -> String {
             Found::Unusable(error) => error.to_string(),
             Found::Empty => "belonged to no group yet".into(),
             Found::Readable(survivor) => {
-                let (term, index) = survivor.position();
-                format!("readable, log up to entry {index} of term {term}")
+                let (of, upto) = survivor.position();
+                match **survivor {
+                    Survivor::Raft(_) => format!("readable, log up to entry {upto} of term {of}"),
+                    Survivor::Holder(_) => format!("readable, checkpoints up to round {upto} of epoch {of}"),
+                }
             }
         };
         let _ = writeln!(text, "  node {other}: {words}");
@@ -182,14 +182,20 @@ fn describe(old: &Old, node: NodeId, survivor: &Survivor) -> String {
         || "no checkpoint".into(),
         |held| format!("checkpoint {}, digest {}", held.id, held.digest),
     );
-    let _ = writeln!(text, "node {node} has {newest}; newest term seen: {}", survivor.term());
+    let _ = match survivor {
+        Survivor::Raft(survivor) => {
+            writeln!(text, "node {node} has {newest}; newest term seen: {}", survivor.term())
+        }
+        Survivor::Holder(_) => writeln!(text, "node {node} has {newest}"),
+    };
     for id in survivor.lacking() {
         let _ = writeln!(text, "its bytes of checkpoint {id} are missing: that one is lost");
     }
-    let _ = writeln!(
-        text,
-        "lost is what was acknowledged after that and is not in its log; which that is cannot be seen from here"
-    );
+    let beyond = match survivor {
+        Survivor::Raft(_) => "after that and is not in its log",
+        Survivor::Holder(_) => "by others without this node, after that or before",
+    };
+    let _ = writeln!(text, "lost is what was acknowledged {beyond}; which that is cannot be seen from here");
     let readable = nodes_where(old, |found| matches!(found, Found::Readable(_)));
     if readable.len() >= majority_of(old.nodes.len()) {
         let _ = writeln!(

@@ -29,7 +29,7 @@ impl Backend {
     /// Whether its store can be kept on disk.
     #[must_use]
     pub fn keeps_on_disk(self) -> bool {
-        matches!(self, Self::Raft | Self::RaftSubset)
+        matches!(self, Self::Raft | Self::RaftSubset | Self::Gossip | Self::Backup)
     }
 }
 

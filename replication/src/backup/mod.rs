@@ -35,7 +35,8 @@ use tokio::time::Instant;
 pub use self::config::BackupConfig;
 use self::node::{Node, State, Wanted};
 use self::succession::Succession;
-use crate::blob::{Blobs, Exchange, transfer_timeout};
+use crate::archive::{Archive, Opened};
+use crate::blob::{Exchange, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::forward;
@@ -75,19 +76,26 @@ impl BackupStore {
     /// Opens this node's store. The lowest node aggregates first, once enough others are connected.
     ///
     /// # Errors
-    /// Contradictory parameters, or a node that is not among the nodes.
-    pub fn open(config: BackupConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
+    /// Contradictory parameters, a node that is not among the nodes, or a storage that cannot be used.
+    pub async fn open(config: BackupConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, lifeline, .. } = site;
+        let Site { transport, observer, storage, lifeline, .. } = site;
         let local = transport.local();
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
         }
         let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (nodes, backups) = (config.nodes.clone(), config.backups);
+        let names: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
+        let cluster = format!("{backups} backups among nodes {}", names.join(", "));
+        let Opened { archive, rows, blobs } = Archive::open(storage, local, &cluster).await?;
+        let mut succession = Succession::new(nodes, local, backups, config.window, rng, Instant::now());
+        if archive.is_durable() {
+            succession = succession.remembering(archive.fact(node::EPOCH)?);
+        }
         let state = State {
-            succession: Succession::new(nodes, local, backups, config.window, rng, Instant::now()),
-            ledger: Ledger::new(config.retained),
+            succession,
+            ledger: Ledger::of_rows(config.retained, rows),
             pending: BTreeSet::new(),
             resigning: false,
             appointed: false,
@@ -95,7 +103,8 @@ impl BackupStore {
         };
         let node = Arc::new(Node {
             config,
-            exchange: Exchange::new(transport.clone(), Blobs::default(), observer.clone()),
+            exchange: Exchange::new(transport.clone(), blobs, observer.clone()),
+            archive,
             transport: transport.clone(),
             observer,
             aggregator: watch::Sender::new(None),
@@ -265,7 +274,7 @@ impl CheckpointStore for BackupStore {
             linear: false,
             minority_refuses: false,
             fails_over: true,
-            survives_full_restart: false,
+            survives_full_restart: self.node.archive.is_durable(),
             takes_provided: true,
         }
     }
@@ -274,5 +283,6 @@ impl CheckpointStore for BackupStore {
         self.node.state().closed = true;
         self.tasks.lock().await.shutdown().await;
         self.node.background().abort_all();
+        self.node.archive.close().await;
     }
 }

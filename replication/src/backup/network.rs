@@ -92,6 +92,7 @@ impl Inbox {
     async fn obtain(&self, from: NodeId, order: Order, request: Frame) -> Result<(), StoreError> {
         let Order { epoch, record, source } = order;
         let blobs = self.0.exchange.blobs();
+        self.0.archive.room().await;
         if source == Source::Here {
             let staged = blobs.stage_verified(record.digest, request.into_body(), from);
             staged.inspect_err(|_| {
@@ -104,7 +105,7 @@ impl Inbox {
         let Record { id, digest, metadata, .. } = record;
         let checkpoint = Checkpoint::already_verified(id, digest, parameters, metadata);
         checkpoint.within_limits()?;
-        self.0.take(Record::from(&checkpoint), epoch)
+        self.0.take(Record::from(&checkpoint), epoch).await
     }
 
     fn enquire(&self) -> Frame {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::config::BackupConfig;
 use super::succession::{Heard, Succession};
+use crate::archive::Archive;
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::{Admission, Ledger, Record};
@@ -25,6 +26,9 @@ pub(super) enum Wanted {
     /// A checkpoint by name.
     Named(CheckpointId),
 }
+
+/// The fact that says which epoch is the highest that this node heard of.
+pub(super) const EPOCH: &str = "epoch";
 
 /// What changes on a node.
 pub(super) struct State {
@@ -45,6 +49,7 @@ pub(super) struct Node {
     pub(super) config: BackupConfig,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) exchange: Exchange,
+    pub(super) archive: Archive,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) aggregator: watch::Sender<Option<Epoch>>,
     pub(super) state: Mutex<State>,
@@ -100,17 +105,22 @@ impl Node {
             Heard::Known => Ok(()),
             Heard::New(before) => {
                 let yields = before.filter(|before| before.node == self.local() && !state.resigning);
-                (state.resigning, state.appointed) = (false, false);
-                // Under the lock, so that epochs are published in their order.
-                self.aggregator.send_replace(Some(epoch));
-                if let Some(yields) = yields.filter(|_| epoch.node != self.local()) {
+                if let Some(yields) = yields {
                     self.observer.observe(StoreEvent::RivalAggregators { stays: epoch, yields });
                 }
-                self.observer.observe(StoreEvent::AggregatorChanged { epoch: Some(epoch) });
-                self.changed.notify_one();
+                self.archive.note(EPOCH, &epoch);
+                self.publish(&mut state, epoch);
                 Ok(())
             }
         }
+    }
+
+    /// Says that `epoch` is in force. Under the lock, so that epochs are published in their order.
+    pub(super) fn publish(&self, state: &mut State, epoch: Epoch) {
+        (state.resigning, state.appointed) = (false, false);
+        self.aggregator.send_replace(Some(epoch));
+        self.observer.observe(StoreEvent::AggregatorChanged { epoch: Some(epoch) });
+        self.changed.notify_one();
     }
 
     /// Hears `epoch` from the node that holds it, which is thereby alive.
@@ -120,8 +130,14 @@ impl Node {
         Ok(())
     }
 
-    /// Takes a checkpoint, whose bytes are here, on the word of the aggregator of `epoch`.
-    pub(super) fn take(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {
+    /// Takes a checkpoint, whose bytes are here, on the word of the aggregator of `epoch`; returns once a restart does not
+    /// lose it.
+    pub(super) async fn take(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {
+        self.note_taken(record, epoch)?;
+        Ok(self.archive.flush().await?)
+    }
+
+    fn note_taken(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {
         let mut state = self.state();
         let current = state.succession.epoch();
         if state.closed || current != Some(epoch) {
@@ -133,6 +149,8 @@ impl Node {
             self.exchange.blobs().refer(digest);
             self.observer.observe(StoreEvent::Applied { id, digest, bytes });
         }
+        self.archive.save(&state.ledger, [id.slot]);
+        // After the rows that referred to them.
         for digest in released {
             self.exchange.blobs().release(digest);
         }

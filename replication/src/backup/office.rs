@@ -10,13 +10,24 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::network::{Source, Standing};
-use super::node::{Node, Wanted};
+use super::node::{EPOCH, Node, Wanted};
 use super::succession::Step;
 use crate::ledger::{Ledger, Record};
 use crate::lifeline::{self, Follower};
 use crate::store::{Checkpoint, Epoch, NodeId, Slot, StoreEvent};
 use crate::transport::{Class, Frame};
 use crate::wire;
+
+/// Why a node would begin an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// It is the first of a new cluster.
+    First,
+    /// Nothing is heard of the aggregator.
+    Silence,
+    /// The aggregator asked for it.
+    Appointed,
+}
 
 /// Runs until the transport closes.
 pub(super) async fn run(node: Arc<Node>, mut lifeline: Follower) {
@@ -25,42 +36,39 @@ pub(super) async fn run(node: Arc<Node>, mut lifeline: Follower) {
     loop {
         changes.mark_unchanged();
         let peers = node.connected();
-        let can_lead = peers.len() >= node.config.backups as usize;
         let (step, appointed) = {
             let mut state = node.state();
+            let can_lead = peers.len() >= state.succession.needed();
             // Silence while there was nobody to be heard does not count.
             if can_lead && !could_lead {
                 state.succession.wait_anew(Instant::now());
             }
+            could_lead = can_lead;
             (state.succession.step(Instant::now(), &peers), std::mem::take(&mut state.appointed))
         };
-        could_lead = can_lead;
         lifeline.follow(node.current());
-        let until = match step {
+        let turn = match step {
             Step::Lead => {
                 lead(&node).await;
                 continue;
             }
-            Step::Begin => {
-                let first = node.state().succession.next_epoch();
-                // An error says that somebody else was faster.
-                let _ = node.hear(first);
-                continue;
-            }
-            Step::Succeed => {
-                take_over(&node, &peers, false).await;
-                continue;
-            }
-            Step::Wait(_) if appointed => {
-                take_over(&node, &peers, true).await;
-                continue;
-            }
-            Step::Wait(until) => until,
+            Step::Begin => Some(Turn::First),
+            Step::Succeed => Some(Turn::Silence),
+            Step::Wait(_) if appointed => Some(Turn::Appointed),
+            Step::Wait(_) => None,
         };
+        if let Some(turn) = turn {
+            let begun = take_over(&node, &peers, turn).await;
+            if !begun && turn == Turn::First {
+                // Others are not ready yet.
+                tokio::time::sleep(Duration::from_millis(node.config.heartbeat_ms)).await;
+            }
+            continue;
+        }
         let due = async {
-            match until {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => std::future::pending().await,
+            match step {
+                Step::Wait(Some(until)) => tokio::time::sleep_until(until).await,
+                _ => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -114,74 +122,90 @@ async fn beat(node: Arc<Node>, peer: NodeId, epoch: Epoch) {
 /// What a node answered to an enquiry.
 type Answers = BTreeMap<NodeId, (Standing, Vec<Record>)>;
 
-/// Begins an epoch with what the others know, unless one of them has heard of the aggregator just now, or too few
-/// answer.
-async fn take_over(node: &Arc<Node>, peers: &[NodeId], appointed: bool) {
-    let before = node.current();
-    let silent = before.filter(|_| !appointed).map(|epoch| epoch.node);
-    if !appointed && !node.state().succession.hurries() {
-        let silence_ns = Some(node.state().succession.silence_ns(Instant::now()));
+/// Begins an epoch with what the others know, unless one of them has heard of the aggregator just now, or too few answer.
+/// Returns whether it did.
+async fn take_over(node: &Arc<Node>, peers: &[NodeId], turn: Turn) -> bool {
+    let (before, needed, silence_ns) = {
+        let state = node.state();
+        // In a hurry the lifeline's end was the suspicion.
+        let told = state.succession.hurries();
+        let silence_ns = (!told).then(|| state.succession.silence_ns(Instant::now()));
+        (state.succession.epoch(), state.succession.needed(), silence_ns)
+    };
+    if turn == Turn::Silence && silence_ns.is_some() {
         node.observer.observe(StoreEvent::Suspected { epoch: before, silence_ns, lifeline: false });
     }
-    let asked = peers.iter().copied().filter(|peer| Some(*peer) != silent);
-    let answers = enquire(node, asked).await;
+    let silent = before.filter(|_| turn == Turn::Silence).map(|epoch| epoch.node);
+    let answers = enquire(node, peers, silent).await;
     node.state().succession.wait_anew(Instant::now());
     let highest = answers.values().filter_map(|(standing, _)| standing.epoch).max();
     if highest > before {
         // Whoever holds it will be heard of, or not, in a window from now.
         let _ = highest.map(|epoch| node.hear(epoch));
-        return;
+        return false;
     }
     let content = answers.values().any(|(standing, _)| standing.content);
-    if answers.len() < node.config.backups as usize || (content && !appointed) {
-        return;
+    if answers.len() < needed || (content && turn != Turn::Appointed) {
+        return false;
     }
     let reported: Vec<Record> = answers.values().flat_map(|(_, records)| records.clone()).collect();
-    let merged = merge(node, &reported);
+    let merged = merge(&node.state().ledger, node.config.retained, &reported);
     if let Some(newest) = merged.latest() {
         let has = |(_, records): &&(Standing, Vec<Record>)| records.contains(newest);
         let holders: Vec<NodeId> =
             answers.iter().filter(|(_, answer)| has(answer)).map(|(peer, _)| *peer).collect();
         if let Err(error) = node.exchange.fetch(newest.digest, newest.bytes, &holders).await {
             tracing::warn!(%error, id = %newest.id, "nobody serves the newest checkpoint: no succession yet");
-            return;
+            return false;
         }
     }
-    if assume_office(node, before, &reported) {
+    let begun = assume_office(node, before, &reported).await;
+    if begun {
         let restoring = node.clone();
         node.background().spawn(async move { restore(&restoring).await });
     }
+    begun
 }
 
-async fn enquire(node: &Node, peers: impl Iterator<Item = NodeId>) -> Answers {
+/// Asks `peers` what they hold. The one that is silent is not waited for longer than a heartbeat: it may have come back with
+/// what it had on disk, and holds it again.
+async fn enquire(node: &Node, peers: &[NodeId], silent: Option<NodeId>) -> Answers {
+    let durable = node.archive.is_durable();
     let mut asked: FuturesUnordered<_> = peers
+        .iter()
+        .copied()
+        .filter(|peer| durable || Some(*peer) != silent)
         .map(async |peer| {
             let response = node
                 .transport
                 .request(peer, Class::Election, Frame::new(wire::BACKUP_ENQUIRE, [].as_slice()))
-                .await
-                .ok()?;
-            let standing: Standing = wire::decode(&response.head).ok()?;
-            let records: Vec<Record> = wire::decode(&response.into_body()).ok()?;
-            Some((peer, (standing, records)))
+                .await;
+            let answer = response.ok().and_then(|response| {
+                let standing: Standing = wire::decode(&response.head).ok()?;
+                let records: Vec<Record> = wire::decode(&response.into_body()).ok()?;
+                Some((standing, records))
+            });
+            (peer, answer)
         })
         .collect();
     let mut answers = Answers::new();
-    let all = async {
-        while let Some(answer) = asked.next().await {
-            answers.extend(answer);
-        }
-    };
+    let mut left: BTreeSet<NodeId> = peers.iter().copied().filter(|peer| Some(*peer) != silent).collect();
     // Who does not answer in time counts as gone.
-    let _ = tokio::time::timeout(node.patience(), all).await;
+    let mut until = Instant::now() + node.patience();
+    while let Ok(Some((peer, answer))) = tokio::time::timeout_at(until, asked.next()).await {
+        answers.extend(answer.map(|answer| (peer, answer)));
+        if left.remove(&peer) && left.is_empty() {
+            until = until.min(Instant::now() + Duration::from_millis(node.config.heartbeat_ms));
+        }
+    }
     answers
 }
 
-/// What this node and others took, as one history: of two that cannot both be, the later epoch's stays.
-fn merge(node: &Node, reported: &[Record]) -> Ledger {
-    let mut records: Vec<Record> = node.state().ledger.records().chain(reported).cloned().collect();
+/// What a node and others took, as one history: of two that cannot both be, the later epoch's stays.
+fn merge(own: &Ledger, retained: usize, reported: &[Record]) -> Ledger {
+    let mut records: Vec<Record> = own.records().chain(reported).cloned().collect();
     records.sort_by_key(|record| record.id);
-    let mut merged = Ledger::new(node.config.retained);
+    let mut merged = Ledger::new(retained);
     for record in records {
         let epoch = record.id.epoch;
         merged.overrule(record, epoch);
@@ -190,25 +214,33 @@ fn merge(node: &Node, reported: &[Record]) -> Ledger {
 }
 
 /// Begins the next epoch, unless another one began meanwhile.
-fn assume_office(node: &Node, before: Option<Epoch>, reported: &[Record]) -> bool {
-    let merged = merge(node, reported);
-    let next = {
-        let mut state = node.state();
-        if state.closed || state.succession.epoch() != before {
-            return false;
-        }
-        let kept: BTreeSet<_> = merged.records().map(|record| record.digest).collect();
-        for record in state.ledger.records().filter(|record| !kept.contains(&record.digest)) {
-            node.exchange.blobs().release(record.digest);
-        }
-        for digest in kept {
-            node.exchange.blobs().refer(digest);
-        }
-        state.ledger = merged;
-        state.pending.clear();
-        state.succession.next_epoch()
-    };
-    node.hear(next).is_ok()
+async fn assume_office(node: &Node, before: Option<Epoch>, reported: &[Record]) -> bool {
+    let next = node.state().succession.next_epoch();
+    node.archive.note(EPOCH, &next);
+    // Another life must not begin it again.
+    if let Err(error) = node.archive.flush_facts().await {
+        tracing::warn!(%error, "no succession");
+        return false;
+    }
+    let state = &mut *node.state();
+    if state.closed || state.succession.epoch() != before {
+        return false;
+    }
+    let merged = merge(&state.ledger, node.config.retained, reported);
+    let slots: BTreeSet<Slot> = state.ledger.slots().chain(merged.slots()).collect();
+    node.archive.save(&merged, slots);
+    let kept: BTreeSet<_> = merged.records().map(|record| record.digest).collect();
+    for record in state.ledger.records().filter(|record| !kept.contains(&record.digest)) {
+        node.exchange.blobs().release(record.digest);
+    }
+    for digest in kept {
+        node.exchange.blobs().refer(digest);
+    }
+    state.ledger = merged;
+    state.pending.clear();
+    state.succession.begin(next, Instant::now());
+    node.publish(state, next);
+    true
 }
 
 /// The newest checkpoint may be on fewer nodes than promised: brings it to the backups of this epoch.

@@ -34,7 +34,7 @@ pub(super) enum Heard {
     Stale(Epoch),
     /// It is in force.
     Known,
-    /// It is new, and in force from now on; this one was before.
+    /// It is new, and in force from now on; this one was before, as far as this life knows.
     New(Option<Epoch>),
 }
 
@@ -46,7 +46,12 @@ pub(super) struct Succession {
     backups: usize,
     window: Window,
     rng: ChaCha8Rng,
+    /// The highest that was heard of, in this life or an earlier one.
     epoch: Option<Epoch>,
+    /// It was heard of, or begun, in this life.
+    heard: bool,
+    /// There may have been earlier lives, of all nodes.
+    durable: bool,
     /// When the aggregator was last heard of, or succession last tried.
     contact: Instant,
     /// How long after it the first in the order suspects the aggregator.
@@ -65,11 +70,27 @@ impl Succession {
         now: Instant,
     ) -> Self {
         let backups = backups as usize;
-        let draw = Duration::ZERO;
+        let (contact, draw, hurry) = (now, Duration::ZERO, None);
+        let (epoch, heard, durable) = (None, false, false);
         let mut new =
-            Self { nodes, local, backups, window, rng, epoch: None, contact: now, draw, hurry: None };
+            Self { nodes, local, backups, window, rng, epoch, heard, durable, contact, draw, hurry };
         new.wait_anew(now);
         new
+    }
+
+    /// The same after a restart: with the highest epoch that an earlier life heard of.
+    pub(super) fn remembering(self, epoch: Option<Epoch>) -> Self {
+        Self { epoch, durable: true, ..self }
+    }
+
+    /// How many others have to answer before this node begins an epoch: enough to be its backups. Who has come back and not
+    /// heard of anybody asks so many that somebody among them holds whatever was acknowledged: all may have been gone.
+    pub(super) fn needed(&self) -> usize {
+        if self.durable && !self.heard {
+            self.backups.max(self.nodes.len() - 1 - self.backups)
+        } else {
+            self.backups
+        }
     }
 
     /// The epoch in force, as far as this node knows.
@@ -79,7 +100,7 @@ impl Succession {
 
     /// Whether this node aggregates.
     pub(super) fn leads(&self) -> bool {
-        self.epoch.is_some_and(|epoch| epoch.node == self.local)
+        self.heard && self.epoch.is_some_and(|epoch| epoch.node == self.local)
     }
 
     /// The epoch this node would begin.
@@ -120,8 +141,7 @@ impl Succession {
         if self.leads() {
             return Step::Lead;
         }
-        // Without backups there is nothing to lead with.
-        if connected.len() < self.backups {
+        if connected.len() < self.needed() {
             return Step::Wait(None);
         }
         if self.epoch.is_none() && self.nodes.first() == Some(&self.local) {
@@ -163,21 +183,35 @@ impl Succession {
     /// Whether this node has no reason to doubt that somebody aggregates.
     pub(super) fn content(&self, now: Instant) -> bool {
         let lease = Duration::from_millis(self.window.from_ms * 3 / 4);
-        self.leads() || (self.epoch.is_some() && !self.hurries() && now < self.contact + lease)
+        self.leads() || (self.heard && !self.hurries() && now < self.contact + lease)
     }
 
-    /// Takes note of an epoch: the highest is in force.
+    /// Takes note of an epoch that somebody named: the highest is in force.
     pub(super) fn hear(&mut self, epoch: Epoch, now: Instant) -> Heard {
-        let before = self.epoch;
-        match before {
+        match self.epoch {
             Some(current) if epoch < current => return Heard::Stale(current),
-            Some(current) if epoch == current => return Heard::Known,
+            Some(current) if epoch == current && self.heard => return Heard::Known,
             _ => {}
         }
-        self.epoch = Some(epoch);
+        if epoch.node == self.local {
+            // An earlier life's: nobody holds it any more.
+            (self.epoch, self.heard) = (Some(epoch), false);
+            return Heard::Known;
+        }
+        Heard::New(self.follow(epoch, now))
+    }
+
+    /// Begins an epoch of this node. Returns the one that was in force.
+    pub(super) fn begin(&mut self, epoch: Epoch, now: Instant) -> Option<Epoch> {
+        self.follow(epoch, now)
+    }
+
+    fn follow(&mut self, epoch: Epoch, now: Instant) -> Option<Epoch> {
+        let before = self.epoch.replace(epoch).filter(|_| self.heard);
+        self.heard = true;
         self.hurry = None;
         self.wait_anew(now);
-        Heard::New(before)
+        before
     }
 }
 
@@ -261,7 +295,7 @@ mod tests {
     fn a_higher_epoch_ends_an_office() {
         let now = Instant::now();
         let mut node = succession(1, 2, now);
-        assert_eq!(node.hear(epoch(1, 1), now), Heard::New(None));
+        assert_eq!(node.begin(epoch(1, 1), now), None);
         assert_eq!(node.step(now, &[]), Step::Lead);
         assert_eq!(node.hear(epoch(2, 3), now), Heard::New(Some(epoch(1, 1))));
         assert_eq!(node.hear(epoch(1, 1), now), Heard::Stale(epoch(2, 3)));
@@ -271,6 +305,28 @@ mod tests {
             "of two with one counter the higher node"
         );
         assert_eq!(node.next_epoch(), epoch(3, 1));
+    }
+
+    #[test]
+    fn who_comes_back_leads_no_more_and_asks_enough_to_find_what_was_acknowledged() {
+        let now = Instant::now();
+        let back = |local, backups| succession(local, backups, now).remembering(Some(epoch(3, 1)));
+        let mut aggregator = back(1, 1);
+        assert!(!aggregator.leads() && !aggregator.content(now));
+        assert_eq!(aggregator.hear(epoch(3, 1), now), Heard::Known, "its own, of which others tell it");
+        assert!(!aggregator.leads() && aggregator.next_epoch() == epoch(4, 1));
+        // On two nodes of five, on three of five.
+        assert_eq!((back(2, 1).needed(), back(2, 2).needed(), back(2, 3).needed()), (3, 2, 3));
+        let late = now + Duration::from_secs(9);
+        assert_eq!(back(2, 1).step(late, &[NodeId(4), NodeId(5)]), Step::Wait(None));
+        assert_eq!(back(2, 1).step(late, &[3, 4, 5].map(NodeId)), Step::Succeed);
+        let mut other = back(2, 1);
+        assert_eq!(other.hear(epoch(3, 1), now), Heard::New(None), "it is heard of again");
+        assert_eq!(other.needed(), 1);
+        let mut first = succession(1, 1, now).remembering(None);
+        assert_eq!(first.step(now, &[2, 3, 4].map(NodeId)), Step::Begin);
+        first.begin(epoch(1, 1), now);
+        assert_eq!(first.step(now, &[]), Step::Lead);
     }
 
     #[test]

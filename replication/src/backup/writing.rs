@@ -37,6 +37,7 @@ impl Node {
         checkpoint.within_limits()?;
         let record = Record::from(&checkpoint);
         let (id, epoch) = (record.id, record.id.epoch);
+        self.archive.room().await;
         let source = match (self.begin(&checkpoint, from)?, carrier) {
             (false, _) => Source::There,
             (true, Carrier::Store) => Source::Here,
@@ -48,7 +49,7 @@ impl Node {
         let late = |reason: String| Err(StoreError::Unavailable { reason });
         let holders = tokio::select! {
             biased;
-            holders = self.spread(epoch, &checkpoint, source) => holders?,
+            holders = self.hold_and_spread(epoch, &checkpoint, source) => holders?,
             _ = aggregator.wait_for(|now| *now != Some(epoch)) => {
                 return late("this node lost its office meanwhile".into());
             }
@@ -63,6 +64,18 @@ impl Node {
         state.pending.remove(&id);
         let guarantee = Guarantee::Holders { holders: holders.len() as u32 };
         Ok(Receipt { id, digest, guarantee, holders: holders.into_iter().collect() })
+    }
+
+    /// The aggregator counts among the holders once a restart does not lose the checkpoint.
+    async fn hold_and_spread(
+        &self,
+        epoch: Epoch,
+        checkpoint: &Checkpoint,
+        source: Source,
+    ) -> Result<BTreeSet<NodeId>, StoreError> {
+        let held = async { Ok::<_, StoreError>(self.archive.flush().await?) };
+        let ((), holders) = futures_util::try_join!(held, self.spread(epoch, checkpoint, source))?;
+        Ok(holders)
     }
 
     /// Checks whether `from` may write this now, and keeps it as a write under way; false if it is acknowledged already.
@@ -94,8 +107,10 @@ impl Node {
             state.pending.insert(id);
             self.exchange.blobs().stage(digest, checkpoint.parameters().clone());
             self.exchange.blobs().refer(digest);
+            self.archive.save(&state.ledger, [id.slot]);
             self.observer.observe(crate::StoreEvent::Applied { id, digest, bytes });
         }
+        // After the rows that referred to them.
         for digest in released {
             self.exchange.blobs().release(digest);
         }

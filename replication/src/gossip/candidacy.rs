@@ -70,12 +70,16 @@ async fn stand(core: &Arc<Core>) {
         let mut state = core.state();
         let before = state.office.promised();
         let (epoch, blessing) = state.office.stand();
+        core.keep_promises(&state);
         (epoch, blessing, before)
     };
-    let elected = match ask(core, Candidacy { epoch, blessing }).await {
-        Some(newest) => take_over(core, newest).await,
-        None => false,
-    };
+    // Another life must not stand for the same epoch.
+    let kept = core.archive.flush_facts().await.inspect_err(|error| tracing::warn!(%error, "no candidacy"));
+    let elected = kept.is_ok()
+        && match ask(core, Candidacy { epoch, blessing }).await {
+            Some(newest) => take_over(core, newest).await,
+            None => false,
+        };
     let in_office = elected && {
         let state = core.state();
         // Nobody was promised a higher epoch meanwhile.
@@ -84,6 +88,7 @@ async fn stand(core: &Arc<Core>) {
     if !in_office {
         let state = &mut *core.state();
         state.office.withdraw(epoch, before, Instant::now(), &mut state.rng);
+        core.keep_promises(state);
         return;
     }
     let base = core.global_base();

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::announce::{Announcement, Order, metadata_digest, order};
+use crate::ledger::Record;
 use crate::store::{CheckpointId, Digest, Metadata, NodeId, Slot};
 
 /// Slots of which checkpoints are kept: every tensor of a large model for every worker, and then some.
@@ -152,6 +153,15 @@ impl Catalogue {
     /// Every known checkpoint, by slot, oldest first.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.slots.values().flat_map(BTreeMap::values)
+    }
+
+    /// What is held of a slot, oldest first.
+    pub(super) fn held(&self, slot: Slot) -> impl Iterator<Item = Record> {
+        let held = self.slots.get(&slot).into_iter().flat_map(BTreeMap::values).filter(|entry| entry.held);
+        held.filter_map(|Entry { announced, metadata, .. }| {
+            let Announcement { id, digest, bytes, .. } = *announced;
+            Some(Record { id, digest, bytes, metadata: metadata.clone()? })
+        })
     }
 
     /// The newest checkpoint of the job's state that is held.

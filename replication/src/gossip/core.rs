@@ -18,6 +18,8 @@ use super::config::GossipConfig;
 use super::fetch::Uploads;
 use super::messages::{Have, MAX_RUMOUR_METADATA_BYTES, Rumour, Yield};
 use super::office::{Fitness, Followed, Office};
+use super::past::{Past, keep_promises, keep_slot};
+use crate::archive::Archive;
 use crate::blob::Blobs;
 use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Transport, TransportError};
@@ -61,8 +63,8 @@ pub(super) struct Peer {
     pub(super) connected: bool,
     /// chitchat says it lives, or has said so once.
     pub(super) alive: Option<bool>,
-    /// Version of its gossip state that was read last.
-    pub(super) version: u64,
+    /// Life and version of its gossip state that was read last.
+    pub(super) version: (u64, u64),
 }
 
 pub(super) struct State {
@@ -91,6 +93,7 @@ pub(super) struct Core {
     pub(super) local: NodeId,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) observer: Arc<dyn Observer>,
+    pub(super) archive: Archive,
     pub(super) blobs: Blobs,
     pub(super) changes: Changes,
     pub(super) aggregator: watch::Sender<Option<Epoch>>,
@@ -124,15 +127,18 @@ impl Core {
     pub(super) fn new(
         config: GossipConfig,
         (transport, observer): (Arc<dyn Transport>, Arc<dyn Observer>),
+        past: Past,
         score: u32,
         rng: ChaCha8Rng,
     ) -> Self {
         let local = transport.local();
-        let office =
-            Office::new(local, config.nodes.len(), config.linear(), config.interval(), Instant::now());
+        let Past { archive, blobs, catalogue, promises, .. } = past;
+        let among = (config.nodes.len(), config.linear());
+        let office = Office::new(local, among, config.interval(), promises, Instant::now());
+        let freshest = catalogue.held_global().map(|entry| entry.announced.order());
         let state = State {
             office,
-            catalogue: Catalogue::new(config.retained),
+            catalogue,
             uploads: Uploads::default(),
             peers: config
                 .nodes
@@ -140,7 +146,7 @@ impl Core {
                 .filter(|node| **node != local)
                 .map(|node| (*node, Peer::default()))
                 .collect(),
-            fitness: BTreeMap::from([(local, Fitness { freshest: None, score: Some(score) })]),
+            fitness: BTreeMap::from([(local, Fitness { freshest, score: Some(score) })]),
             base: None,
             fetching: BTreeSet::new(),
             rng,
@@ -155,7 +161,8 @@ impl Core {
             local,
             transport,
             observer,
-            blobs: Blobs::default(),
+            archive,
+            blobs,
             changes: Changes::default(),
             aggregator: watch::Sender::new(None),
             state: Mutex::new(state),
@@ -185,10 +192,14 @@ impl Core {
         self.changes.announce();
     }
 
+    /// Whether another small message may be under way.
+    fn may_tell(&self) -> bool {
+        self.background.lock().unwrap_or_else(PoisonError::into_inner).len() < MAX_MESSAGES
+    }
+
     /// Sends a small message, on which nothing depends: gossip brings the same news later.
     pub(super) fn tell(self: &Arc<Self>, peer: NodeId, class: Class, frame: Frame) {
-        let under_way = self.background.lock().unwrap_or_else(PoisonError::into_inner).len();
-        if under_way >= MAX_MESSAGES {
+        if !self.may_tell() {
             return;
         }
         let transport = self.transport.clone();
@@ -213,6 +224,10 @@ impl Core {
             if let (Some(metadata), false) = (metadata, learned == Learned::Refused) {
                 state.catalogue.describe(announced.id, metadata);
             }
+            if matches!(&learned, Learned::New(released) if !released.is_empty()) {
+                // Before the bytes that it refers to are let go.
+                keep_slot(&self.archive, &state.catalogue, announced.id.slot);
+            }
             learned
         };
         if let Learned::New(released) = &learned {
@@ -234,6 +249,9 @@ impl Core {
             if !held.is_empty() {
                 self.blobs.refer(digest);
             }
+            for announced in &held {
+                keep_slot(&self.archive, &state.catalogue, announced.id.slot);
+            }
             let freshest = state.catalogue.held_global().map(|entry| entry.announced.order());
             state.fitness.entry(self.local).or_default().freshest = freshest;
             held
@@ -246,14 +264,31 @@ impl Core {
         self.changes.announce();
     }
 
-    /// Tells the writer that this node holds a checkpoint, unless a later epoch is promised.
+    /// Tells the writer that this node holds a checkpoint, once a restart does not lose it, unless a later epoch is promised.
     pub(super) fn acknowledge(self: &Arc<Self>, announced: &Announcement) {
+        let Announcement { id, digest, .. } = *announced;
         let writer = announced.writer();
-        let fenced = self.state().office.promised() > announced.id.epoch;
-        if writer != self.local && !fenced {
-            let have = Have { id: announced.id, digest: announced.digest };
-            self.tell(writer, Class::Digest, Frame::new(wire::GOSSIP_HAVE, wire::encode(&have)));
+        if writer == self.local || !self.may_tell() {
+            return;
         }
+        let core = self.clone();
+        self.spawn(async move {
+            if let Err(error) = core.archive.flush().await {
+                tracing::warn!(%error, %id, "not kept");
+                return;
+            }
+            // Whoever is promised a later epoch from here on is told that it is held.
+            if core.state().office.promised() <= id.epoch {
+                let have = Frame::new(wire::GOSSIP_HAVE, wire::encode(&Have { id, digest }));
+                let request = core.transport.request(writer, Class::Digest, have);
+                let _ = tokio::time::timeout(MESSAGE_TIMEOUT, request).await;
+            }
+        });
+    }
+
+    /// Writes what the office has promised now. It counts once it is flushed.
+    pub(super) fn keep_promises(&self, state: &State) {
+        keep_promises(&self.archive, state.office.promises());
     }
 
     /// The rumour of a checkpoint this node knows.
@@ -303,6 +338,7 @@ impl Core {
             let mut state = self.state();
             let followed = state.office.follow(epoch);
             let Followed::Now { before } = followed else { return false };
+            self.keep_promises(&state);
             let mine = before.filter(|before| before.node == self.local && epoch.node != self.local);
             let yields = mine.filter(|mine| state.handing_over != Some(*mine) && !self.config.linear());
             self.aggregator.send_replace(Some(epoch));

@@ -58,17 +58,18 @@ pub(super) fn first_values(score: u32) -> Vec<(String, String)> {
 
 /// What gossip says of one node.
 struct News {
-    version: u64,
+    /// Life and version.
+    version: (u64, u64),
     score: Option<u32>,
     epoch: Option<Epoch>,
     holds: Vec<Announcement>,
 }
 
 impl News {
-    fn read(state: &NodeState) -> Self {
+    fn read(life: u64, state: &NodeState) -> Self {
         let holds = state.iter_prefix(RECORD).take(MAX_ANNOUNCED);
         Self {
-            version: state.max_version(),
+            version: (life, state.max_version()),
             score: state.get(SCORE).and_then(|score| score.parse().ok()),
             epoch: state.get(EPOCH).and_then(parse_epoch),
             holds: holds.filter_map(|(_, value)| Announcement::parse(&value.value)).collect(),
@@ -191,16 +192,22 @@ impl Driver {
 
     /// Reads what came in since the last time.
     async fn read(&self) {
-        let versions: BTreeMap<NodeId, u64> =
+        let versions: BTreeMap<NodeId, (u64, u64)> =
             self.core.state().peers.iter().map(|(node, peer)| (*node, peer.version)).collect();
         let read = |chitchat: &mut chitchat::Chitchat| {
             let named = |id| self.addresses.named(id);
-            let live: BTreeSet<NodeId> = chitchat.live_nodes().filter_map(named).collect();
+            let live: BTreeSet<NodeId> =
+                chitchat.live_nodes().filter_map(named).map(|(node, _)| node).collect();
             let states = chitchat.node_states().iter().filter_map(|(id, state)| Some((named(id)?, state)));
-            let new = states.filter(|(node, state)| {
-                versions.get(node).is_some_and(|version| *version != state.max_version())
+            // What a node said in an earlier life it does not say any more.
+            let new = states.filter(|((node, life), state)| {
+                versions.get(node).is_some_and(|version| *version < (*life, state.max_version()))
             });
-            (live, new.map(|(node, state)| (node, News::read(state))).collect::<Vec<_>>())
+            let news: BTreeMap<(NodeId, u64), News> =
+                new.map(|((node, life), state)| ((node, life), News::read(life, state))).collect();
+            let newest: BTreeMap<NodeId, News> =
+                news.into_iter().map(|((node, _), news)| (node, news)).collect();
+            (live, newest.into_iter().collect::<Vec<_>>())
         };
         let (live, news) = self.handle.with_chitchat(read).await;
         if self.take_note(&live, &news) {

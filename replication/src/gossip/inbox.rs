@@ -30,7 +30,7 @@ impl Handler for Inbox {
             wire::GOSSIP_HAVE => self.on_have(from, wire::decode(&request.head)?),
             wire::GOSSIP_PULL => self.core.on_pull(from, &request),
             wire::GOSSIP_DESCRIBE => self.core.on_describe(&request),
-            wire::GOSSIP_PROMISE => self.on_candidacy(from, wire::decode(&request.head)?),
+            wire::GOSSIP_PROMISE => self.on_candidacy(from, wire::decode(&request.head)?).await,
             wire::GOSSIP_CLAIM => self.on_claim(from, wire::decode(&request.head)?),
             wire::GOSSIP_HAND_OVER => self.on_hand_over(from, wire::decode(&request.head)?),
             wire::GOSSIP_YIELD => self.on_yield(from, wire::decode(&request.head)?),
@@ -87,7 +87,11 @@ impl Inbox {
         Ok(Frame::default())
     }
 
-    fn on_candidacy(&self, from: NodeId, Candidacy { epoch, blessing }: Candidacy) -> Result<Frame, Refusal> {
+    async fn on_candidacy(
+        &self,
+        from: NodeId,
+        Candidacy { epoch, blessing }: Candidacy,
+    ) -> Result<Frame, Refusal> {
         self.speaks(from, epoch)?;
         let answer = {
             let mut state = self.core.state();
@@ -96,12 +100,16 @@ impl Inbox {
             let mine = state.office.is_mine();
             let blessing = blessing.filter(|blessing| !mine || state.handing_over == Some(*blessing));
             if state.office.promise(epoch, blessing, &live, tokio::time::Instant::now()) {
+                self.core.keep_promises(&state);
                 Promised::Granted { holds: state.catalogue.to_announce(super::MAX_ANNOUNCED) }
             } else {
                 Promised::Refused { promised: state.office.promised(), in_force: state.office.in_force() }
             }
         };
         self.core.changes.announce();
+        if matches!(answer, Promised::Granted { .. }) {
+            self.core.archive.flush_facts().await.map_err(|error| Refusal(error.to_string()))?;
+        }
         Ok(Frame::new(0, wire::encode(&answer)))
     }
 

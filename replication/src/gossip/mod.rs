@@ -16,6 +16,7 @@ mod inbox;
 mod messages;
 mod network;
 mod office;
+mod past;
 mod pull;
 mod writer;
 
@@ -72,17 +73,18 @@ impl GossipStore {
     /// Opens this node's store.
     ///
     /// # Errors
-    /// A configuration that contradicts itself.
+    /// A configuration that contradicts itself, or a storage that cannot be used.
     pub async fn open(config: GossipConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
-        let Site { transport, observer, resources, lifeline, .. } = site;
+        let Site { transport, observer, resources, storage, lifeline, .. } = site;
         let local = transport.local();
         config.validate(local)?;
         let addresses = network::Addresses::new(&config.nodes);
-        let id = addresses.id(local).ok_or(ConfigError::NotANode(local))?;
+        let past = past::Past::read(&config, local, storage).await?;
+        let id = addresses.id(local, past.life).ok_or(ConfigError::NotANode(local))?;
         let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let chitchat = driver::chitchat_config(&config, id);
         let score = resources.score();
-        let core = Arc::new(Core::new(config, (transport.clone(), observer), score, rng));
+        let core = Arc::new(Core::new(config, (transport.clone(), observer), past, score, rng));
         let (bridge, ends) = network::Bridge::new(addresses.clone());
         transport.serve(Arc::new(inbox::Inbox { core: core.clone(), bridge: bridge.clone() }));
         let mut tasks = JoinSet::new();
@@ -244,7 +246,7 @@ impl CheckpointStore for GossipStore {
             linear,
             minority_refuses: linear,
             fails_over: of > 2,
-            survives_full_restart: false,
+            survives_full_restart: self.core.archive.is_durable(),
             takes_provided: true,
         }
     }
@@ -252,5 +254,6 @@ impl CheckpointStore for GossipStore {
     async fn close(&self) {
         self.core.close();
         self.tasks.lock().await.shutdown().await;
+        self.core.archive.close().await;
     }
 }

@@ -59,16 +59,15 @@ impl Addresses {
         self.0.get(u32::from(*addr.ip()) as usize).copied()
     }
 
-    /// A node's name in gossip state.
-    pub(super) fn id(&self, node: NodeId) -> Option<ChitchatId> {
-        // A node does not come back under its id, so there is one generation.
-        Some(ChitchatId::new(node.to_string(), 0, self.with_port(node, NODE_PORT)?))
+    /// A node's name in gossip state, in its life of this number.
+    pub(super) fn id(&self, node: NodeId, life: u64) -> Option<ChitchatId> {
+        Some(ChitchatId::new(node.to_string(), life, self.with_port(node, NODE_PORT)?))
     }
 
-    /// Whose name this is.
-    pub(super) fn named(&self, id: &ChitchatId) -> Option<NodeId> {
-        let node = self.node(id.gossip_advertise_addr)?;
-        (self.id(node).as_ref() == Some(id)).then_some(node)
+    /// Whose name this is, and in which life.
+    pub(super) fn named(&self, id: &ChitchatId) -> Option<(NodeId, u64)> {
+        let (node, life) = (self.node(id.gossip_advertise_addr)?, id.generation_id);
+        (self.id(node, life).as_ref() == Some(id)).then_some((node, life))
     }
 
     /// Where to send for a round of gossip with `node`.
@@ -284,11 +283,11 @@ mod tests {
     fn every_node_has_an_address_and_no_other() {
         let addresses = addresses();
         for node in [3, 70_000, u64::MAX].map(NodeId) {
-            let id = addresses.id(node).unwrap();
-            assert_eq!(addresses.named(&id), Some(node));
-            assert_eq!(addresses.named(&ChitchatId { generation_id: 1, ..id }), None);
+            let id = addresses.id(node, 7).unwrap();
+            assert_eq!(addresses.named(&id), Some((node, 7)));
+            assert_eq!(addresses.named(&ChitchatId { node_id: "4".into(), ..id }), None);
         }
-        assert!(addresses.id(NodeId(4)).is_none());
+        assert!(addresses.id(NodeId(4), 0).is_none());
     }
 
     #[test]
@@ -300,7 +299,7 @@ mod tests {
             "run".to_owned().serialize(&mut bytes);
             bytes
         };
-        let member = addresses().id(NodeId(3)).unwrap();
+        let member = addresses().id(NodeId(3), 0).unwrap();
         assert!(addresses().decode(&syn(&member)).is_ok());
         let stranger = ChitchatId::new("4", 0, member.gossip_advertise_addr);
         assert!(addresses().decode(&syn(&stranger)).is_err());

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::announce::Order;
@@ -54,8 +55,8 @@ pub(super) enum Followed {
     NotNewer,
 }
 
-/// What would have to survive a restart.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What has to survive a restart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Promises {
     /// No write below this epoch is taken part in.
     pub(super) promised: Epoch,
@@ -81,15 +82,21 @@ pub(super) struct Office {
 }
 
 impl Office {
-    /// The office as node `local` of `nodes` sees it at the start.
-    pub(super) fn new(local: NodeId, nodes: usize, linear: bool, interval: Duration, now: Instant) -> Self {
+    /// The office as node `local` of `nodes` sees it at the start, with what it promised in earlier lives.
+    pub(super) fn new(
+        local: NodeId,
+        (nodes, linear): (usize, bool),
+        interval: Duration,
+        promises: Promises,
+        now: Instant,
+    ) -> Self {
         Self {
             local,
             nodes,
             linear,
             interval,
             started: now,
-            promises: Promises::default(),
+            promises,
             fenced: Epoch::default(),
             in_force: None,
             blessing: None,
@@ -99,6 +106,10 @@ impl Office {
 
     pub(super) fn in_force(&self) -> Option<Epoch> {
         self.in_force
+    }
+
+    pub(super) fn promises(&self) -> Promises {
+        self.promises
     }
 
     pub(super) fn promised(&self) -> Epoch {
@@ -284,10 +295,10 @@ mod tests {
     fn the_fittest_stands_at_once_when_a_majority_is_known() {
         let now = Instant::now();
         let fitness = scores(&[(1, 500), (2, 400), (3, 300)]);
-        let mut first = Office::new(NodeId(1), 5, true, INTERVAL, now);
+        let mut first = Office::new(NodeId(1), (5, true), INTERVAL, Promises::default(), now);
         assert_ne!(first.decide(&nodes(&[1, 2]), &fitness, now, &mut rng()), Decision::Stand);
         assert_eq!(first.decide(&nodes(&[1, 2, 3]), &fitness, now, &mut rng()), Decision::Stand);
-        let mut second = Office::new(NodeId(2), 5, true, INTERVAL, now);
+        let mut second = Office::new(NodeId(2), (5, true), INTERVAL, Promises::default(), now);
         let Decision::WaitUntil(turn) = second.decide(&nodes(&[1, 2, 3]), &fitness, now, &mut rng()) else {
             panic!("waits for the fitter one")
         };
@@ -297,7 +308,7 @@ mod tests {
     #[test]
     fn an_aggregator_that_lives_is_not_replaced_unless_it_asks() {
         let (now, all) = (Instant::now(), nodes(&[1, 2, 3]));
-        let mut office = Office::new(NodeId(2), 3, true, INTERVAL, now);
+        let mut office = Office::new(NodeId(2), (3, true), INTERVAL, Promises::default(), now);
         office.follow(epoch(1, 1));
         assert_eq!(office.decide(&all, &scores(&[]), now, &mut rng()), Decision::Rest);
         assert!(!office.promise(epoch(2, 3), None, &all, now));
@@ -314,8 +325,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_promised_in_an_earlier_life_holds() {
+        let (now, all) = (Instant::now(), nodes(&[1, 2, 3]));
+        let promises = Promises { promised: epoch(4, 3), counter: 6 };
+        let mut office = Office::new(NodeId(1), (3, true), INTERVAL, promises, now);
+        assert!(!office.promise(epoch(4, 2), None, &all, now));
+        assert!(office.promise(epoch(5, 2), None, &all, now));
+        assert_eq!(office.stand().0, epoch(7, 1), "no epoch is begun twice");
+    }
+
+    #[test]
     fn a_later_epoch_is_followed_and_an_earlier_one_is_not() {
-        let mut office = Office::new(NodeId(1), 3, true, INTERVAL, Instant::now());
+        let mut office = Office::new(NodeId(1), (3, true), INTERVAL, Promises::default(), Instant::now());
         assert_eq!(office.follow(epoch(1, 1)), Followed::Now { before: None });
         assert_eq!(office.follow(epoch(2, 3)), Followed::Now { before: Some(epoch(1, 1)) });
         assert_eq!(office.follow(epoch(1, 2)), Followed::NotNewer);
@@ -325,7 +346,8 @@ mod tests {
 
     #[test]
     fn a_majority_of_all_or_of_those_who_answered() {
-        let office = |linear| Office::new(NodeId(1), 5, linear, INTERVAL, Instant::now());
+        let office =
+            |linear| Office::new(NodeId(1), (5, linear), INTERVAL, Promises::default(), Instant::now());
         assert!(office(true).suffices(2, 2) && !office(true).suffices(1, 1));
         let weak = office(false);
         assert!(weak.suffices(0, 0) && !weak.suffices(1, 3) && weak.suffices(2, 3));
@@ -334,7 +356,7 @@ mod tests {
     #[test]
     fn an_aggregator_whose_successor_never_came_stands_again() {
         let (now, all) = (Instant::now(), nodes(&[1, 2, 3]));
-        let mut office = Office::new(NodeId(1), 3, true, INTERVAL, now);
+        let mut office = Office::new(NodeId(1), (3, true), INTERVAL, Promises::default(), now);
         office.follow(epoch(1, 1));
         assert!(office.promise(epoch(2, 3), Some(epoch(1, 1)), &all, now));
         let Decision::WaitUntil(turn) = office.decide(&all, &scores(&[]), now, &mut rng()) else {

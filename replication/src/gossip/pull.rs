@@ -123,6 +123,7 @@ impl Core {
                 Step::Complete => {
                     let bytes = std::mem::take(&mut received).freeze();
                     if Digest::of(&bytes) == digest {
+                        self.archive.room().await;
                         self.blobs.stage(digest, bytes);
                         return;
                     }

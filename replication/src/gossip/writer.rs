@@ -28,10 +28,10 @@ impl Core {
         let announced = Announcement::from(&record);
         let (id, epoch) = (announced.id, announced.id.epoch);
         self.admit(&announced)?;
+        self.archive.room().await;
         let parameters = checkpoint.parameters().clone();
         self.blobs.stage(announced.digest, parameters);
         self.learn(announced, Some(record.metadata), None);
-        self.state().catalogue.accepted_by(id, announced.digest, self.local);
         let timeout =
             Duration::from_millis(self.config.put_timeout_ms).max(transfer_timeout(announced.bytes));
         let deposed = self.changes.until(|| {
@@ -40,7 +40,7 @@ impl Core {
         });
         tokio::select! {
             biased;
-            receipt = self.replicate(announced, carrier) => receipt,
+            receipt = self.hold_and_replicate(announced, carrier) => receipt,
             closed = deposed => Err(if closed {
                 StoreError::Closed { reason: "while a write was under way".into() }
             } else {
@@ -77,6 +77,22 @@ impl Core {
             Some(latest) => Err(StoreError::Superseded { id, latest }),
             None => Ok(()),
         }
+    }
+
+    /// The writer counts among the holders once a restart does not lose the checkpoint.
+    async fn hold_and_replicate(
+        self: &Arc<Self>,
+        announced: Announcement,
+        carrier: Carrier,
+    ) -> Result<Receipt, StoreError> {
+        let held = async {
+            self.archive.flush().await?;
+            self.state().catalogue.accepted_by(announced.id, announced.digest, self.local);
+            self.changes.announce();
+            Ok::<_, StoreError>(())
+        };
+        let ((), receipt) = futures_util::try_join!(held, self.replicate(announced, carrier))?;
+        Ok(receipt)
     }
 
     fn accepted(&self, id: CheckpointId) -> BTreeSet<NodeId> {

@@ -209,8 +209,9 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         if let Some(storage) = self.storage() {
             let mut batch = Batch::default();
             batch.put(STATE, VOTE, Storage::encode(vote));
-            storage.write(batch);
-            storage.flush().await?;
+            // It relies on no entry: where the disk is full it may pass those that wait.
+            storage.write_first(batch);
+            storage.flush_first_patiently().await?;
         }
         Ok(())
     }
@@ -241,7 +242,10 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
             self.write(batch);
         }
         match self.storage() {
-            Some(storage) => storage.flush_then(|flushed| callback.io_completed(flushed.map_err(Into::into))),
+            // On a full disk the entry does not count towards a majority until there is room.
+            Some(storage) => {
+                storage.flush_patiently_then(|flushed| callback.io_completed(flushed.map_err(Into::into)))
+            }
             None => callback.io_completed(Ok(())),
         }
         Ok(())

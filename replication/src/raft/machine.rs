@@ -274,7 +274,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             state.snapshot = Some((meta.clone(), image));
         }
         // The leader is told that everything up to here is on this node.
-        let flushed = self.storage.as_ref().map(Storage::flush);
+        let flushed = self.storage.as_ref().map(Storage::flush_patiently);
         if let Some(flushed) = flushed {
             flushed.await?;
         }

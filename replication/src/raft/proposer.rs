@@ -149,7 +149,12 @@ impl Proposer {
             biased;
             receipt = self.replicate(checkpoint, carrier, &unled) => receipt,
             () = deposed => Err(StoreError::Unavailable { reason: "this node lost its office meanwhile".into() }),
-            () = tokio::time::sleep(timeout) => Err(StoreError::Unavailable { reason: self.too_late(timeout, &unled) }),
+            () = tokio::time::sleep(timeout) => {
+                let reason = self.too_late(timeout, &unled);
+                // A majority without this node would have been enough.
+                let full = self.exchange.blobs().is_full();
+                Err(if full { StoreError::DiskFull { reason } } else { StoreError::Unavailable { reason } })
+            }
         }
     }
 
@@ -194,7 +199,7 @@ impl Proposer {
                 blobs.stage(record.digest, parameters.clone());
                 let flushed = blobs.flush();
                 let holders = self.spread(&record, &parameters, carrier).await;
-                flushed.await.map_err(|error| StoreError::Closed { reason: error.to_string() })?;
+                flushed.await?;
                 Some(holders)
             }
         };

@@ -11,11 +11,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use redb::{
-    DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError,
-};
+use redb::{DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
 use super::error::StorageError;
+use super::medium::Medium;
 
 /// Version of what the tables hold.
 const FORMAT: u32 = 1;
@@ -54,6 +53,11 @@ fn explain(file: &str, error: impl Into<redb::Error>) -> StorageError {
             StorageError::OtherFormat { file, found: format!("redb {version}"), expected: FORMAT }
         }
         redb::Error::Io(error)
+            if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            StorageError::Full { file }
+        }
+        redb::Error::Io(error)
             if !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
         {
             StorageError::Io { file, reason: error.to_string() }
@@ -65,14 +69,19 @@ fn explain(file: &str, error: impl Into<redb::Error>) -> StorageError {
 }
 
 impl Database {
-    /// Opens the file, or makes it.
-    pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
+    /// Opens the file, or makes it. Returns the medium too: what is on it can be opened again.
+    pub(super) fn open(path: &Path) -> Result<(Self, Medium), StorageError> {
         let file = path.display().to_string();
-        let exists = path.try_exists().map_err(|error| explain(&file, redb::Error::Io(error)))?;
-        if !exists {
+        let io = |error: std::io::Error| explain(&file, redb::Error::Io(error));
+        if !path.try_exists().map_err(io)? {
             Self::create(path)?;
         }
-        Self::check(file.clone(), || builder().open(path))
+        let opened = fs::OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+        if opened.metadata().map_err(io)?.len() == 0 {
+            return Err(StorageError::Damaged { file, reason: "it is empty".into() });
+        }
+        let medium = Medium::of_file(opened).map_err(|error| explain(&file, error))?;
+        Ok((Self::on(medium.clone(), file)?, medium))
     }
 
     /// Makes a complete, empty file and only then gives it its name.
@@ -87,25 +96,21 @@ impl Database {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
-        drop(Self::check(file.clone(), || builder().create(&unfinished))?);
+        let made = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&unfinished);
+        let medium = Medium::of_file(made.map_err(io)?).map_err(|error| explain(&file, error))?;
+        drop(Self::on(medium, file.clone())?);
         fs::rename(&unfinished, path).map_err(io)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or_else(|| Path::new("."));
         fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
     }
 
-    /// Opens whatever `backend` holds; an empty one is made a database.
-    pub(super) fn on(backend: impl StorageBackend) -> Result<Self, StorageError> {
-        Self::check("storage".into(), || builder().create_with_backend(backend))
-    }
-
-    fn check(
-        file: String,
-        open: impl FnOnce() -> Result<redb::Database, DatabaseError>,
-    ) -> Result<Self, StorageError> {
+    /// Opens whatever `medium` holds; an empty one is made a database.
+    pub(super) fn on(medium: Medium, file: String) -> Result<Self, StorageError> {
         let name = file.clone();
         guarded(&name, || {
-            let mut redb = open().map_err(|error| explain(&file, error))?;
+            let opened = builder().create_with_backend(medium);
+            let mut redb = opened.map_err(|error: DatabaseError| explain(&file, error))?;
             // false: bookkeeping that no row depends on was made anew.
             redb.check_integrity().map_err(|error| explain(&file, error))?;
             let database = Self { redb, file };
@@ -126,10 +131,8 @@ impl Database {
             }),
             None if meta.is_empty() && self.is_empty()? => {
                 let format = Some(Bytes::copy_from_slice(&FORMAT.to_le_bytes()));
-                self.commit(&Changes::from([(
-                    META,
-                    BTreeMap::from([(Bytes::from_static(FORMAT_KEY), format)]),
-                )]))
+                let row = BTreeMap::from([(Bytes::from_static(FORMAT_KEY), format)]);
+                self.commit(&[&Changes::from([(META, row)])])
             }
             None => Err(StorageError::Damaged {
                 file: self.file.clone(),
@@ -145,10 +148,6 @@ impl Database {
 
     fn explain(&self, error: impl Into<redb::Error>) -> StorageError {
         explain(&self.file, error)
-    }
-
-    pub(super) fn file(&self) -> &str {
-        &self.file
     }
 
     /// Every row of a table, in the order of its keys.
@@ -168,12 +167,12 @@ impl Database {
         })
     }
 
-    /// Makes the changes durable, all or none. Blocks for as long as the disk takes.
-    pub(super) fn commit(&self, changes: &Changes) -> Result<(), StorageError> {
+    /// Makes the changes durable, all or none; no row is in two of them. Blocks for as long as the disk takes.
+    pub(super) fn commit(&self, changes: &[&Changes]) -> Result<(), StorageError> {
         guarded(&self.file, || {
             let mut writing = self.redb.begin_write().map_err(|error| self.explain(error))?;
             writing.set_durability(Durability::Immediate).map_err(|error| self.explain(error))?;
-            for (table, changes) in changes {
+            for (table, changes) in changes.iter().copied().flatten() {
                 let mut table = writing.open_table(rows(table)).map_err(|error| self.explain(error))?;
                 for (key, value) in changes {
                     let done = match value {

@@ -58,6 +58,12 @@ pub enum StorageError {
         /// What the system said.
         reason: String,
     },
+    /// There is no room for what was written. It stays queued, in its order, and is tried again with the next flush.
+    #[error("{file} has no room on its disk for what is to be written: make some")]
+    Full {
+        /// The file.
+        file: String,
+    },
     /// The storage was closed.
     #[error("{file} is closed")]
     Closed {

@@ -5,13 +5,16 @@
 //!   shelf       bytes by digest, counted by who refers to them
 //!   writer      group commit on a thread of its own, or inline for simulations
 //!   database    one redb file: checked when opened, redb's errors in our words
+//!   medium      the file itself, whose space is taken when it grows
 //! ```
 //!
 //! The file holds a prefix of what was written, in the order in which it was written: whatever comes after a row can rely
-//! on that row being there. This module deliberately does not know Raft or gossip, nor what a row means.
+//! on that row being there. A full disk loses nothing: what does not fit waits, in its order, until there is room. Only what is
+//! written *first*, a few small facts that rely on no other row (votes, promises), may pass it, because they often still fit. This module deliberately does not know Raft or gossip, nor what a row means.
 
 mod database;
 mod error;
+mod medium;
 mod shelf;
 mod writer;
 
@@ -27,8 +30,9 @@ use tokio::sync::oneshot;
 
 use self::database::{Database, META};
 pub use self::error::StorageError;
+use self::medium::Medium;
 pub(crate) use self::shelf::Shelf;
-use self::writer::{Mode, Writer};
+use self::writer::{Lane, Mode, Patience, Writer};
 use crate::store::NodeId;
 use crate::wire;
 
@@ -71,7 +75,9 @@ impl Storage {
     /// # Errors
     /// [`StorageError`]: in use, damaged, of another format, or not accessible.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
-        Self::start(Database::open(path.as_ref())?, Mode::Thread)
+        let file = path.as_ref().display().to_string();
+        let (database, medium) = Database::open(path.as_ref())?;
+        Self::start(Writer::new(database, medium, file, Mode::Thread))
     }
 
     /// As [`open`](Self::open), on another medium.
@@ -79,7 +85,7 @@ impl Storage {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn on(backend: impl StorageBackend) -> Result<Self, StorageError> {
-        Self::start(Database::on(backend)?, Mode::Thread)
+        Self::on_medium(Medium::of(backend), Mode::Thread)
     }
 
     /// As [`on`](Self::on), without a thread: whoever flushes also commits. For simulations under virtual time.
@@ -87,11 +93,17 @@ impl Storage {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn inline_on(backend: impl StorageBackend) -> Result<Self, StorageError> {
-        Self::start(Database::on(backend)?, Mode::Inline)
+        Self::on_medium(Medium::of(backend), Mode::Inline)
     }
 
-    fn start(database: Database, mode: Mode) -> Result<Self, StorageError> {
-        Ok(Self(Arc::new(Handle(Writer::start(database, mode)?))))
+    fn on_medium(medium: Medium, mode: Mode) -> Result<Self, StorageError> {
+        let file = String::from("storage");
+        let database = Database::on(medium.clone(), file.clone())?;
+        Self::start(Writer::new(database, medium, file, mode))
+    }
+
+    fn start(writer: Writer) -> Result<Self, StorageError> {
+        Ok(Self(Arc::new(Handle(writer.start()?))))
     }
 
     fn writer(&self) -> &Writer {
@@ -162,27 +174,76 @@ impl Storage {
     /// Queues changes behind everything written before. They are on disk once a later [`flush`](Self::flush) says so;
     /// that a write fails is told there too.
     pub fn write(&self, batch: Batch) {
-        self.writer().write(batch.0);
+        self.writer().write(Lane::Rest, batch.0);
+    }
+
+    /// Queues small facts that rely on no other row: where the disk is full they are tried alone. A row is always written in
+    /// this way, or never.
+    pub fn write_first(&self, batch: Batch) {
+        self.writer().write(Lane::First, batch.0);
     }
 
     /// Waits until everything written before this call is on disk. The flush begins with the call, not with the await.
     ///
     /// # Errors
-    /// [`StorageError`]; it fails for good.
+    /// [`StorageError::Full`], until there is room; any other for good.
     pub fn flush(&self) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
+        self.flushed(Lane::Rest, Patience::None)
+    }
+
+    /// As [`flush`](Self::flush), for what was written *first*.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn flush_first(&self) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
+        self.flushed(Lane::First, Patience::None)
+    }
+
+    /// As [`flush`](Self::flush); waits for room, however long that takes.
+    ///
+    /// # Errors
+    /// Any but [`StorageError::Full`], for good.
+    pub fn flush_patiently(&self) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
+        self.flushed(Lane::Rest, Patience::ForRoom)
+    }
+
+    /// As [`flush_first`](Self::flush_first); waits for room, however long that takes.
+    ///
+    /// # Errors
+    /// Any but [`StorageError::Full`], for good.
+    pub fn flush_first_patiently(&self) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
+        self.flushed(Lane::First, Patience::ForRoom)
+    }
+
+    fn flushed(
+        &self,
+        lane: Lane,
+        patience: Patience,
+    ) -> impl Future<Output = Result<(), StorageError>> + Send + use<> {
         let (done, flushed) = oneshot::channel();
         // Nobody may be waiting any more.
-        self.flush_then(move |result| drop(done.send(result)));
+        self.writer().flush(lane, patience, Box::new(move |result| drop(done.send(result))));
         let file = self.writer().file().to_owned();
         async move { flushed.await.unwrap_or(Err(StorageError::Closed { file })) }
     }
 
     /// As [`flush`](Self::flush), with a callback, which must not block.
     pub fn flush_then(&self, done: impl FnOnce(Result<(), StorageError>) + Send + 'static) {
-        self.writer().flush(Box::new(done));
+        self.writer().flush(Lane::Rest, Patience::None, Box::new(done));
     }
 
-    /// Waits while too many bytes wait for the disk; to be awaited before writing much.
+    /// As [`flush_patiently`](Self::flush_patiently), with a callback, which must not block.
+    pub fn flush_patiently_then(&self, done: impl FnOnce(Result<(), StorageError>) + Send + 'static) {
+        self.writer().flush(Lane::Rest, Patience::ForRoom, Box::new(done));
+    }
+
+    /// Whether something waits for room on the disk.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.writer().is_full()
+    }
+
+    /// Waits while too many bytes wait for the disk; to be awaited before writing much. Not for room on a full one.
     pub async fn room(&self) {
         self.writer().room().await;
     }

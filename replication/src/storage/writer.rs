@@ -1,16 +1,21 @@
 //! The order of writes, and who commits them: a thread of its own, or whoever asks.
 //!
 //! Writes queue up and are committed together in one transaction (group commit), so that the file always holds a prefix
-//! of what was written, and any number of waiters share one fsync.
+//! of what was written, and any number of waiters share one fsync. Where the disk is full the transaction is undone, the
+//! database opened again (redb goes on with none that has seen an error), and its writes are queued again in front of those
+//! that came since. Any other error is the end: what follows could rely on what was lost.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::database::{Changes, Database};
 use super::error::StorageError;
+use super::medium::Medium;
 
 /// Bytes that may wait for the disk before [`Writer::room`] makes those wait who can.
 const MAX_QUEUED_BYTES: usize = 16 * 1024 * 1024;
@@ -20,6 +25,9 @@ const UNASKED_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a row costs beside its bytes.
 const ROW_BYTES: usize = 64;
+
+/// How often a full disk is looked at again, if nobody asks.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Told of the end of a flush.
 pub(super) type Done = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
@@ -36,11 +44,40 @@ pub(super) enum Mode {
     Inline,
 }
 
+/// What may pass what where there is no room for everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// It relies on no other row.
+    First,
+    /// It relies on everything before it.
+    Rest,
+}
+
+/// What a flush does on a full disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It fails.
+    None,
+    /// It waits.
+    ForRoom,
+}
+
+struct Waiter {
+    lane: Lane,
+    patience: Patience,
+    done: Done,
+}
+
 #[derive(Default)]
 struct Queue {
-    changes: Changes,
+    first: Changes,
+    rest: Changes,
     bytes: usize,
-    waiters: Vec<Done>,
+    waiters: Vec<Waiter>,
+    /// Somebody waits who has not been tried for.
+    asked: bool,
+    /// There was no room for what is queued.
+    full: bool,
     /// Why nothing is written any more.
     ended: Option<StorageError>,
     closing: bool,
@@ -48,14 +85,50 @@ struct Queue {
     closers: Vec<Released>,
 }
 
+/// What a row takes of the queue.
+fn row_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
+    key.len() + value.map_or(0, Bytes::len) + ROW_BYTES
+}
+
 impl Queue {
     fn due(&self) -> bool {
-        self.closing || !self.waiters.is_empty() || self.bytes > UNASKED_BYTES
+        self.closing || self.asked || self.bytes > UNASKED_BYTES
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut Changes {
+        match lane {
+            Lane::First => &mut self.first,
+            Lane::Rest => &mut self.rest,
+        }
+    }
+
+    fn add(&mut self, lane: Lane, table: &'static str, key: Bytes, value: Option<Bytes>) {
+        self.bytes += row_bytes(&key, value.as_ref());
+        let rows = self.lane(lane).entry(table).or_default();
+        if let Some((key, replaced)) = rows.remove_entry(&key) {
+            self.bytes -= row_bytes(&key, replaced.as_ref());
+        }
+        self.lane(lane).entry(table).or_default().insert(key, value);
+    }
+
+    /// Queues what there was no room for, in front of what came since.
+    fn put_back(&mut self, lane: Lane, changes: Changes) {
+        for (table, rows) in changes {
+            for (key, value) in rows {
+                let newer: &mut BTreeMap<_, _> = self.lane(lane).entry(table).or_default();
+                if !newer.contains_key(&key) {
+                    self.add(lane, table, key, value);
+                }
+            }
+        }
     }
 }
 
 pub(super) struct Writer {
+    /// None while there is no room, and after the end.
     database: Mutex<Option<Arc<Database>>>,
+    /// None after the end.
+    medium: Mutex<Option<Medium>>,
     file: String,
     mode: Mode,
     queue: Mutex<Queue>,
@@ -70,17 +143,21 @@ impl fmt::Debug for Writer {
 }
 
 impl Writer {
-    pub(super) fn start(database: Database, mode: Mode) -> Result<Arc<Self>, StorageError> {
-        let file = database.file().to_owned();
-        let writer = Arc::new(Self {
+    pub(super) fn new(database: Database, medium: Medium, file: String, mode: Mode) -> Self {
+        Self {
             database: Mutex::new(Some(Arc::new(database))),
+            medium: Mutex::new(Some(medium)),
             file,
             mode,
             queue: Mutex::default(),
             wake: Condvar::new(),
             drained: Notify::new(),
-        });
-        if mode == Mode::Thread {
+        }
+    }
+
+    pub(super) fn start(self) -> Result<Arc<Self>, StorageError> {
+        let writer = Arc::new(self);
+        if writer.mode == Mode::Thread {
             let writing = writer.clone();
             let thread = std::thread::Builder::new().name("storage".into());
             thread.spawn(move || writing.run()).map_err(|error| StorageError::Io {
@@ -95,41 +172,54 @@ impl Writer {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The database, for reading.
+    fn open_database(&self) -> MutexGuard<'_, Option<Arc<Database>>> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The database, for reading; opened again if it was closed for want of room.
     pub(super) fn database(&self) -> Result<Arc<Database>, StorageError> {
-        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        database.clone().ok_or_else(|| StorageError::Closed { file: self.file.clone() })
+        let mut open = self.open_database();
+        if let Some(database) = &*open {
+            return Ok(database.clone());
+        }
+        let medium = self.medium.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let medium = medium.ok_or_else(|| StorageError::Closed { file: self.file.clone() })?;
+        let database = Arc::new(Database::on(medium, self.file.clone())?);
+        *open = Some(database.clone());
+        Ok(database)
     }
 
     pub(super) fn file(&self) -> &str {
         &self.file
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.queue().full
+    }
+
     /// Queues changes of rows behind everything queued before.
-    pub(super) fn write(&self, changes: Vec<(&'static str, Bytes, Option<Bytes>)>) {
+    pub(super) fn write(&self, lane: Lane, changes: Vec<(&'static str, Bytes, Option<Bytes>)>) {
         let mut queue = self.queue();
         if queue.ended.is_some() {
             return;
         }
         for (table, key, value) in changes {
-            let size = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
-            queue.bytes += key.len() + size(&value) + ROW_BYTES;
-            let replaced = queue.changes.entry(table).or_default().insert(key, value);
-            queue.bytes -= replaced.as_ref().map_or(0, size);
+            queue.add(lane, table, key, value);
         }
         if self.mode == Mode::Thread && queue.due() {
             self.wake.notify_one();
         }
     }
 
-    /// Calls `done` once everything queued before is durable, or will never be.
-    pub(super) fn flush(&self, done: Done) {
+    /// Calls `done` once everything queued before in this lane is durable, or will never be.
+    pub(super) fn flush(&self, lane: Lane, patience: Patience, done: Done) {
         let mut queue = self.queue();
         if let Some(ended) = queue.ended.clone() {
             drop(queue);
             return done(Err(ended));
         }
-        queue.waiters.push(done);
+        queue.waiters.push(Waiter { lane, patience, done });
+        queue.asked = true;
         drop(queue);
         match self.mode {
             Mode::Thread => self.wake.notify_one(),
@@ -146,7 +236,7 @@ impl Writer {
             drained.as_mut().enable();
             {
                 let queue = self.queue();
-                if queue.bytes <= MAX_QUEUED_BYTES || queue.ended.is_some() {
+                if queue.bytes <= MAX_QUEUED_BYTES || queue.full || queue.ended.is_some() {
                     return;
                 }
             }
@@ -180,8 +270,15 @@ impl Writer {
     fn run(&self) {
         loop {
             let closing = {
-                let waiting = self.wake.wait_while(self.queue(), |queue| !queue.due());
-                waiting.unwrap_or_else(PoisonError::into_inner).closing
+                let queue = self.queue();
+                if queue.full {
+                    let waiting =
+                        self.wake.wait_timeout_while(queue, RETRY, |queue| !(queue.closing || queue.asked));
+                    waiting.unwrap_or_else(PoisonError::into_inner).0.closing
+                } else {
+                    let waiting = self.wake.wait_while(queue, |queue| !queue.due());
+                    waiting.unwrap_or_else(PoisonError::into_inner).closing
+                }
             };
             self.commit();
             if closing {
@@ -190,30 +287,65 @@ impl Writer {
         }
     }
 
+    /// Writes what is queued, and tells those who wait.
     fn commit(&self) {
-        let (changes, waiters, ended) = {
+        let (first, rest, waiters, ended) = {
             let mut queue = self.queue();
-            queue.bytes = 0;
-            (std::mem::take(&mut queue.changes), std::mem::take(&mut queue.waiters), queue.ended.clone())
+            (queue.bytes, queue.asked) = (0, false);
+            let (first, rest) = (std::mem::take(&mut queue.first), std::mem::take(&mut queue.rest));
+            (first, rest, std::mem::take(&mut queue.waiters), queue.ended.clone())
         };
-        let result = match ended {
-            Some(ended) => Err(ended),
-            None if changes.is_empty() => Ok(()),
-            None => self.database().and_then(|database| database.commit(&changes)),
-        };
-        if let Err(error) = &result {
+        let is_full = |result: &Result<(), StorageError>| matches!(result, Err(StorageError::Full { .. }));
+        let all = ended.map_or_else(|| self.apply(&[&first, &rest]), Err);
+        let alone = if is_full(&all) && !first.is_empty() { self.apply(&[&first]) } else { all.clone() };
+        let mut told = Vec::new();
+        {
+            let mut queue = self.queue();
+            queue.full = is_full(&all);
+            if is_full(&all) {
+                queue.put_back(Lane::Rest, rest);
+            }
+            if is_full(&alone) {
+                queue.put_back(Lane::First, first);
+            }
             // Nothing may become durable after what was lost.
-            self.queue().ended.get_or_insert(error.clone());
+            let lost = [&all, &alone].into_iter().find(|result| result.is_err() && !is_full(result));
+            if let Some(Err(error)) = lost {
+                queue.ended.get_or_insert(error.clone());
+            }
+            let mut patient = Vec::new();
+            for waiter in waiters {
+                let result = if waiter.lane == Lane::First { &alone } else { &all };
+                if waiter.patience == Patience::ForRoom && is_full(result) {
+                    patient.push(waiter);
+                } else {
+                    told.push((waiter.done, result.clone()));
+                }
+            }
+            queue.waiters.splice(0..0, patient);
         }
         self.drained.notify_waiters();
-        for done in waiters {
-            done(result.clone());
+        for (done, result) in told {
+            done(result);
         }
+    }
+
+    /// One transaction. After a full disk the database is closed, since redb takes nothing more then.
+    fn apply(&self, changes: &[&Changes]) -> Result<(), StorageError> {
+        if changes.iter().all(|changes| changes.is_empty()) {
+            return Ok(());
+        }
+        let written = self.database().and_then(|database| database.commit(changes));
+        if matches!(written, Err(StorageError::Full { .. })) {
+            drop(self.open_database().take());
+        }
+        written
     }
 
     fn release(&self) {
         // Whoever still reads keeps the file open until it is done.
-        drop(self.database.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.open_database().take());
+        drop(self.medium.lock().unwrap_or_else(PoisonError::into_inner).take());
         let closed = StorageError::Closed { file: self.file.clone() };
         let (waiters, closers) = {
             let mut queue = self.queue();
@@ -222,8 +354,8 @@ impl Writer {
             (std::mem::take(&mut queue.waiters), std::mem::take(&mut queue.closers))
         };
         self.drained.notify_waiters();
-        for done in waiters {
-            done(Err(closed.clone()));
+        for waiter in waiters {
+            (waiter.done)(Err(closed.clone()));
         }
         for done in closers {
             done();

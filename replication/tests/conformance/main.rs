@@ -95,6 +95,8 @@ on_quic!(raft_subset_digest_quic, QuicCluster::start(raft_subset(Payload::Digest
 
 on_channel!(backup_channel, ChannelCluster::start(backup(2)));
 on_quic!(backup_quic, QuicCluster::start(backup(2)));
+on_channel!(backup_disk_channel, ChannelCluster::start_on_disk(backup(2)));
+on_quic!(backup_disk_quic, QuicCluster::start_on_disk(backup(2)));
 
 on_channel!(local_channel, ChannelCluster::start(local()));
 on_quic!(local_quic, QuicCluster::start(local()));
@@ -103,4 +105,6 @@ on_channel!(local_disk_channel, ChannelCluster::start_on_disk(local()));
 // A majority of the nodes holds what was acknowledged; one does.
 on_channel!(gossip_channel, ChannelCluster::start(gossip(3)));
 on_quic!(gossip_quic, QuicCluster::start(gossip(3)));
+on_channel!(gossip_disk_channel, ChannelCluster::start_on_disk(gossip(3)));
+on_quic!(gossip_disk_quic, QuicCluster::start_on_disk(gossip(3)));
 on_channel!(gossip_one_holder_channel, ChannelCluster::start(gossip(1)));

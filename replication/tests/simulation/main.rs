@@ -220,3 +220,6 @@ simulated!(raft_subset_lifelines, |seed| with_lifelines(in_memory(raft(
 ))));
 simulated!(gossip_3_lifelines, |seed| with_lifelines(in_memory(gossip(3, seed))));
 simulated!(backup_2_lifelines, |seed| with_lifelines(in_memory(backup(2, seed))));
+simulated!(gossip_3_on_disk, |seed| on_disk(gossip(3, seed)));
+simulated!(backup_1_on_disk, |seed| on_disk(backup(1, seed)));
+simulated!(backup_2_on_disk, |seed| on_disk(backup(2, seed)));

@@ -1,4 +1,4 @@
-//! A disk that loses power: a [`redb::StorageBackend`] in memory that knows which writes were flushed.
+//! A disk that loses power, or is full: a [`redb::StorageBackend`] in memory that knows which writes were flushed.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -43,6 +43,12 @@ struct State {
     flushes: u64,
     /// Power fails instead of this operation.
     cut_at: Option<u64>,
+    /// From this operation on there is no room: nothing is written, and no file grows.
+    full_from: Option<u64>,
+    /// No file grows beyond this.
+    capacity: Option<usize>,
+    /// Flushes fail for want of room.
+    flushes_fail: bool,
 }
 
 /// The medium. Clones share it.
@@ -72,6 +78,33 @@ impl Disk {
     pub(crate) fn cut_power(&self) {
         let mut state = self.state();
         state.cut_at = Some(state.operations);
+    }
+
+    /// Whether power has failed.
+    pub(crate) fn is_dark(&self) -> bool {
+        let state = self.state();
+        state.cut_at.is_some_and(|at| state.operations > at)
+    }
+
+    /// From this operation on there is no room for anything.
+    pub(crate) fn full_from(&self, operation: u64) {
+        self.state().full_from = Some(operation);
+    }
+
+    /// There is no room for more than there is.
+    pub(crate) fn fill(&self) {
+        let mut state = self.state();
+        state.capacity = Some(state.content.len());
+    }
+
+    /// What was written finds no room only when it is flushed.
+    pub(crate) fn fail_flushes(&self) {
+        self.state().flushes_fail = true;
+    }
+
+    pub(crate) fn make_room(&self) {
+        let mut state = self.state();
+        (state.full_from, state.capacity, state.flushes_fail) = (None, None, false);
     }
 
     /// Keeps whoever writes waiting until the guard is gone.
@@ -125,7 +158,12 @@ impl Disk {
             return Err(io::Error::other("no power"));
         }
         let fails = state.cut_at == Some(state.operations);
+        let grows = matches!(operation, Some(Operation::SetLength(length)) if state.capacity.is_some_and(|most| length > most));
+        let full = operation.is_some() && state.full_from.is_some_and(|from| state.operations >= from);
         state.operations += 1;
+        if grows || full || (operation.is_none() && state.flushes_fail) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         match operation {
             Some(operation) => {
                 operation.apply(&mut state.content);

@@ -4,6 +4,9 @@
 
 mod damage;
 mod disk;
+mod full;
 mod group;
+mod nodes;
 mod power;
+mod recover;
 mod restart;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use replication::conformance::parameters;
 use replication::storage::Batch;
-use replication::{CheckpointStore, CheckpointStoreExt, Payload, Storage, StorageError};
+use replication::{Backend, CheckpointStore, CheckpointStoreExt, NodeId, Payload, Storage, StorageError};
 
 use super::disk::Disk;
+use super::nodes::{Group, backup, fresh_disks, goes_on, gossip, local};
 use super::restart::{Member, put};
 
 const ROWS: &str = "rows";
@@ -158,5 +159,68 @@ async fn a_node_keeps_what_it_acknowledged_wherever_power_fails() {
             }
         }
         assert!(points > 60, "{points} points");
+    }
+}
+
+const ROUNDS: u64 = 3;
+
+/// Cuts the power of `victim` at every operation of its disk while rounds are written, lets the others go on, cuts everybody's
+/// power, and starts all again. Returns how many operations there were.
+async fn cut_everywhere(backend: Backend, victim: NodeId) -> u64 {
+    for cut in 0.. {
+        let seed = cut % SEEDS;
+        let case = format!("power of node {victim} cut at {cut}, seed {seed}");
+        let disks = fresh_disks();
+        let victims = disks[&victim].clone();
+        victims.cut_power_at(cut);
+        let mut group = Group::start(&backend, cut, disks).await;
+        let made = group.members.contains_key(&victim);
+        let mut acknowledged = 0;
+        for _ in 0..2 * ROUNDS {
+            if acknowledged == ROUNDS || group.members.is_empty() {
+                break;
+            }
+            match group.write_next().await {
+                Some(Ok(receipt)) => acknowledged = receipt.id.round,
+                _ if victims.is_dark() => group.crash(victim).await,
+                failed => panic!("{case}: {failed:?}"),
+            }
+        }
+        if !victims.is_dark() {
+            assert_eq!(acknowledged, ROUNDS, "{case}");
+            return cut;
+        }
+        let mut disks = group.power_off(seed).await;
+        if !made {
+            // It never had a file: `Storage::open` gives one its name when it is complete.
+            disks.insert(victim, Disk::default());
+        }
+        let group = Group::start(&backend, cut + 1, disks).await;
+        assert_eq!(group.members.len(), 3, "{case}: not everybody starts again");
+        goes_on(&group, acknowledged, &case).await;
+        group.power_off(seed).await;
+    }
+    unreachable!("the operations end")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_aggregator_keeps_what_it_acknowledged_wherever_power_fails() {
+    let points = cut_everywhere(local(), NodeId(1)).await;
+    assert!(points > 30, "{points} points");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_and_its_backup_keep_what_was_acknowledged_wherever_power_fails() {
+    for victim in [1, 2].map(NodeId) {
+        let points = cut_everywhere(backup(), victim).await;
+        assert!(points > 30, "{points} points");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn gossip_keeps_what_was_acknowledged_wherever_power_fails() {
+    for victim in [1, 2].map(NodeId) {
+        let points = cut_everywhere(gossip(), victim).await;
+        assert!(points > 30, "{points} points");
     }
 }

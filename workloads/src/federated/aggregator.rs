@@ -170,7 +170,10 @@ impl Tenure<'_> {
                     *written = Some(held);
                     return Ok(());
                 }
-                Err(StoreError::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
+                // Nothing is lost, and somebody may make room.
+                Err(StoreError::Unavailable { .. } | StoreError::DiskFull { .. }) => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
                 Err(StoreError::Superseded { .. }) => return Err(Interruption::Overtaken),
                 Err(error) => return Err(error.into()),
             }
