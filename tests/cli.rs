@@ -156,7 +156,7 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--network localhost", "for '--network <A.B.C.0>'"),
         (
             "--fault explode@worker,round:1",
-            "unknown kind 'explode'; use kill, restart, stop, partition or loss:P",
+            "unknown kind 'explode'; use kill, restart, stop, partition, loss:P",
         ),
         ("--fault kill@boss,round:1", "use aggregator, worker, random, majority, minority, node:ID or all"),
         ("--fault kill@worker,round:0", "use round:N, N from 1, random:N, N from 2, or voters-changed"),

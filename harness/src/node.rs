@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
-use replication::transport::quic::impair::{self, Losses};
+use replication::transport::quic::impair::{self, Disturbance};
 use replication::transport::quic::{HANDSHAKE_TIMEOUT, QuicConfig, QuicTransport};
 use replication::work::{self, Spent};
 use replication::{AnyStore, NodeId, Site, Storage};
@@ -22,7 +22,7 @@ use workloads::federated::{
 
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Captured, Counted, Lifecycle, LinkLoss, NodeEvent, Start, Status};
+use crate::control::{Captured, Counted, Impair, Lifecycle, LinkLoss, NodeEvent, Start, Status};
 use crate::meter;
 use crate::plan::{PlacementKind, Plan};
 use crate::resources;
@@ -54,7 +54,9 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
             ended = &mut job => break node.because_of_its_disk(ended.map_err(anyhow::Error::from)).await,
             command = commands.recv() => match command {
                 Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
-                Some(Command::Impair { losses }) => node.losses.set(shares(&start.plan, &losses)),
+                Some(Command::Impair(Impair { losses, delay_ns })) => {
+                    node.disturbance.set(shares(&start.plan, &losses), Duration::from_nanos(delay_ns));
+                }
                 Some(Command::Finish) | None => break Ok(()),
             },
         }
@@ -93,8 +95,8 @@ struct Node {
     learning: Arc<QuicTransport>,
     replication: Arc<QuicTransport>,
     store: AnyStore,
-    /// What its links lose by a fault.
-    losses: Losses,
+    /// What faults do to what it sends.
+    disturbance: Disturbance,
     storage: Option<Storage>,
     /// This node's suitability.
     score: u32,
@@ -121,7 +123,7 @@ fn bind(
     identity: Identity,
     plane: Plane,
     port: u16,
-    losses: &Losses,
+    disturbance: &Disturbance,
 ) -> anyhow::Result<Arc<QuicTransport>> {
     let peers = addresses(&start.plan, port);
     let own =
@@ -136,7 +138,7 @@ fn bind(
     // One schedule for each node and plane.
     let impairment = start.plan.link.impairment().unwrap_or_default();
     let seed = config.seed ^ (u64::from(port) << 32);
-    config.wrap_socket = Some(impair::wrapper(impairment, seed, losses.clone()));
+    config.wrap_socket = Some(impair::wrapper(impairment, seed, disturbance.clone()));
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = start.plan.job.parameter_bytes;
@@ -179,9 +181,9 @@ impl Node {
     async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
         let plan = &start.plan;
-        let losses = Losses::default();
-        let replication = bind(start, identity.clone(), Plane::Replication, plan.replication_port, &losses)?;
-        let learning = bind(start, identity, Plane::Learning, plan.learning_port, &losses)?;
+        let disturbance = Disturbance::default();
+        let replication = bind(start, identity.clone(), Plane::Replication, plan.replication_port, &disturbance)?;
+        let learning = bind(start, identity, Plane::Learning, plan.learning_port, &disturbance)?;
         outbox.event(NodeEvent::Node(Lifecycle::Listening {
             learning: learning.local_addr().to_string(),
             replication: replication.local_addr().to_string(),
@@ -197,7 +199,7 @@ impl Node {
         let site = Site { resources, storage: storage.clone(), ..Site::new(replication.clone(), observer) };
         let store = replication::open(backend, site).await?;
         tracing::info!(node = %start.node, %store, "store open");
-        Ok(Self { id: start.node, learning, replication, store, storage, losses, score, work_before })
+        Ok(Self { id: start.node, learning, replication, store, storage, disturbance, score, work_before })
     }
 
     async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use workloads::federated::model::ENCODED_BYTES;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
-use super::{CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs, Span};
+use super::{BackendArg, CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs, Span};
 use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::link::{self, Link};
@@ -67,7 +67,7 @@ impl RunArgs {
     }
 
     fn durability(&self) -> Result<Durability, Usage> {
-        match (self.durability, &self.store_dir) {
+        match (self.effective_durability(), &self.store_dir) {
             (DurabilityArg::Disk, dir) => Ok(Durability::Disk { dir: dir.clone() }),
             (DurabilityArg::Memory, None) => Ok(Durability::Memory),
             (DurabilityArg::Memory, Some(dir)) => {
@@ -75,6 +75,15 @@ impl RunArgs {
                 Err(Usage::option("--store", dir.display(), "nothing is stored on disk", remedy))
             }
         }
+    }
+
+    /// In memory, unless said otherwise or the backend is nothing without a disk.
+    fn effective_durability(&self) -> DurabilityArg {
+        let default = match self.store.backend {
+            BackendArg::Local => DurabilityArg::Disk,
+            _ => DurabilityArg::Memory,
+        };
+        self.durability.unwrap_or(default)
     }
 
     fn job(&self, random_seed: u64) -> Config {
@@ -103,7 +112,7 @@ impl RunArgs {
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: !self.no_reuse,
-            stateless: false,
+            stateless: self.store.stateless,
             policy: self.store.policy.0,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
@@ -154,7 +163,7 @@ impl RunArgs {
         for (name, value) in self.store.repeat(self.nodes) {
             option(name, &value);
         }
-        option("durability", &word(self.durability));
+        option("durability", &word(self.effective_durability()));
         option("profile", &word(self.profile));
         option("nodes", &self.nodes);
         option("rounds", &self.rounds);
@@ -191,6 +200,7 @@ impl RunArgs {
             ("--aggregator-trains", self.aggregator_trains),
             ("--resend", self.resend),
             ("--no-reuse", self.no_reuse),
+            ("--stateless", self.store.stateless),
         ] {
             if given {
                 words.push(flag.into());

@@ -131,7 +131,7 @@ pub enum ProfileArg {
     Paper,
     /// As the paper's prototype: one write per tensor, and workers write what they received.
     Prototype,
-    /// As once, plus every worker's own parameters.
+    /// As once, plus every worker's own parameters: level 4 of self-recovery, a worker that is started again has them back.
     Workers,
 }
 
@@ -210,9 +210,9 @@ pub struct RunArgs {
     /// --payload inline.
     #[arg(long, help_heading = "Replication")]
     pub no_reuse: bool,
-    /// Whether what nodes store survives their end.
-    #[arg(long, value_enum, default_value_t = DurabilityArg::Memory, help_heading = "Replication")]
-    pub durability: DurabilityArg,
+    /// Whether what nodes store survives their end [default: memory, disk for local].
+    #[arg(long, value_enum, help_heading = "Replication")]
+    pub durability: Option<DurabilityArg>,
     /// Folder of the stores with --durability disk, a file node-N.redb for each node. If it holds stores, nodes go on from
     /// them [default: the folder store in the results folder].
     #[arg(long = "store", value_name = "DIR", help_heading = "Replication")]
@@ -300,8 +300,8 @@ pub struct RunArgs {
     /// Break something: KIND@WHO,WHEN or KIND@WHO,WHEN,for:DURATION. Repeatable; faults strike in the order given.
     ///
     /// KIND is kill (SIGKILL), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
-    /// needs --durability disk), stop (SIGSTOP), partition (between WHO and the others) or loss:P (P percent of the
-    /// datagrams to and from WHO). WHO is aggregator, worker, random (any node), majority or minority (that side of all
+    /// needs --durability disk), stop (SIGSTOP), partition (between WHO and the others), loss:P (P percent of the
+    /// datagrams to and from WHO) or delay:DURATION (what WHO sends leaves later by this, milliseconds unless a unit is given). WHO is aggregator, worker, random (any node), majority or minority (that side of all
     /// nodes, with the aggregator), node:ID or all. WHEN is round:N, when a worker begins to train in the first round from N
     /// on; random:N, a moment of that round drawn from the seed, N from 2; or voters-changed, as round:N in the first round
     /// in which a voter was replaced since the fault before. What leaves a node alive ends after DURATION (seconds unless a

@@ -38,16 +38,22 @@ pub enum ToNode {
         /// Comes back in the answer.
         request_id: u64,
     },
-    /// From now on lose a share of what is sent to these nodes; replaces what was said before.
-    Impair {
-        /// Nodes that are not named lose nothing.
-        losses: Vec<LinkLoss>,
-    },
+    /// From now on disturb what is sent like this; replaces what was said before.
+    Impair(Impair),
     /// End in order.
     Finish,
 }
 
-/// Datagrams to a node that are lost, on both planes.
+/// What faults do to what a node sends, on both planes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Impair {
+    /// Shares that are lost; nodes that are not named lose nothing.
+    pub losses: Vec<LinkLoss>,
+    /// Everything leaves so much later.
+    pub delay_ns: u64,
+}
+
+/// Datagrams to a node that are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LinkLoss {
     /// The node.

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use workloads::federated;
 
 use super::codec::{LineReader, LineWriter};
-use super::{Captured, FromNode, Lifecycle, LinkLoss, NodeEvent, Start, Status, ToNode, VERSION};
+use super::{Captured, FromNode, Impair, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
 use crate::clock;
 
 /// Messages that wait for the controller to read them; beyond that, events are dropped and counted.
@@ -35,11 +35,8 @@ pub enum Command {
         /// Comes back in the answer.
         request_id: u64,
     },
-    /// Lose these shares of what is sent, and no others.
-    Impair {
-        /// By destination.
-        losses: Vec<LinkLoss>,
-    },
+    /// Disturb what is sent like this, and no other way.
+    Impair(Impair),
     /// Close everything in order and return.
     Finish,
 }
@@ -178,7 +175,7 @@ async fn obey<R: AsyncBufRead + Unpin>(
                 continue;
             }
             Ok(Some(ToNode::Status { request_id })) => Command::Status { request_id },
-            Ok(Some(ToNode::Impair { losses })) => Command::Impair { losses },
+            Ok(Some(ToNode::Impair(impair))) => Command::Impair(impair),
             Ok(Some(ToNode::Finish)) => Command::Finish,
             Ok(Some(ToNode::Start(_))) => {
                 tracing::warn!("ignored a second order to start");
@@ -260,7 +257,7 @@ mod tests {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Status { request_id } => outbox.status(Status { request_id, ..Status::default() }),
-                Command::Impair { .. } => {}
+                Command::Impair(_) => {}
                 Command::Finish => break,
             }
         }

@@ -11,6 +11,7 @@ mod timeline;
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,15 @@ pub enum Kind {
         /// How many of a hundred.
         percent: u8,
     },
+    /// What those struck send leaves later.
+    Delay {
+        /// By so much.
+        by_ns: u64,
+    },
 }
+
+/// Longest delay: beyond it a node would be taken for dead.
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// How long a node that is restarted stays away, where the fault does not say it.
 const DEFAULT_AFTER_NS: u64 = 1_000_000_000;
@@ -49,6 +58,12 @@ impl Kind {
     #[must_use]
     pub const fn ends_processes(self) -> bool {
         matches!(self, Self::Kill | Self::Restart { .. })
+    }
+
+    /// Whether it is done by the nodes, to what they send.
+    #[must_use]
+    pub const fn disturbs_links(self) -> bool {
+        matches!(self, Self::Partition | Self::Loss { .. } | Self::Delay { .. })
     }
 }
 
@@ -106,6 +121,7 @@ impl fmt::Display for Kind {
             Self::Stop => f.write_str("stop"),
             Self::Partition => f.write_str("partition"),
             Self::Loss { percent } => write!(f, "loss:{percent}"),
+            Self::Delay { by_ns } => write!(f, "delay:{}", exact_ms(*by_ns)),
         }
     }
 }
@@ -148,6 +164,13 @@ impl FromStr for Kind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(by) = text.strip_prefix("delay:") {
+            let by = parse_duration(by, Bare::Milliseconds)?;
+            if by.is_zero() || by > MAX_DELAY {
+                return Err(format!("a delay is above 0 and at most {MAX_DELAY:?}, for example delay:40ms"));
+            }
+            return Ok(Self::Delay { by_ns: nanoseconds(by) });
+        }
         match (text, text.strip_prefix("loss:").map(str::parse)) {
             ("kill", _) => Ok(Self::Kill),
             ("restart", _) => Ok(Self::Restart { after_ns: DEFAULT_AFTER_NS }),
@@ -155,7 +178,7 @@ impl FromStr for Kind {
             ("partition", _) => Ok(Self::Partition),
             (_, Some(Ok(percent @ 1..=99))) => Ok(Self::Loss { percent }),
             _ => Err(format!(
-                "unknown kind '{text}'; use kill, restart, stop, partition or loss:P, P from 1 to 99 percent"
+                "unknown kind '{text}'; use kill, restart, stop, partition, loss:P, P from 1 to 99 percent, or delay:DURATION"
             )),
         }
     }
@@ -246,6 +269,7 @@ mod tests {
             "partition@minority,random:3,for:4000ms",
             "loss:30@worker,round:1,for:1.5ms",
             "restart@all,round:3,after:1500ms",
+            "delay:40ms@aggregator,round:3,for:4000ms",
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
@@ -265,6 +289,9 @@ mod tests {
             ("loss@worker,round:1", "loss:P"),
             ("loss:0@worker,round:1", "from 1 to 99"),
             ("loss:100@worker,round:1", "from 1 to 99"),
+            ("delay:0@worker,round:1", "above 0"),
+            ("delay:6s@worker,round:1", "at most 5s"),
+            ("delay@worker,round:1", "delay:DURATION"),
             ("kill@node:x,round:1", "unknown node"),
             ("kill@worker,round:0", "unknown moment"),
             ("kill@worker,random:1", "N from 2"),

@@ -9,7 +9,7 @@ use replication::{Epoch, NodeId, StoreEvent};
 use workloads::federated::Event;
 
 use super::{Fault, Kind, When, Who};
-use crate::control::{LinkLoss, NodeEvent};
+use crate::control::{Impair, LinkLoss, NodeEvent};
 
 /// Sets the generator of faults apart from others that have the trial's seed.
 const STREAM: u64 = u64::from_be_bytes(*b"faults  ");
@@ -182,15 +182,19 @@ impl Timeline {
         self.waiting.iter().rev().copied().collect()
     }
 
-    /// What is lost of the datagrams that `from` sends, by the faults in force: peers that none is lost to are left out.
+    /// What the faults in force do to what `from` sends. Peers that nothing is lost to are left out; delays add up.
     #[must_use]
-    pub fn losses(&self, from: NodeId) -> Vec<LinkLoss> {
+    pub fn impairment(&self, from: NodeId) -> Impair {
         let share = |to: NodeId| {
             let passes: f64 = self.standing.iter().map(|standing| 1.0 - standing.loss(from, to)).product();
             1.0 - passes
         };
         let peers = self.nodes.iter().filter(|node| **node != from);
-        peers.map(|to| LinkLoss { to: *to, share: share(*to) }).filter(|loss| loss.share > 0.0).collect()
+        let losses = peers.map(|to| LinkLoss { to: *to, share: share(*to) });
+        Impair {
+            losses: losses.filter(|loss| loss.share > 0.0).collect(),
+            delay_ns: self.standing.iter().map(|standing| standing.delay_ns(from)).sum(),
+        }
     }
 
     /// Nodes that are neither dead nor kept from the others' work by a fault in force.
@@ -328,7 +332,15 @@ impl Standing {
                 let side = if struck { self.nodes.len() } else { size - self.nodes.len() };
                 side * 2 <= size
             }
-            Kind::Loss { .. } => false,
+            Kind::Loss { .. } | Kind::Delay { .. } => false,
+        }
+    }
+
+    /// How much later this lets leave what `from` sends.
+    fn delay_ns(&self, from: NodeId) -> u64 {
+        match self.fault.kind {
+            Kind::Delay { by_ns } if self.nodes.contains(&from) => by_ns,
+            _ => 0,
         }
     }
 
@@ -506,7 +518,7 @@ mod tests {
     fn a_partition_cuts_both_ways_and_losses_add_up() {
         let shares = |faults: &Timeline, from: u64| -> Vec<(u64, u64)> {
             let percent = |loss: &LinkLoss| (loss.to.0, (loss.share * 100.0).round() as u64);
-            faults.losses(NodeId(from)).iter().map(percent).collect()
+            faults.impairment(NodeId(from)).losses.iter().map(percent).collect()
         };
         let mut faults = timeline(&["loss:50@node:2,round:1", "loss:20@node:3,round:1"]);
         assert_eq!(shares(&faults, 2), []);
@@ -519,6 +531,17 @@ mod tests {
         assert_eq!(shares(&faults, 4), [(1, 100)]);
         faults.advance(2_000_000);
         assert_eq!((shares(&faults, 1), shares(&faults, 4)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_a_slow_node_sends_leaves_later_until_it_is_over() {
+        let delays = |faults: &Timeline| [1, 2].map(|node| faults.impairment(NodeId(node)).delay_ns);
+        let mut faults = timeline(&["delay:40ms@aggregator,round:1,for:1ms", "delay:2ms@node:1,round:1"]);
+        assert_eq!(delays(&faults), [0, 0]);
+        begin(&mut faults);
+        assert_eq!(delays(&faults), [42_000_000, 0]);
+        faults.advance(2_000_000);
+        assert_eq!(delays(&faults), [2_000_000, 0]);
     }
 
     #[test]

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
-use workloads::federated::Config;
+use workloads::federated::{Config, Profile};
 
-pub use backend::{Backend, BackendPlan, Expected, Scheme, Shortfall, majority_of};
+pub use backend::{Backend, BackendPlan, Expected, Roll, Scheme, Shortfall, majority_of};
 pub use validate::validate_nodes;
 
 use crate::capture::CaptureMode;
@@ -140,6 +140,18 @@ impl Plan {
         workers_of(self.members.len() as u64, self.job.aggregator_trains)
     }
 
+    /// The level of self-recovery (Dautov and Husom 2024, Table 1), 0 to 4.
+    #[must_use]
+    pub fn level(&self) -> u8 {
+        match self.backend.scheme {
+            Scheme::None => 0,
+            Scheme::Local => 1,
+            _ if self.job.stateless => 2,
+            _ if self.job.profile == Profile::Workers => 4,
+            _ => 3,
+        }
+    }
+
     /// What `node` is said to have to offer, in place of what it measures.
     #[must_use]
     pub fn override_of(&self, node: NodeId) -> Option<Override> {
@@ -179,7 +191,7 @@ pub fn workers_of(nodes: u64, aggregator_trains: bool) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use replication::Payload;
-    use workloads::federated::{EngineKind, Partition, Policy, Profile, Training};
+    use workloads::federated::{EngineKind, Partition, Policy, Training};
 
     use super::*;
 
@@ -233,6 +245,20 @@ pub(crate) mod tests {
         assert_eq!(plan.replication_address(NodeId(3)).unwrap().to_string(), "127.9.9.13:5000");
         assert_eq!(plan.replication_address(NodeId(4)), None);
         assert_eq!(Plan::members_in(Ipv4Addr::LOCALHOST, MAX_NODES).last().unwrap().ip.octets()[3], 254);
+    }
+
+    #[test]
+    fn every_level_is_what_its_settings_make_it() {
+        let level = |scheme, stateless, profile| {
+            let mut plan = plan(3);
+            plan.backend.scheme = scheme;
+            (plan.job.stateless, plan.job.profile) = (stateless, profile);
+            plan.level()
+        };
+        let workers = Profile::Workers;
+        assert_eq!([Scheme::None, Scheme::Local].map(|scheme| level(scheme, false, workers)), [0, 1]);
+        assert_eq!(level(Scheme::Raft, true, Profile::Once), 2);
+        assert_eq!([Profile::Paper, workers].map(|profile| level(Scheme::Raft, false, profile)), [3, 4]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use replication::Payload;
 use replication::store::MAX_PARAMETER_BYTES;
 use workloads::federated::model::ENCODED_BYTES;
-use workloads::federated::{EngineKind, Partition, Policy};
+use workloads::federated::{EngineKind, Partition, Policy, Profile};
 
 use super::{
     Backend, BackendPlan, Durability, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES,
@@ -208,7 +208,7 @@ impl Plan {
             Err(Usage::option(option, count, wrong, format_args!("use 1 to {most}")))
         };
         match self.backend.scheme {
-            Scheme::Raft => Ok(()),
+            Scheme::None | Scheme::Local | Scheme::Raft => Ok(()),
             Scheme::RaftSubset { voters, voter_grace_ns } => {
                 count("--voters", voters, nodes, "nobody would vote")?;
                 let least = self.backend.heartbeat_ns.saturating_mul(2);
@@ -242,6 +242,10 @@ impl Plan {
         if self.job.policy == (Policy::Rotate { every_ms: 0 }) {
             let wrong = "nobody would stay in office for a round";
             return Err(Usage::option("--policy", "rotate:0", wrong, "use for example rotate:10"));
+        }
+        if self.job.stateless && self.job.profile == Profile::Workers {
+            let wrong = "nothing is written at level 2";
+            return Err(Usage::option("--stateless", "with --profile workers", wrong, "leave one of them out"));
         }
         Ok(())
     }
@@ -334,8 +338,13 @@ impl Trial {
         let backend = self.plan.backend.backend();
         if self.durability != Durability::Memory && !backend.keeps_on_disk() {
             let wrong = format!("{backend} keeps its state in memory only");
-            let remedy = "use --durability memory, or --backend raft or raft-subset";
+            let remedy = "use --durability memory, or --backend local, raft or raft-subset";
             return Err(Usage::option("--durability", "disk", wrong, remedy));
+        }
+        if self.durability == Durability::Memory && backend == Backend::Local {
+            let wrong = "at level 1 the aggregator goes on from its own disk";
+            let remedy = "use --durability disk, or --backend none for an aggregator without a disk";
+            return Err(Usage::option("--durability", "memory", wrong, remedy));
         }
         for fault in &self.faults {
             if matches!(fault.kind, Kind::Restart { .. }) && self.durability == Durability::Memory {

@@ -38,7 +38,9 @@ pub struct Summary {
     pub results: PathBuf,
     /// The backend.
     pub backend: Option<Backend>,
-    /// How bytes travelled.
+    /// The level of self-recovery, 0 to 4 (docs/RECOVERY.md).
+    pub level: u8,
+    /// How bytes travelled; none where they do not.
     pub payload: Option<Payload>,
     /// The seed.
     pub seed: u64,

@@ -8,7 +8,7 @@ use replication::{CheckpointId, Epoch, NodeId, Slot, StoreEvent};
 use workloads::federated::Event;
 
 use crate::control::{Counted, Held, Lifecycle, NodeEvent, Status};
-use crate::plan::Expected;
+use crate::plan::{Expected, Roll};
 
 /// Where a node is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +198,13 @@ impl Cluster {
     pub fn alive(&self) -> Vec<NodeId> {
         let alive = self.nodes.iter().filter(|(_, view)| !matches!(view.life, Life::Gone { .. }));
         alive.map(|(node, _)| *node).collect()
+    }
+
+    /// Who belongs to the cluster, who of them lives, and who votes.
+    #[must_use]
+    pub fn roll(&self) -> Roll {
+        let members = self.nodes.keys().copied().collect();
+        Roll { members, alive: self.alive(), voters: self.voters.clone() }
     }
 
     /// Living nodes that are not ready.

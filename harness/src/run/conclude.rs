@@ -126,7 +126,12 @@ impl<P: Placement> Controller<P> {
             Ending::Completed => {
                 let rounds = self.trial.plan.job.rounds;
                 let plan = &self.trial.plan.backend;
-                let held_by = match plan.expected(&alive, &self.cluster.voters) {
+                if self.cluster.last.is_none() {
+                    let words = format!("{rounds} rounds are finished; nothing is stored");
+                    return (Outcome::Completed, Exit::Success, words);
+                }
+                let held_by = match plan.expected(&self.cluster.roll()) {
+                    Expected::Nodes(_) if !plan.backend().elects() => "the aggregator has".into(),
                     Expected::Nodes(nodes) if nodes == alive => {
                         format!("all {} living nodes have", alive.len())
                     }
@@ -238,7 +243,8 @@ impl<P: Placement> Controller<P> {
             exit_code: exit.code(),
             results: self.recorder.dir().to_path_buf(),
             backend: Some(plan.backend.backend()),
-            payload: Some(plan.backend.payload),
+            payload: Some(plan.backend.payload).filter(|_| plan.backend.backend().elects()),
+            level: plan.level(),
             seed: plan.job.seed,
             nodes: cluster.size() as u64,
             nodes_alive: cluster.alive().len() as u64,

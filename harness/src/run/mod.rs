@@ -486,14 +486,12 @@ impl<P: Placement> Controller<P> {
 
     /// What keeps anything more from being acknowledged, if something does.
     fn shortfall(&self) -> Option<Shortfall> {
-        let cluster = &self.cluster;
-        self.trial.plan.backend.shortfall(cluster.size(), &cluster.alive(), &cluster.voters)
+        self.trial.plan.backend.shortfall(&self.cluster.roll())
     }
 
     /// Living nodes that still have to show the final checkpoint.
     fn lagging(&self) -> Vec<NodeId> {
-        let cluster = &self.cluster;
-        cluster.lagging(&self.trial.plan.backend.expected(&cluster.alive(), &cluster.voters))
+        self.cluster.lagging(&self.trial.plan.backend.expected(&self.cluster.roll()))
     }
 
     fn judge_settling(&self, completed: Instant) -> Option<Ending> {

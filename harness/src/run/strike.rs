@@ -43,10 +43,10 @@ impl<P: Placement> Controller<P> {
                     }
                 }
                 Kind::Stop => self.placement.stop(*node)?,
-                Kind::Partition | Kind::Loss { .. } => {}
+                Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => {}
             }
         }
-        if matches!(fault.kind, Kind::Partition | Kind::Loss { .. }) {
+        if fault.kind.disturbs_links() {
             self.impair();
         }
         let done = match fault.kind {
@@ -54,6 +54,7 @@ impl<P: Placement> Controller<P> {
             Kind::Stop => "stopped",
             Kind::Partition => "cut off from the others",
             Kind::Loss { .. } => "given lossy links",
+            Kind::Delay { .. } => "given slow links",
         };
         self.progress.note(&format!("fault {fault}: {} {done}", list(nodes)));
         self.failovers.struck(at_ns, fault.to_string(), nodes, self.timeline.well());
@@ -68,7 +69,7 @@ impl<P: Placement> Controller<P> {
         match fault.kind {
             Kind::Kill | Kind::Restart { .. } => {}
             Kind::Stop => nodes.iter().try_for_each(|node| self.placement.resume(*node))?,
-            Kind::Partition | Kind::Loss { .. } => self.impair(),
+            Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => self.impair(),
         }
         self.progress.note(&format!("fault {fault} is over"));
         nodes.iter().try_for_each(|node| {
@@ -83,11 +84,10 @@ impl<P: Placement> Controller<P> {
         self.carry_out(actions)
     }
 
-    /// Tells every living node what its links lose now.
+    /// Tells every living node what its links do to what it sends now.
     fn impair(&self) {
         for node in self.cluster.alive() {
-            let losses = self.timeline.losses(node);
-            if !self.links.send(node, ToNode::Impair { losses }) {
+            if !self.links.send(node, ToNode::Impair(self.timeline.impairment(node))) {
                 self.progress.warn(&format!("node {node} does not read: its links stay as they were"));
             }
         }

@@ -142,8 +142,8 @@ impl Fakes {
                         let latest = self.world.lock().unwrap().held.filter(|_| quirk != Quirk::Lags);
                         outbox.status(Status { request_id, latest, ..Status::default() });
                     }
-                    Some(Command::Impair { losses }) => {
-                        let shares = losses.iter().map(|loss| (loss.to.0, loss.share)).collect();
+                    Some(Command::Impair(impair)) => {
+                        let shares = impair.losses.iter().map(|loss| (loss.to.0, loss.share)).collect();
                         self.world.lock().unwrap().impaired.entry(start.node).or_default().push(shares);
                     }
                     Some(Command::Finish) if quirk == Quirk::Lingers => {}
