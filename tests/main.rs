@@ -5,11 +5,13 @@
 mod backends;
 mod capture;
 mod cli;
+mod docs;
 mod durability;
 mod experiment;
 mod faults;
 mod federated;
 mod levels;
+mod members;
 mod netns;
 mod policy;
 mod signals;

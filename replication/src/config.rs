@@ -27,6 +27,14 @@ pub enum Backend {
     Local(LocalConfig),
 }
 
+impl Backend {
+    /// Whether its set of nodes is fixed: nobody joins or leaves.
+    #[must_use]
+    pub fn has_fixed_members(&self) -> bool {
+        !matches!(self, Self::Raft(_))
+    }
+}
+
 /// What one node brings to its store.
 #[derive(Clone)]
 pub struct Site {
@@ -75,7 +83,7 @@ pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError>
     if site.storage.is_some() && matches!(backend, Backend::Gossip(_) | Backend::Backup(_)) {
         return Err(ConfigError::MemoryOnly);
     }
-    if site.joins && !matches!(backend, Backend::Raft(_)) {
+    if site.joins && backend.has_fixed_members() {
         return Err(ConfigError::FixedMembers);
     }
     match backend {

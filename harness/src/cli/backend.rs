@@ -232,15 +232,9 @@ impl BackendArgs {
     pub(super) fn repeat(&self, nodes: u64) -> Vec<(&'static str, String)> {
         let plan = self.effective(nodes);
         let interval = Span::of_ns(plan.heartbeat_ns).to_string();
-        let mut options = vec![
-            ("backend", word(self.backend)),
-            ("window", self.window.to_string()),
-        ];
+        let mut options = vec![("backend", word(self.backend)), ("window", self.window.to_string())];
         if plan.backend().elects() {
-            options.extend([
-                ("payload", plan.payload.to_string()),
-                ("policy", self.policy.to_string()),
-            ]);
+            options.extend([("payload", plan.payload.to_string()), ("policy", self.policy.to_string())]);
         }
         match plan.scheme {
             Scheme::None | Scheme::Local | Scheme::Raft => options.push(("heartbeat", interval)),
@@ -330,15 +324,30 @@ mod tests {
             ("--backend backup --gossip-interval 250", "--gossip-interval 250ms: not for --backend backup:"),
             ("--backend gossip --backups 1", "--backups 1: not for --backend gossip:"),
             ("--backend gossip --heartbeat 100", "--heartbeat 100ms: not for --backend gossip:"),
-            ("--backend none --payload digest", "--payload digest: not for --backend none: its checkpoints stay"),
-            ("--backend local --policy latency", "--policy latency: not for --backend local: nobody takes over"),
-            ("--backend local --stateless", "--stateless: not for --backend local: it elects nobody; leave it out"),
+            (
+                "--backend none --payload digest",
+                "--payload digest: not for --backend none: its checkpoints stay",
+            ),
+            (
+                "--backend local --policy latency",
+                "--policy latency: not for --backend local: nobody takes over",
+            ),
+            (
+                "--backend local --stateless",
+                "--stateless: not for --backend local: it elects nobody; leave it out",
+            ),
             (
                 "--backend local --durability memory",
                 "--durability memory: at level 1 the aggregator goes on from its own disk; use --durability disk, or",
             ),
-            ("--backend none --durability disk", "--durability disk: none keeps its state in memory only; use"),
-            ("--stateless --profile workers", "--stateless with --profile workers: nothing is written at level 2"),
+            (
+                "--backend none --durability disk",
+                "--durability disk: none keeps its state in memory only; use",
+            ),
+            (
+                "--stateless --profile workers",
+                "--stateless with --profile workers: nothing is written at level 2",
+            ),
             ("--suitability 1:cpu=5", "--suitability 1:cpu=5: not for --backend raft:"),
             ("--backend gossip --payload inline", "--payload inline: gossip does not carry"),
             ("--backend backup --payload inline", "--payload inline: backup does not carry"),

@@ -10,6 +10,7 @@ use workloads::federated::{Config, EngineKind, Profile, Training};
 use super::{BackendArg, CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs, Span};
 use crate::capture::CaptureMode;
 use crate::exit::Usage;
+use crate::fault::Kind;
 use crate::link::{self, Link};
 use crate::plan::{self, Durability, PlacementKind, Plan, Trial};
 use crate::units::MAX_DURATION;
@@ -36,6 +37,16 @@ impl RunArgs {
                 "let it end in .0, for example 127.0.0.0",
             ));
         }
+        let durability = self.durability()?;
+        let (newcomers, spares) = (self.newcomers(), self.spares(&durability));
+        let members = self.nodes + newcomers + spares;
+        if members > plan::MAX_NODES {
+            let wrong = format!(
+                "with {newcomers} that join and {spares} that come back under a new id more than a /24 of addresses has"
+            );
+            let most = plan::MAX_NODES.saturating_sub(newcomers + spares);
+            return Err(Usage::option("--nodes", self.nodes, wrong, format_args!("use at most {most}")));
+        }
         let trial = Trial {
             plan: Plan {
                 job: self.job(random_seed),
@@ -45,7 +56,9 @@ impl RunArgs {
                     PlacementArg::Process => PlacementKind::Process,
                     PlacementArg::Netns => PlacementKind::Netns,
                 },
-                members: Plan::members_in(network, self.nodes),
+                members: Plan::members_in(network, members),
+                founders: self.nodes,
+                spares,
                 learning_port: self.learning_port,
                 replication_port: self.replication_port,
                 link: self.link.as_deref().map_or(Ok(Link::default()), link::load)?,
@@ -56,14 +69,30 @@ impl RunArgs {
                 },
                 disk: None,
             },
-            durability: self.durability()?,
+            durability,
             faults: self.fault.clone(),
+            changes: self.member.clone(),
             out: self.out.clone(),
             json: self.json,
             quiet: self.quiet,
         };
         trial.validate()?;
         Ok(trial)
+    }
+
+    /// How many nodes join.
+    fn newcomers(&self) -> u64 {
+        self.member.iter().filter(|change| change.leaver().is_none()).count() as u64
+    }
+
+    /// How many nodes may come back under a new id, because they lost their memory.
+    fn spares(&self, durability: &Durability) -> u64 {
+        if *durability != Durability::Memory {
+            return 0;
+        }
+        let most = self.nodes + self.newcomers();
+        let restarts = self.fault.iter().filter(|fault| matches!(fault.kind, Kind::Restart { .. }));
+        restarts.map(|fault| fault.who.most_of(most as usize) as u64).sum()
     }
 
     fn durability(&self) -> Result<Durability, Usage> {
@@ -195,6 +224,9 @@ impl RunArgs {
         for fault in &self.fault {
             option("fault", fault);
         }
+        for change in &self.member {
+            option("member", change);
+        }
         option("out", &self.out.display());
         for (flag, given) in [
             ("--aggregator-trains", self.aggregator_trains),
@@ -293,6 +325,10 @@ pub(super) mod tests {
             "kill@aggregator,round:1",
             "--fault",
             "kill@node:2,round:2",
+            "--member",
+            "join@round:1",
+            "--member",
+            "leave@aggregator,random:2",
             "--aggregator-trains",
             "--resend",
             "--payload",

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::fault::Fault;
+use crate::fault::{Change, Fault};
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
 pub use convert::{shell_line, shell_words};
@@ -300,7 +300,7 @@ pub struct RunArgs {
     /// Break something: KIND@WHO,WHEN or KIND@WHO,WHEN,for:DURATION. Repeatable; faults strike in the order given.
     ///
     /// KIND is kill (SIGKILL), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
-    /// needs --durability disk), stop (SIGSTOP), partition (between WHO and the others), loss:P (P percent of the
+    /// without --durability disk under a new id, in the place of the one that lost its memory), stop (SIGSTOP), partition (between WHO and the others), loss:P (P percent of the
     /// datagrams to and from WHO) or delay:DURATION (what WHO sends leaves later by this, milliseconds unless a unit is given). WHO is aggregator, worker, random (any node), majority or minority (that side of all
     /// nodes, with the aggregator), node:ID or all. WHEN is round:N, when a worker begins to train in the first round from N
     /// on; random:N, a moment of that round drawn from the seed, N from 2; or voters-changed, as round:N in the first round
@@ -308,6 +308,13 @@ pub struct RunArgs {
     /// unit is given), at the latest when the last round is acknowledged.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,
+
+    /// Have a node join or leave while the job runs: join@WHEN or leave@WHO,WHEN. Repeatable; they happen in the order given.
+    ///
+    /// WHEN is as for faults, WHO aggregator, worker, random or node:ID. Who joins gets the next number after --nodes, and data
+    /// of its own; who leaves hands over if it aggregates, and ends. For raft and raft-subset.
+    #[arg(long, value_name = "join@WHEN|leave@WHO,WHEN", help_heading = "Membership")]
+    pub member: Vec<Change>,
 
     /// Continue the run of a results folder that was stopped or killed, with --durability disk, from its last acknowledged
     /// checkpoint. Its options hold; only --out, --json, --quiet, --fault and --store (stores made by `harness recover`) may

@@ -164,7 +164,7 @@ mod tests {
     use replication::{Epoch, NodeId, StoreEvent};
     use workloads::federated::Event;
 
-    use super::super::{FromNode, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
+    use super::super::{Entry, FromNode, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
     use super::*;
     use crate::identity::Identity;
 
@@ -193,11 +193,15 @@ mod tests {
             node: NodeId(3),
             plan: crate::plan::tests::plan(10),
             identity: Identity(serde_json::json!({"key": "line\nbreak"})),
+            peers: vec![NodeId(3)],
+            entry: Entry::Replaces { node: NodeId(2), device: NodeId(1) },
         };
         let orders = vec![
             ToNode::Start(Box::new(start)),
             ToNode::Status { request_id: 7 },
             ToNode::ClockProbe { request_id: 8 },
+            ToNode::Peers { nodes: vec![NodeId(1), NodeId(3)] },
+            ToNode::Leave,
             ToNode::Finish,
         ];
         assert_eq!(there_and_back(&orders).await, orders);
@@ -267,7 +271,9 @@ mod tests {
         let mut plan = crate::plan::tests::plan(crate::plan::MAX_NODES);
         plan.job.data = Some("d".repeat(4096).into());
         let identity = Identity(serde_json::json!({"pem": "\n".repeat(16_384)}));
-        let start = ToNode::Start(Box::new(Start { version: VERSION, node: NodeId(1), plan, identity }));
+        let (peers, entry) = (plan.nodes(), Entry::Founds);
+        let start = Start { version: VERSION, node: NodeId(1), plan, identity, peers, entry };
+        let start = ToNode::Start(Box::new(start));
         LineWriter::new(Vec::new()).send(&start).await.unwrap();
     }
 

@@ -40,6 +40,13 @@ pub enum ToNode {
     },
     /// From now on disturb what is sent like this; replaces what was said before.
     Impair(Impair),
+    /// These nodes are there, this one included; replaces what was said before.
+    Peers {
+        /// In ascending order.
+        nodes: Vec<NodeId>,
+    },
+    /// Leave the cluster, and end.
+    Leave,
     /// End in order.
     Finish,
 }
@@ -73,6 +80,38 @@ pub struct Start {
     pub plan: Plan,
     /// Its credentials.
     pub identity: Identity,
+    /// Nodes that are there, this one included.
+    pub peers: Vec<NodeId>,
+    /// How it comes into the cluster.
+    pub entry: Entry,
+}
+
+/// How a node comes into the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// It founds the cluster with others.
+    Founds,
+    /// It joins the cluster that runs.
+    Joins,
+    /// It joins in the place of a node that lost its memory.
+    Replaces {
+        /// That node.
+        node: NodeId,
+        /// The node whose data it has.
+        device: NodeId,
+    },
+}
+
+impl Entry {
+    /// The node whose data `node` has.
+    #[must_use]
+    pub fn device(self, node: NodeId) -> NodeId {
+        match self {
+            Self::Founds | Self::Joins => node,
+            Self::Replaces { device, .. } => device,
+        }
+    }
 }
 
 /// Node to controller.
@@ -178,6 +217,13 @@ pub enum Lifecycle {
     JobBegun {
         /// What was counted until then.
         counted: Box<Counted>,
+    },
+    /// The node has left the cluster, and ends.
+    Left,
+    /// The node was not let go, and stays.
+    LeaveFailed {
+        /// Why.
+        reason: String,
     },
     /// The node cannot go on, and ends.
     Failed {

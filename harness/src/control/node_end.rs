@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use replication::{Observer, StoreEvent};
+use replication::{NodeId, Observer, StoreEvent};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use workloads::federated;
@@ -37,6 +37,13 @@ pub enum Command {
     },
     /// Disturb what is sent like this, and no other way.
     Impair(Impair),
+    /// These nodes are there, and no others.
+    Peers {
+        /// This one included.
+        nodes: Vec<NodeId>,
+    },
+    /// Leave the cluster, then as [`Command::Finish`].
+    Leave,
     /// Close everything in order and return.
     Finish,
 }
@@ -135,7 +142,7 @@ where
     outcome
 }
 
-/// Waits for the order to start; `None` if the controller went away before.
+/// Waits for the order to start; `None` if the controller went away before, or does not want this node any more.
 async fn await_start<R: AsyncBufRead + Unpin>(
     reader: &mut LineReader<R>,
     outbox: &Outbox,
@@ -152,7 +159,15 @@ async fn await_start<R: AsyncBufRead + Unpin>(
             }
             Some(ToNode::ClockProbe { request_id }) => answer_clock(outbox, request_id),
             Some(ToNode::Status { request_id }) => outbox.status(Status { request_id, ..Status::default() }),
-            Some(ToNode::Impair { .. }) => tracing::warn!("ignored an impairment before the order to start"),
+            Some(ToNode::Impair(_)) => tracing::warn!("ignored an impairment before the order to start"),
+            // The order to start says it, too.
+            Some(ToNode::Peers { .. }) => {}
+            // It was not there yet.
+            Some(ToNode::Leave) => {
+                outbox.event(NodeEvent::Node(Lifecycle::Left));
+                outbox.flush().await;
+                return Ok(None);
+            }
         }
     }
 }
@@ -176,6 +191,8 @@ async fn obey<R: AsyncBufRead + Unpin>(
             }
             Ok(Some(ToNode::Status { request_id })) => Command::Status { request_id },
             Ok(Some(ToNode::Impair(impair))) => Command::Impair(impair),
+            Ok(Some(ToNode::Peers { nodes })) => Command::Peers { nodes },
+            Ok(Some(ToNode::Leave)) => Command::Leave,
             Ok(Some(ToNode::Finish)) => Command::Finish,
             Ok(Some(ToNode::Start(_))) => {
                 tracing::warn!("ignored a second order to start");
@@ -222,11 +239,11 @@ async fn write<W: AsyncWrite + Unpin>(
 
 #[cfg(test)]
 mod tests {
-    use replication::NodeId;
     use tokio::io::{BufReader, DuplexStream, ReadHalf, WriteHalf};
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::control::Entry;
     use crate::identity::Identity;
 
     type Near = (LineReader<BufReader<ReadHalf<DuplexStream>>>, LineWriter<WriteHalf<DuplexStream>>);
@@ -238,6 +255,8 @@ mod tests {
             node: NodeId(1),
             plan,
             identity: Identity(serde_json::Value::Null),
+            peers: vec![NodeId(1), NodeId(2)],
+            entry: Entry::Founds,
         }))
     }
 
@@ -257,8 +276,8 @@ mod tests {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Status { request_id } => outbox.status(Status { request_id, ..Status::default() }),
-                Command::Impair(_) => {}
-                Command::Finish => break,
+                Command::Impair(_) | Command::Peers { .. } => {}
+                Command::Leave | Command::Finish => break,
             }
         }
         Ok(())

@@ -5,8 +5,9 @@
 //! `restart@all,round:2,after:3s`. `round:N` is the middle of
 //! the first round from N on: its `RoundStarted` was seen, and a `FitStarted` of a worker. `random:N` is a moment of
 //! round N drawn from the seed. Faults strike in the order given, each once: the next one waits for the one before it to
-//! have struck. What does not kill ends after its duration, at the latest when the job is over.
+//! have struck. A [`Change`] is a member that comes or goes, at the same moments. What does not kill ends after its duration, at the latest when the job is over.
 
+mod change;
 mod timeline;
 
 use std::fmt;
@@ -16,7 +17,8 @@ use std::time::Duration;
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
 
-pub use timeline::{Action, Timeline};
+pub use change::Change;
+pub use timeline::{Action, Planned, Timeline};
 
 use crate::units::{Bare, exact_ms, nanoseconds, parse_duration};
 
@@ -85,6 +87,19 @@ pub enum Who {
     Node(NodeId),
     /// Every node that is well.
     All,
+}
+
+impl Who {
+    /// How many it can be, of so many nodes.
+    #[must_use]
+    pub fn most_of(self, nodes: usize) -> usize {
+        match self {
+            Self::Aggregator | Self::Worker | Self::Random | Self::Node(_) => 1,
+            Self::Majority => nodes / 2 + 1,
+            Self::Minority => (nodes.saturating_sub(1) / 2).max(1),
+            Self::All => nodes,
+        }
+    }
 }
 
 /// When a fault strikes.

@@ -247,6 +247,12 @@ impl BackendPlan {
         })
     }
 
+    /// Whether nobody can join or leave, as the store has it.
+    #[must_use]
+    pub fn has_fixed_members(&self, nodes: &[NodeId]) -> bool {
+        self.for_nodes(nodes, 0).has_fixed_members()
+    }
+
     /// Earliest and latest suspicion after the last contact with the aggregator, as the backend really sets it: with
     /// gossip about `interval x phi`; with backup for the first in the order of succession. 0 where nobody is suspected,
     /// because nobody takes over.
@@ -449,7 +455,9 @@ mod tests {
 
     #[test]
     fn every_scheme_becomes_its_backend_and_is_read_back() {
-        for scheme in [Scheme::None, Scheme::Local, Scheme::Raft, SUBSET, GOSSIP, Scheme::Backup { backups: 2 }] {
+        for scheme in
+            [Scheme::None, Scheme::Local, Scheme::Raft, SUBSET, GOSSIP, Scheme::Backup { backups: 2 }]
+        {
             let plan = plan(scheme);
             let text = serde_json::to_string(&plan).unwrap();
             assert_eq!(serde_json::from_str::<BackendPlan>(&text).unwrap(), plan, "{text}");

@@ -76,6 +76,12 @@ pub struct Summary {
     pub take_overs: u64,
     /// Median time of these from the kill until the next aggregator accepted its first worker.
     pub take_over_ns_median: Option<u64>,
+    /// Nodes that joined while the job ran.
+    pub nodes_joined: u64,
+    /// Nodes that left on purpose.
+    pub nodes_left: u64,
+    /// Nodes that came back under a new id, without their memory.
+    pub nodes_replaced: u64,
     /// Faults that struck.
     pub faults_struck: u64,
     /// Nodes that died without a fault.

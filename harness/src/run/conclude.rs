@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::cluster::{PutFacts, list};
 use super::links::News;
 use super::{Controller, Ending, Stop};
-use crate::control::{FromNode, ToNode};
+use crate::control::{Entry, FromNode, ToNode};
 use crate::exit::Exit;
 use crate::meter::Usage;
 use crate::place::Placement;
@@ -35,8 +35,8 @@ impl<P: Placement> Controller<P> {
         let captured = self.take_captures();
         self.progress.clear();
 
-        for fault in self.timeline.remaining() {
-            self.progress.warn(&format!("fault {fault} did not strike: its moment did not come"));
+        for planned in self.timeline.remaining() {
+            self.progress.warn(&format!("{planned} did not happen: its moment did not come"));
         }
         self.count_cost(&mut summary);
         let totals = self.traffic_totals();
@@ -262,6 +262,9 @@ impl<P: Placement> Controller<P> {
             hand_over_ns_median: median(hand_overs),
             take_overs: take_overs.len() as u64,
             take_over_ns_median: median(take_overs),
+            nodes_joined: self.count_entries(|entry| entry == Entry::Joins),
+            nodes_left: self.leavers,
+            nodes_replaced: self.count_entries(|entry| matches!(entry, Entry::Replaces { .. })),
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
             voters_replaced: cluster.incidents.voters_replaced,
@@ -283,6 +286,10 @@ impl<P: Placement> Controller<P> {
             synthetic_data: plan.job.data.is_none(),
             repeat: self.manifest.repeat.clone(),
         }
+    }
+
+    fn count_entries(&self, wanted: impl Fn(Entry) -> bool) -> u64 {
+        self.entries.values().filter(|entry| wanted(**entry)).count() as u64
     }
 
     /// The final checkpoint; else the newest that was acknowledged or that a survivor holds.

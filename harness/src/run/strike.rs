@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::Controller;
 use super::cluster::list;
 use crate::clock;
-use crate::control::ToNode;
-use crate::fault::{Action, Fault, Kind};
+use crate::control::{Entry, ToNode};
+use crate::fault::{Action, Fault, Kind, Planned};
 use crate::place::Placement;
 use crate::record::ControllerEvent;
 
@@ -19,9 +19,21 @@ impl<P: Placement> Controller<P> {
         actions.into_iter().try_for_each(|action| match action {
             Action::Strike { fault, nodes } => self.strike(fault, &nodes),
             Action::Heal { fault, nodes } => self.end_fault(fault, &nodes),
-            Action::Missed { fault } => {
-                self.progress.warn(&format!("fault {fault}: its nodes are dead or struck already"));
-                self.recorder.controller_event(&ControllerEvent::FaultMissed { fault: fault.to_string() })
+            Action::Join { node } => {
+                self.progress.note(&format!("node {node} joins"));
+                self.enter(node, Entry::Joins)
+            }
+            Action::Leave { node } => {
+                self.progress.note(&format!("node {node} is asked to leave"));
+                self.let_leave(node);
+                self.recorder.controller_event(&ControllerEvent::NodeLeaving { target: node })
+            }
+            Action::Missed { planned } => {
+                self.progress.warn(&format!("{planned}: its nodes are dead or struck already"));
+                self.recorder.controller_event(&match planned {
+                    Planned::Fault(fault) => ControllerEvent::FaultMissed { fault: fault.to_string() },
+                    Planned::Change(change) => ControllerEvent::MemberMissed { member: change.to_string() },
+                })
             }
         })
     }
@@ -36,7 +48,7 @@ impl<P: Placement> Controller<P> {
                     self.struck.insert(*node);
                     self.placement.kill(*node)?;
                     if let Kind::Restart { after_ns } = fault.kind {
-                        self.returning.insert(*node, Instant::now() + Duration::from_nanos(after_ns));
+                        self.comes_back(*node, Duration::from_nanos(after_ns));
                     }
                     if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
                         self.vacancies.crashed(at_ns, epoch);

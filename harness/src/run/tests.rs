@@ -146,6 +146,11 @@ impl Fakes {
                         let shares = impair.losses.iter().map(|loss| (loss.to.0, loss.share)).collect();
                         self.world.lock().unwrap().impaired.entry(start.node).or_default().push(shares);
                     }
+                    Some(Command::Peers { .. }) => {}
+                    Some(Command::Leave) => {
+                        outbox.event(NodeEvent::Node(Lifecycle::Left));
+                        return Ok(());
+                    }
                     Some(Command::Finish) if quirk == Quirk::Lingers => {}
                     Some(Command::Finish) | None => return Ok(()),
                 },
@@ -256,6 +261,7 @@ async fn ran(fakes: Fakes, rounds: u64, faults: &[&str], stop: Option<Stop>) -> 
             plan,
             durability: Durability::Memory,
             faults,
+            changes: Vec::new(),
             out: dir.path().into(),
             json: false,
             quiet: true,
