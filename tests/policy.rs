@@ -102,7 +102,7 @@ fn by_latency_the_aggregator_leaves_a_node_whose_link_is_made_slow_and_stays_whe
     };
     running.await_events("many rounds of another aggregator", |events| {
         let moved = events.iter().find(|event| event["event"] == "handing_over");
-        moved.is_some_and(|moved| rounds_of(events, &moved["to"]) >= 12)
+        moved.is_some_and(|moved| rounds_of(events, &moved["to"]) >= 6)
     });
     running.signal(Signal::INT);
     let run = running.wait();
