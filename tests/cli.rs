@@ -121,6 +121,41 @@ fn contradictions_name_option_value_and_remedy() {
             "error: --payload inline: gossip does not carry checkpoints in its own",
         ),
         ("--backend gossip --holders 11", "error: --holders 11: there are only 10 nodes; use 1 to 10"),
+        (
+            "--policy rotate:0",
+            "error: --policy rotate:0: nobody would stay in office for a round; use for example",
+        ),
+        (
+            "--backend none --policy rotate:2",
+            "--policy rotate:2000ms: not for --backend none: nobody takes over",
+        ),
+        (
+            "--backend none --durability disk",
+            "error: --durability disk: none keeps its state in memory only;",
+        ),
+        (
+            "--backend local --durability memory",
+            "error: --durability memory: at level 1 the aggregator goes on from",
+        ),
+        ("--backend local --stateless", "error: --stateless: not for --backend local: it elects nobody;"),
+        (
+            "--stateless --profile workers",
+            "error: --stateless with --profile workers: nothing is written at level 2",
+        ),
+        ("--backend none --member join@round:1", "error: --member join@round:1: nobody joins or leaves with"),
+        (
+            "--member leave@node:11,round:1",
+            "error: --member leave@node:11,round:1: there is no node 11; nodes are",
+        ),
+        ("--member leave@worker,round:6", "error: --member leave@worker,round:6: the run has 5 rounds"),
+        (
+            "--nodes 3 --min-fit-clients 2 --member leave@worker,round:1",
+            "error: --member leave@worker,round:1: it leaves 2 nodes, 1 of them workers; have fewer leave",
+        ),
+        (
+            "--nodes 244 --examples-per-node 9 --test-examples-per-node 9 --member join@round:1",
+            "use at most 243",
+        ),
         ("--backend backup --backups 10", "error: --backups 10: there are only 10 nodes; use 1 to 9"),
     ] {
         if cfg!(feature = "torch") && options == "--engine torch" {
@@ -144,7 +179,11 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--round-deadline soon", "not a duration; write for example 90s"),
         ("--partition zipf:1", "use iid or dirichlet:ALPHA"),
         ("--partition dirichlet:x", "'x' is not a number"),
-        ("--backend paxos", "[possible values: raft, raft-subset, gossip, backup]"),
+        ("--backend paxos", "[possible values: none, local, raft, raft-subset, gossip, backup]"),
+        ("--policy best", "use first, latency, suitability or rotate:SECONDS, for example rotate:10"),
+        ("--policy rotate:soon", "not a duration"),
+        ("--member join@worker,round:1", "write join@WHEN or leave@WHO,WHEN"),
+        ("--member leave@all,round:1", "nodes leave one by one: use aggregator, worker, random or node:ID"),
         ("--phi soon", "for '--phi <INTERVALS>': not a number of intervals; use for example 6"),
         ("--suitability 3:disk=1", "unknown resource 'disk'; write NODE:cpu=MB/s,memory=BYTES,"),
         ("--payload wrapped", "[possible values: inline, digest]"),
@@ -152,7 +191,7 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--network localhost", "for '--network <A.B.C.0>'"),
         (
             "--fault explode@worker,round:1",
-            "unknown kind 'explode'; use kill, restart, stop, partition or loss:P",
+            "unknown kind 'explode'; use kill, restart, stop, partition, loss:P",
         ),
         ("--fault kill@boss,round:1", "use aggregator, worker, random, majority, minority, node:ID or all"),
         ("--fault kill@worker,round:0", "use round:N, N from 1, random:N, N from 2, or voters-changed"),

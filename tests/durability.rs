@@ -54,15 +54,19 @@ fn all_nodes_are_restarted_in_the_middle_of_the_job_and_nothing_acknowledged_is_
 }
 
 #[test]
-fn without_a_disk_nobody_is_restarted() {
-    let refused = run(&["--fault", "restart@worker,round:1"]);
-    assert_eq!(refused.code(), 2, "{}", refused.text());
-    assert!(
-        refused.text().contains("must not come back under its id; use --durability disk"),
-        "{}",
-        refused.text()
-    );
-    assert!(!refused.dir.path().join("results").exists());
+fn without_a_disk_nobody_is_restarted_whom_nobody_can_take_in() {
+    for (options, expected) in [
+        (
+            ["--backend", "none", "--fault", "restart@worker,round:1"],
+            "must not come back under its id, and none takes",
+        ),
+        (["--backend", "raft", "--fault", "restart@all,round:1"], "a majority that lost its memory is gone"),
+    ] {
+        let refused = run(&options);
+        assert_eq!(refused.code(), 2, "{}", refused.text());
+        assert!(refused.text().contains(expected), "{}", refused.text());
+        assert!(!refused.dir.path().join("results").exists());
+    }
 }
 
 #[test]
@@ -88,10 +92,28 @@ fn a_store_of_another_cluster_is_refused_by_its_node_and_one_in_use_by_the_contr
             && message.contains("second/node-3.redb belongs to node 3 of"),
         "{text}"
     );
-    let label = std::fs::File::open(mixed.dir.path().join("first/cluster.json")).unwrap();
-    label.lock().unwrap();
+    let dir = mixed.dir.path();
+    std::fs::copy(dir.join("first/node-4.redb"), dir.join("first/node-3.redb")).unwrap();
     let with = ["--rounds", "2", "--store", "first", "--network", &network];
-    let in_use = start_in(mixed.dir, &on_disk(&with)).wait();
+    let swapped = start_in(mixed.dir, &on_disk(&with)).wait();
+    assert_eq!(swapped.code(), 1, "{}", swapped.text());
+    assert!(swapped.text().contains("first/node-3.redb belongs to node 4 of"), "{}", swapped.text());
+
+    let path = swapped.dir.path().join("first/cluster.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("\"layout\": 1", "\"layout\": 7", 1)).unwrap();
+    let versioned = start_in(swapped.dir, &on_disk(&with)).wait();
+    assert_eq!(versioned.code(), 2, "{}", versioned.text());
+    assert!(
+        versioned.text().contains("--store first: cluster.json has layout 7, not 1"),
+        "{}",
+        versioned.text()
+    );
+    std::fs::write(&path, text).unwrap();
+
+    let label = std::fs::File::open(path).unwrap();
+    label.lock().unwrap();
+    let in_use = start_in(versioned.dir, &on_disk(&with)).wait();
     assert_eq!(in_use.code(), 2, "{}", in_use.text());
     assert!(in_use.text().contains("--store first: a run that has not ended uses it"), "{}", in_use.text());
 }
@@ -231,6 +253,14 @@ fn a_new_cluster_goes_on_from_one_survivor() {
     );
     assert!(!dir.join("new").exists());
     let told = text;
+    // From the folder it was the store that has seen most; a survivor can be named, too.
+    let survivor = old.join("store/node-5.redb");
+    let (code, text) = recover(dir, &["--from", survivor.to_str().unwrap()]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("node 5 has checkpoint"), "{text}");
+    let (code, text) = recover(dir, &["--from", old.join("store/node-1.redb").to_str().unwrap()]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("neither a store (node-N.redb) nor a folder"), "{text}");
     let (code, text) = recover(dir, &[&from[..], &["--to", "new"]].concat());
     assert_eq!(code, 2, "without --accept-loss: {text}");
     let (code, text) = recover(dir, &[&from[..], &["--accept-loss", "--to", "new"]].concat());

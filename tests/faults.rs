@@ -1,6 +1,8 @@
 //! Faults other than kills, on the built binary: the job goes on, and once they are over every node has its result.
 
-use crate::federated::{Run, run};
+use rustix::process::Signal;
+
+use crate::federated::{Run, run, small, start};
 
 /// Eight short rounds among five nodes.
 fn broken(fault: &str, options: &[&str]) -> Run {
@@ -62,4 +64,27 @@ fn a_cut_that_leaves_the_majority_its_aggregator_causes_no_change() {
 #[test]
 fn the_job_goes_on_over_lossy_links() {
     broken("loss:20@aggregator,random:3,for:3s", &[]);
+}
+
+#[test]
+fn a_worker_that_was_cut_off_for_longer_than_any_timeout_rejoins_by_itself() {
+    // Connections are lost after 5 s of silence.
+    let fault = ["--fault", "partition@worker,round:2,for:8s"];
+    let mut running = start(&small(&[&["--nodes", "5", "--rounds", "100000"], &fault[..]].concat()));
+    running.await_events("work for the worker that was cut off", |events| {
+        let named = |name: &str| events.iter().find(|event| event["event"] == name);
+        let Some(healed) = named("fault_healed") else { return false };
+        events.iter().any(|event| {
+            event["event"] == "fit_finished"
+                && event["node"] == healed["target"]
+                && event["at_ns"].as_u64() > healed["at_ns"].as_u64()
+        })
+    });
+    running.signal(Signal::INT);
+    let run = running.wait();
+    let without = run.rows("rounds.csv").iter().filter(|row| row["fit_workers"] == "3").count();
+    assert!(without > 0, "the others went on meanwhile: {}", run.text());
+    assert_eq!(epochs(&run), 1, "nobody was deposed by who came back");
+    assert_eq!(run.summary()["unexpected_deaths"], 0);
+    run.assert_nothing_trained_twice();
 }

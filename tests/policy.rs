@@ -90,6 +90,32 @@ fn the_most_suitable_node_is_handed_the_office_once() {
     assert!(run.events("handing_over").len() <= 1, "{served:?}");
 }
 
+#[test]
+fn by_latency_the_aggregator_leaves_a_node_whose_link_is_made_slow_and_stays_where_it_went() {
+    let timers = ["--window", "3000-6000ms", "--heartbeat", "400ms"];
+    let fault = ["--fault", "delay:200ms@aggregator,round:3"];
+    let endless = ["--nodes", "5", "--rounds", "100000", "--policy", "latency"];
+    let mut running = start(&small(&[&endless[..], &timers, &fault].concat()));
+    let rounds_of = |events: &[Value], node: &Value| {
+        let finished = events.iter().filter(|event| event["event"] == "round_finished");
+        finished.filter(|event| event["node"] == *node).count()
+    };
+    running.await_events("many rounds of another aggregator", |events| {
+        let moved = events.iter().find(|event| event["event"] == "handing_over");
+        moved.is_some_and(|moved| rounds_of(events, &moved["to"]) >= 6)
+    });
+    running.signal(Signal::INT);
+    let run = running.wait();
+    let (struck, moved) = (run.events("fault_struck"), run.events("handing_over"));
+    assert_eq!(moved.len(), 1, "{moved:?}");
+    assert_eq!(moved[0]["epoch"]["node"], struck[0]["target"]);
+    assert!(moved[0]["at_ns"].as_u64() > struck[0]["at_ns"].as_u64());
+    let summary = run.summary();
+    assert_eq!((&summary["epochs"], &summary["hand_overs"]), (&2.into(), &1.into()), "{summary}");
+    run.assert_nothing_trained_twice();
+    run.assert_restored_the_newest();
+}
+
 fn figures(summary: &Value) -> String {
     let names = ["hand_overs", "hand_over_ns_median", "take_overs", "take_over_ns_median"];
     names.map(|name| format!("{name} {}", summary[name])).join(", ")

@@ -31,6 +31,9 @@ pub struct Label {
     pub backend: Backend,
     /// How many nodes the cluster has.
     pub nodes: u64,
+    /// Whether nodes joined or left: then no other run can tell from the files who belongs to the cluster.
+    #[serde(default)]
+    pub members_change: bool,
     /// The cluster of whose survivor it was made, and the survivor.
     pub recovered_from: Option<(String, u64)>,
 }
@@ -40,7 +43,7 @@ impl Label {
     #[must_use]
     pub fn new(backend: Backend, nodes: u64) -> Self {
         let cluster = format!("{:016x}", RandomState::new().hash_one("cluster"));
-        Self { layout: LAYOUT, cluster, backend, nodes, recovered_from: None }
+        Self { layout: LAYOUT, cluster, backend, nodes, members_change: false, recovered_from: None }
     }
 
     /// The label of the stores in `dir`; none if there is none.
@@ -83,19 +86,20 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens `dir` for a run of `plan`, or makes it.
+    /// Opens `dir` for a run of `plan`, or makes it. `members_change`: nodes join or leave in it.
     ///
     /// # Errors
     /// As [`check`], or if it cannot be made.
-    pub fn open(dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
-        check(dir, plan)?;
+    pub fn open(dir: &Path, plan: &Plan, members_change: bool) -> anyhow::Result<Self> {
+        check(dir, plan, members_change)?;
         let failed = || format!("cannot make the folder of the stores, {}", dir.display());
         fs::create_dir_all(dir).with_context(failed)?;
         let dir = fs::canonicalize(dir).with_context(failed)?;
         let label = match Label::read(&dir)? {
             Some(label) => label,
             None => {
-                let label = Label::new(plan.backend.backend(), plan.members.len() as u64);
+                let mut label = Label::new(plan.backend.backend(), plan.founders);
+                label.members_change = members_change;
                 label.write(&dir).with_context(failed)?;
                 label
             }
@@ -134,9 +138,9 @@ pub fn lock(dir: &Path) -> Result<File, Usage> {
 ///
 /// # Errors
 /// Stores of another cluster, an incomplete set of them, or a folder in use.
-pub fn check(dir: &Path, plan: &Plan) -> Result<(), Usage> {
+pub fn check(dir: &Path, plan: &Plan, members_change: bool) -> Result<(), Usage> {
     let refuse = |wrong: String, remedy: &str| Err(Usage::option("--store", dir.display(), wrong, remedy));
-    let nodes = plan.nodes();
+    let nodes = plan.founders();
     let file = |node: &_| DiskStore { dir: dir.into(), cluster: String::new() }.file(*node);
     let missing: Vec<_> = nodes.iter().filter(|node| !file(node).exists()).collect();
     let none = missing.len() == nodes.len();
@@ -147,6 +151,10 @@ pub fn check(dir: &Path, plan: &Plan) -> Result<(), Usage> {
             refuse(format!("it holds stores, but no {CLUSTER_FILE} says whose"), OTHER_FOLDER)
         };
     };
+    if label.members_change || members_change {
+        let wrong = "which nodes belong to the cluster cannot be told from it once nodes join or leave";
+        return refuse(wrong.into(), OTHER_FOLDER);
+    }
     let (backend, count) = (plan.backend.backend(), nodes.len() as u64);
     if label.backend != backend {
         let remedy = format!("use --backend {}, or name another folder", label.backend);
@@ -173,35 +181,54 @@ mod tests {
     use crate::plan::tests::plan;
 
     fn refused(dir: &Path, plan: &Plan) -> String {
-        check(dir, plan).unwrap_err().to_string()
+        check(dir, plan, false).unwrap_err().to_string()
     }
 
     #[test]
     fn a_folder_keeps_its_name_and_serves_one_controller_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("a/store");
-        assert_eq!(check(&dir, &plan(3)), Ok(()));
+        assert_eq!(check(&dir, &plan(3), false), Ok(()));
         assert!(!dir.exists(), "looking makes nothing");
-        let first = Folder::open(&dir, &plan(3)).unwrap();
+        let first = Folder::open(&dir, &plan(3), false).unwrap();
         let cluster = first.disk().cluster.clone();
         assert!(refused(&dir, &plan(3)).contains("a run that has not ended uses it; end that run"));
         drop(first);
-        assert_eq!(Folder::open(&dir, &plan(3)).unwrap().disk().cluster, cluster);
+        assert_eq!(Folder::open(&dir, &plan(3), false).unwrap().disk().cluster, cluster);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(Folder::open(other.path(), &plan(3)).unwrap().disk().cluster, cluster);
+        assert_ne!(Folder::open(other.path(), &plan(3), false).unwrap().disk().cluster, cluster);
+    }
+
+    #[test]
+    fn a_folder_whose_nodes_came_and_went_is_of_no_use_to_another_run() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Folder::open(dir.path(), &plan(3), true).unwrap());
+        assert!(refused(dir.path(), &plan(3)).contains("once nodes join or leave; name another folder"));
+    }
+
+    #[test]
+    fn a_label_of_another_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Folder::open(dir.path(), &plan(3), false).unwrap());
+        let label = dir.path().join(CLUSTER_FILE);
+        let text = fs::read_to_string(&label).unwrap();
+        fs::write(&label, text.replacen("\"layout\": 1", "\"layout\": 9", 1)).unwrap();
+        assert!(refused(dir.path(), &plan(3)).contains("cluster.json has layout 9, not 1"));
     }
 
     #[test]
     fn stores_of_other_clusters_and_missing_ones_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (dir, plan3) = (dir.path(), plan(3));
-        let disk = Folder::open(dir, &plan3).unwrap().disk().clone();
+        let disk = Folder::open(dir, &plan3, false).unwrap().disk().clone();
         for node in [1, 2] {
             fs::write(disk.file(NodeId(node)), "").unwrap();
         }
         assert!(refused(dir, &plan3).contains("the store of node 3 is missing"), "{}", refused(dir, &plan3));
         fs::write(disk.file(NodeId(3)), "").unwrap();
-        assert_eq!(check(dir, &plan3), Ok(()));
+        assert_eq!(check(dir, &plan3, false), Ok(()));
+        let changing = check(dir, &plan3, true).unwrap_err().to_string();
+        assert!(changing.contains("cannot be told from it once nodes join or leave"), "{changing}");
         assert!(refused(dir, &plan(4)).contains("stores of 3 nodes, not of 4; use --nodes 3"));
         let mut subset = plan(3);
         subset.backend.scheme = crate::plan::Scheme::RaftSubset { voters: 3, voter_grace_ns: 1 };

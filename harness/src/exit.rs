@@ -47,7 +47,7 @@ impl From<Exit> for ExitCode {
 pub struct Usage(pub String);
 
 impl Usage {
-    /// An error about `option` with `value`: what is `wrong`, and the `remedy`.
+    /// An error about `option` with `value` (empty for a flag): what is `wrong`, and the `remedy`.
     #[must_use]
     pub fn option(
         option: &str,
@@ -55,7 +55,8 @@ impl Usage {
         wrong: impl std::fmt::Display,
         remedy: impl std::fmt::Display,
     ) -> Self {
-        Self(format!("{option} {value}: {wrong}; {remedy}"))
+        let given = format!("{option} {value}");
+        Self(format!("{}: {wrong}; {remedy}", given.trim_end()))
     }
 }
 

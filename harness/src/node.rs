@@ -2,7 +2,7 @@
 //!
 //! Knows no stream and no controller: commands come in over a channel, news go out through an [`Outbox`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Once};
@@ -13,10 +13,10 @@ use replication::lifeline::{Lifeline, LifelineCount, TcpLifeline};
 use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
-use replication::transport::quic::impair::{self, Losses};
+use replication::transport::quic::impair::{self, Disturbance};
 use replication::transport::quic::{HANDSHAKE_TIMEOUT, QuicConfig, QuicTransport};
 use replication::work::{self, Spent};
-use replication::{AnyStore, NodeId, Site, Storage};
+use replication::{AnyStore, NodeId, Site, Storage, StoreError};
 use tokio::sync::mpsc;
 use workloads::federated::{
     self, EngineKind, Event, Learner, LocalLearner, Participant, SizedLearner, model,
@@ -24,7 +24,7 @@ use workloads::federated::{
 
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Captured, Counted, Lifecycle, LinkLoss, NodeEvent, Start, Status};
+use crate::control::{Captured, Counted, Entry, Impair, Lifecycle, LinkLoss, NodeEvent, Start, Status};
 use crate::meter;
 use crate::plan::{PlacementKind, Plan};
 use crate::resources;
@@ -57,11 +57,22 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     let mut job: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> = if start.store_only {
         Box::pin(standby::run(node.store.clone(), node.replication.clone(), outbox.clone(), rounds))
     } else {
-        let participant = node.participant(&start.plan, &outbox).await?;
+        let participant = node.participant(&start, &outbox).await?;
         Box::pin(async { federated::run(participant).await.map_err(anyhow::Error::from) })
     };
+    // Never ready until it is to leave.
+    let mut leaving: Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>> =
+        Box::pin(std::future::pending());
     let outcome = loop {
         tokio::select! {
+            left = &mut leaving => {
+                let Err(error) = left else {
+                    outbox.event(NodeEvent::Node(Lifecycle::Left));
+                    break Ok(());
+                };
+                outbox.event(NodeEvent::Node(Lifecycle::LeaveFailed { reason: error.to_string() }));
+                leaving = Box::pin(std::future::pending());
+            }
             ended = &mut job => break node.because_of_its_disk(ended).await,
             command = commands.recv() => match command {
                 Some(Command::Put { round }) => {
@@ -70,11 +81,19 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
                     }
                 }
                 Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
-                Some(Command::Impair { losses }) => node.losses.set(shares(&start.plan, &losses)),
+                Some(Command::Impair(Impair { losses, delay_ns })) => {
+                    node.disturbance.set(shares(&start.plan, &losses), Duration::from_nanos(delay_ns));
+                }
+                Some(Command::Peers { nodes }) => node.meet(&start.plan, &nodes)?,
+                Some(Command::Leave) => {
+                    let store = node.store.clone();
+                    leaving = Box::pin(async move { store.leave().await });
+                }
                 Some(Command::Finish) | None => break Ok(()),
             },
         }
     };
+    drop(leaving);
     // Counts of the end, when nothing is sent any more: transport, capture and interface are compared by them.
     outbox.status(node.close().await);
     if let Some(capture) = capture {
@@ -109,8 +128,8 @@ struct Node {
     learning: Arc<QuicTransport>,
     replication: Arc<QuicTransport>,
     store: AnyStore,
-    /// What its links lose by a fault.
-    losses: Losses,
+    /// What faults do to what it sends.
+    disturbance: Disturbance,
     storage: Option<Storage>,
     lifeline: Option<Arc<TcpLifeline>>,
     /// This node's suitability.
@@ -119,8 +138,10 @@ struct Node {
     work_before: Spent,
 }
 
-fn addresses(plan: &Plan, port: u16) -> BTreeMap<NodeId, SocketAddr> {
-    plan.members.iter().map(|member| (member.node, SocketAddr::from((member.ip, port)))).collect()
+/// Addresses of those members that are among `nodes`.
+fn addresses(plan: &Plan, nodes: &[NodeId], port: u16) -> BTreeMap<NodeId, SocketAddr> {
+    let members = plan.members.iter().filter(|member| nodes.contains(&member.node));
+    members.map(|member| (member.node, SocketAddr::from((member.ip, port)))).collect()
 }
 
 /// What is lost by address, on both planes.
@@ -138,9 +159,9 @@ fn bind(
     identity: Identity,
     plane: Plane,
     port: u16,
-    losses: &Losses,
+    disturbance: &Disturbance,
 ) -> anyhow::Result<Arc<QuicTransport>> {
-    let peers = addresses(&start.plan, port);
+    let peers = addresses(&start.plan, &start.peers, port);
     let own =
         peers.get(&start.node).copied().with_context(|| format!("the plan has no node {}", start.node))?;
     let mut config = QuicConfig::new(identity, plane, own);
@@ -156,7 +177,7 @@ fn bind(
     // One schedule for each node and plane.
     let impairment = start.plan.link.impairment().unwrap_or_default();
     let seed = config.seed ^ (u64::from(port) << 32);
-    config.wrap_socket = Some(impair::wrapper(impairment, seed, losses.clone()));
+    config.wrap_socket = Some(impair::wrapper(impairment, seed, disturbance.clone()));
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = start.plan.job.parameter_bytes;
@@ -205,7 +226,7 @@ async fn learner_of(plan: &Plan, node: NodeId) -> anyhow::Result<(Arc<dyn Learne
         let ready = Event::Ready { train_examples: 0, test_examples: 0, synthetic: false, engine };
         return Ok((Arc::new(SizedLearner::new(&plan.job, node)), ready));
     }
-    let learner = LocalLearner::open(&plan.job, node, &plan.nodes()).await?;
+    let learner = LocalLearner::open(&plan.job, node, &plan.devices()).await?;
     let (train_examples, test_examples) = learner.examples();
     let (synthetic, engine) = (learner.is_synthetic(), learner.engine().to_owned());
     Ok((Arc::new(learner), Event::Ready { train_examples, test_examples, synthetic, engine }))
@@ -215,9 +236,10 @@ impl Node {
     async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
         let plan = &start.plan;
-        let losses = Losses::default();
-        let replication = bind(start, identity.clone(), Plane::Replication, plan.replication_port, &losses)?;
-        let learning = bind(start, identity, Plane::Learning, plan.learning_port, &losses)?;
+        let disturbance = Disturbance::default();
+        let replication =
+            bind(start, identity.clone(), Plane::Replication, plan.replication_port, &disturbance)?;
+        let learning = bind(start, identity, Plane::Learning, plan.learning_port, &disturbance)?;
         outbox.event(NodeEvent::Node(Lifecycle::Listening {
             learning: learning.local_addr().to_string(),
             replication: replication.local_addr().to_string(),
@@ -227,7 +249,10 @@ impl Node {
         let work_before = work::spent();
         let score = resources.score();
         outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
-        let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
+        // Whoever joins knows of those that were there first, and of itself.
+        let nodes: BTreeSet<NodeId> = plan.founders().into_iter().chain([start.node]).collect();
+        let nodes: Vec<NodeId> = nodes.into_iter().collect();
+        let backend = plan.backend.for_nodes(&nodes, plan.job.seed);
         let observer = Arc::new(outbox.clone());
         let storage = storage_of(plan, start.node).await?;
         let lifeline = lifeline(start).await?;
@@ -235,6 +260,11 @@ impl Node {
             resources,
             storage: storage.clone(),
             lifeline: lifeline.clone().map(|lifeline| lifeline as Arc<dyn Lifeline>),
+            joins: start.entry != Entry::Founds,
+            replaces: match start.entry {
+                Entry::Founds | Entry::Joins => None,
+                Entry::Replaces { node, .. } => Some(node),
+            },
             ..Site::new(replication.clone(), observer)
         };
         let store = replication::open(backend, site).await?;
@@ -246,14 +276,21 @@ impl Node {
             store,
             storage,
             lifeline,
-            losses,
+            disturbance,
             score,
             work_before,
         })
     }
 
-    async fn participant(&self, plan: &Plan, outbox: &Outbox) -> anyhow::Result<Participant> {
-        let (learner, ready) = learner_of(plan, self.id).await?;
+    /// From now on `nodes` are there.
+    fn meet(&self, plan: &Plan, nodes: &[NodeId]) -> anyhow::Result<()> {
+        self.learning.set_peers(addresses(plan, nodes, plan.learning_port))?;
+        Ok(self.replication.set_peers(addresses(plan, nodes, plan.replication_port))?)
+    }
+
+    async fn participant(&self, start: &Start, outbox: &Outbox) -> anyhow::Result<Participant> {
+        let plan = &start.plan;
+        let (learner, ready) = learner_of(plan, start.entry.device(self.id)).await?;
         outbox.federated(ready);
         let events = self.events(outbox.clone());
         Ok(Participant {

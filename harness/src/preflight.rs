@@ -27,7 +27,7 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
     }
     check_out(&trial.out)?;
     if let Durability::Disk { dir: Some(dir) } = &trial.durability {
-        disk::check(dir, &trial.plan)?;
+        disk::check(dir, &trial.plan, !trial.changes.is_empty())?;
     }
     if trial.plan.capture == CaptureMode::Required && capability::missing(&[NET_RAW]).is_some() {
         let remedy = format!("{}; or use --capture auto", capture_remedy());

@@ -11,7 +11,6 @@ use replication::{Epoch, NodeId, StoreEvent};
 use workloads::federated::Event;
 
 use crate::control::NodeEvent;
-use crate::plan::Plan;
 use crate::record::{Outcome, STAGES, Summary};
 use crate::run::cluster::{Cluster, list};
 use crate::units::{show_bytes, show_ns};
@@ -107,7 +106,7 @@ impl Progress {
     }
 
     /// Brings the live line up to date.
-    pub fn update(&self, cluster: &Cluster, plan: &Plan) {
+    pub fn update(&self, cluster: &Cluster) {
         let Some(bar) = &self.bar else { return };
         let last = cluster.finished.values().next_back();
         let put = cluster.puts.last();
@@ -128,7 +127,7 @@ impl Progress {
             self.rounds,
             cluster.aggregator.map_or_else(|| "-".into(), |epoch| epoch.node.to_string()),
             cluster.alive().len(),
-            plan.members.len(),
+            cluster.roll().members.len(),
         ));
     }
 

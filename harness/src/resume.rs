@@ -84,6 +84,10 @@ impl Earlier {
     /// # Errors
     /// If this program makes something else of the same options.
     pub fn check(&self, trial: &Trial) -> Result<(), Usage> {
+        if !trial.changes.is_empty() {
+            let wrong = "nodes joined or left in it: which are there now cannot be told";
+            return Err(Usage::option("--resume", self.dir.display(), wrong, "begin a new run"));
+        }
         if (Plan { disk: self.plan.disk.clone(), ..trial.plan.clone() }) == self.plan {
             return Ok(());
         }

@@ -28,6 +28,14 @@ pub enum Backend {
     Local(LocalConfig),
 }
 
+impl Backend {
+    /// Whether its set of nodes is fixed: nobody joins or leaves.
+    #[must_use]
+    pub fn has_fixed_members(&self) -> bool {
+        !matches!(self, Self::Raft(_))
+    }
+}
+
 /// What one node brings to its store.
 #[derive(Clone)]
 pub struct Site {
@@ -76,7 +84,7 @@ impl std::fmt::Debug for Site {
 /// # Errors
 /// A configuration that contradicts itself, or a storage that cannot be used.
 pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
-    if site.joins && !matches!(backend, Backend::Raft(_)) {
+    if site.joins && backend.has_fixed_members() {
         return Err(ConfigError::FixedMembers);
     }
     match backend {

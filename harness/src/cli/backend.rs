@@ -14,7 +14,11 @@ use crate::units::nanoseconds;
 /// Which replication backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BackendArg {
-    /// Full Raft: every node votes and stores.
+    /// Level 0 of self-recovery: the lowest node aggregates and keeps everything in memory; the job ends with it.
+    None,
+    /// Level 1: the same, on its own disk; `--fault restart@aggregator,...` has it go on from there.
+    Local,
+    /// Full Raft: every node votes and stores. Level 3; 2 with --stateless, 4 with --profile workers.
     Raft,
     /// Raft among the most suitable nodes; the others store nothing.
     RaftSubset,
@@ -47,6 +51,10 @@ pub struct BackendArgs {
     /// Replication backend.
     #[arg(long, value_enum, default_value_t = BackendArg::Raft, help_heading = "Replication")]
     pub backend: BackendArg,
+    /// Level 2 of self-recovery: the store only says who aggregates; nothing is written, and a new aggregator starts the job
+    /// again.
+    #[arg(long, help_heading = "Replication")]
+    pub stateless: bool,
     /// How checkpoint bytes travel [default: inline for raft and raft-subset, digest for gossip and backup].
     #[arg(long, value_enum, help_heading = "Replication")]
     pub payload: Option<PayloadArg>,
@@ -130,6 +138,8 @@ impl BackendArgs {
 
     fn kind(&self) -> Backend {
         match self.backend {
+            BackendArg::None => Backend::None,
+            BackendArg::Local => Backend::Local,
             BackendArg::Raft => Backend::Raft,
             BackendArg::RaftSubset => Backend::RaftSubset,
             BackendArg::Gossip => Backend::Gossip,
@@ -137,8 +147,9 @@ impl BackendArgs {
         }
     }
 
-    fn specials(&self) -> [Special; 8] {
-        use Backend::{Backup, Gossip, RaftSubset};
+    fn specials(&self) -> [Special; 11] {
+        use Backend::{Backup, Gossip, Local, Raft, RaftSubset};
+        const ELECTING: &[Backend] = &[Raft, RaftSubset, Gossip, Backup];
         fn special(
             option: &'static str,
             given: Option<String>,
@@ -151,7 +162,14 @@ impl BackendArgs {
         let span = |value: Option<Span>| value.map(|value| value.to_string());
         let unused = self.suitability.first().filter(|_| self.policy.0 != Policy::Suitability);
         let suitability = unused.map(Override::to_string);
+        let payload = self.payload.map(word);
+        let policy = Some(self.policy).filter(|policy| policy.0 != Policy::First);
+        let policy = policy.map(|policy| policy.to_string());
+        let stateless = self.stateless.then(String::new);
         [
+            special("--payload", payload, ELECTING, "its checkpoints stay where they are written"),
+            special("--policy", policy, ELECTING, "nobody takes over from its aggregator"),
+            special("--stateless", stateless, ELECTING, "it elects nobody"),
             special(
                 "--suitability",
                 suitability,
@@ -178,6 +196,8 @@ impl BackendArgs {
             _ => ns(self.heartbeat, DEFAULT_HEARTBEAT_NS),
         };
         let scheme = match self.backend {
+            BackendArg::None => Scheme::None,
+            BackendArg::Local => Scheme::Local,
             BackendArg::Raft => Scheme::Raft,
             BackendArg::RaftSubset => Scheme::RaftSubset {
                 voters: self.voters.unwrap_or(at_most(DEFAULT_VOTERS, nodes)),
@@ -195,7 +215,9 @@ impl BackendArgs {
             }
         };
         let default = match self.backend {
-            BackendArg::Raft | BackendArg::RaftSubset => PayloadArg::Inline,
+            BackendArg::None | BackendArg::Local | BackendArg::Raft | BackendArg::RaftSubset => {
+                PayloadArg::Inline
+            }
             BackendArg::Gossip | BackendArg::Backup => PayloadArg::Digest,
         };
         let payload = match self.payload.unwrap_or(default) {
@@ -216,14 +238,12 @@ impl BackendArgs {
     pub(super) fn repeat(&self, nodes: u64) -> Vec<(&'static str, String)> {
         let plan = self.effective(nodes);
         let interval = Span::of_ns(plan.heartbeat_ns).to_string();
-        let mut options = vec![
-            ("backend", word(self.backend)),
-            ("payload", plan.payload.to_string()),
-            ("window", self.window.to_string()),
-            ("policy", self.policy.to_string()),
-        ];
+        let mut options = vec![("backend", word(self.backend)), ("window", self.window.to_string())];
+        if plan.backend().elects() {
+            options.extend([("payload", plan.payload.to_string()), ("policy", self.policy.to_string())]);
+        }
         match plan.scheme {
-            Scheme::Raft => options.push(("heartbeat", interval)),
+            Scheme::None | Scheme::Local | Scheme::Raft => options.push(("heartbeat", interval)),
             Scheme::RaftSubset { voters, voter_grace_ns } => options.extend([
                 ("heartbeat", interval),
                 ("voters", voters.to_string()),
@@ -278,7 +298,8 @@ mod tests {
         assert_eq!(gossip.detection_ns().0, 1_500_000_000, "the middle of the window");
         let backup = plan(&["--backend", "backup"]);
         assert_eq!((backup.scheme, backup.payload), (Scheme::Backup { backups: 2 }, Payload::Digest));
-        for backend in ["raft", "raft-subset", "gossip", "backup"] {
+        assert_eq!(plan(&["--backend", "local"]).scheme, Scheme::Local);
+        for backend in ["none", "local", "raft", "raft-subset", "gossip", "backup"] {
             plan(&["--backend", backend, "--nodes", "2"]);
         }
     }
@@ -310,6 +331,30 @@ mod tests {
             ("--backend raft --fan-out 2", "--fan-out 2: not for --backend raft:"),
             ("--backend backup --gossip-interval 250", "--gossip-interval 250ms: not for --backend backup:"),
             ("--backend gossip --backups 1", "--backups 1: not for --backend gossip:"),
+            (
+                "--backend none --payload digest",
+                "--payload digest: not for --backend none: its checkpoints stay",
+            ),
+            (
+                "--backend local --policy latency",
+                "--policy latency: not for --backend local: nobody takes over",
+            ),
+            (
+                "--backend local --stateless",
+                "--stateless: not for --backend local: it elects nobody; leave it out",
+            ),
+            (
+                "--backend local --durability memory",
+                "--durability memory: at level 1 the aggregator goes on from its own disk; use --durability disk, or",
+            ),
+            (
+                "--backend none --durability disk",
+                "--durability disk: none keeps its state in memory only; use",
+            ),
+            (
+                "--stateless --profile workers",
+                "--stateless with --profile workers: nothing is written at level 2",
+            ),
             ("--suitability 1:cpu=5", "--suitability 1:cpu=5: not for --backend raft:"),
             ("--backend gossip --payload inline", "--payload inline: gossip does not carry"),
             ("--backend backup --payload inline", "--payload inline: backup does not carry"),
@@ -326,6 +371,9 @@ mod tests {
     fn the_repeating_command_spells_out_every_backend() {
         for words in [
             "--backend raft --heartbeat 90",
+            "--backend none --heartbeat 90",
+            "--backend local",
+            "--backend raft-subset --stateless",
             "--backend raft-subset --voters 5 --voter-grace 1.5s --suitability 2:cpu=5,mains=no",
             "--backend gossip --nodes 7 --holders 2 --phi 7.25 --suitability 1:memory=9",
             "--backend gossip --window 700-1500 --gossip-interval 300",

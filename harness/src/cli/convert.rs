@@ -7,9 +7,10 @@ use clap::ValueEnum;
 use workloads::federated::model::ENCODED_BYTES;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
-use super::{CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs, Span};
+use super::{BackendArg, CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg, RunArgs, Span};
 use crate::capture::CaptureMode;
 use crate::exit::Usage;
+use crate::fault::Kind;
 use crate::link::{self, Link};
 use crate::plan::{self, Durability, PlacementKind, Plan, Trial};
 use crate::units::MAX_DURATION;
@@ -36,6 +37,16 @@ impl RunArgs {
                 "let it end in .0, for example 127.0.0.0",
             ));
         }
+        let durability = self.durability()?;
+        let (newcomers, spares) = (self.newcomers(), self.spares(&durability));
+        let members = self.nodes + newcomers + spares;
+        if members > plan::MAX_NODES {
+            let wrong = format!(
+                "with {newcomers} that join and {spares} that come back under a new id more than a /24 of addresses has"
+            );
+            let most = plan::MAX_NODES.saturating_sub(newcomers + spares);
+            return Err(Usage::option("--nodes", self.nodes, wrong, format_args!("use at most {most}")));
+        }
         let trial = Trial {
             plan: Plan {
                 job: self.job(random_seed),
@@ -45,7 +56,9 @@ impl RunArgs {
                     PlacementArg::Process => PlacementKind::Process,
                     PlacementArg::Netns => PlacementKind::Netns,
                 },
-                members: Plan::members_in(network, self.nodes),
+                members: Plan::members_in(network, members),
+                founders: self.nodes,
+                spares,
                 learning_port: self.learning_port,
                 replication_port: self.replication_port,
                 link: self.link.as_deref().map_or(Ok(Link::default()), link::load)?,
@@ -56,8 +69,9 @@ impl RunArgs {
                 },
                 disk: None,
             },
-            durability: self.durability()?,
+            durability,
             faults: self.fault.clone(),
+            changes: self.member.clone(),
             out: self.out.clone(),
             json: self.json,
             quiet: self.quiet,
@@ -66,8 +80,23 @@ impl RunArgs {
         Ok(trial)
     }
 
+    /// How many nodes join.
+    fn newcomers(&self) -> u64 {
+        self.member.iter().filter(|change| change.leaver().is_none()).count() as u64
+    }
+
+    /// How many nodes may come back under a new id, because they lost their memory.
+    fn spares(&self, durability: &Durability) -> u64 {
+        if *durability != Durability::Memory {
+            return 0;
+        }
+        let most = self.nodes + self.newcomers();
+        let restarts = self.fault.iter().filter(|fault| matches!(fault.kind, Kind::Restart { .. }));
+        restarts.map(|fault| fault.who.most_of(most as usize) as u64).sum()
+    }
+
     fn durability(&self) -> Result<Durability, Usage> {
-        match (self.durability, &self.store_dir) {
+        match (self.effective_durability(), &self.store_dir) {
             (DurabilityArg::Disk, dir) => Ok(Durability::Disk { dir: dir.clone() }),
             (DurabilityArg::Memory, None) => Ok(Durability::Memory),
             (DurabilityArg::Memory, Some(dir)) => {
@@ -75,6 +104,15 @@ impl RunArgs {
                 Err(Usage::option("--store", dir.display(), "nothing is stored on disk", remedy))
             }
         }
+    }
+
+    /// In memory, unless said otherwise or the backend is nothing without a disk.
+    fn effective_durability(&self) -> DurabilityArg {
+        let default = match self.store.backend {
+            BackendArg::Local => DurabilityArg::Disk,
+            _ => DurabilityArg::Memory,
+        };
+        self.durability.unwrap_or(default)
     }
 
     fn job(&self, random_seed: u64) -> Config {
@@ -103,7 +141,7 @@ impl RunArgs {
             aggregator_trains: self.aggregator_trains,
             resend: self.resend,
             reuse: !self.no_reuse,
-            stateless: false,
+            stateless: self.store.stateless,
             policy: self.store.policy.0,
             engine: match self.engine {
                 EngineArg::Candle => EngineKind::Candle,
@@ -154,7 +192,7 @@ impl RunArgs {
         for (name, value) in self.store.repeat(self.nodes) {
             option(name, &value);
         }
-        option("durability", &word(self.durability));
+        option("durability", &word(self.effective_durability()));
         option("profile", &word(self.profile));
         option("nodes", &self.nodes);
         option("rounds", &self.rounds);
@@ -186,12 +224,16 @@ impl RunArgs {
         for fault in &self.fault {
             option("fault", fault);
         }
+        for change in &self.member {
+            option("member", change);
+        }
         option("out", &self.out.display());
         for (flag, given) in [
             ("--aggregator-trains", self.aggregator_trains),
             ("--resend", self.resend),
             ("--no-reuse", self.no_reuse),
             ("--fast-failover", self.store.fast_failover),
+            ("--stateless", self.store.stateless),
         ] {
             if given {
                 words.push(flag.into());
@@ -284,6 +326,10 @@ pub(super) mod tests {
             "kill@aggregator,round:1",
             "--fault",
             "kill@node:2,round:2",
+            "--member",
+            "join@round:1",
+            "--member",
+            "leave@aggregator,random:2",
             "--aggregator-trains",
             "--resend",
             "--payload",

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::fault::Fault;
+use crate::fault::{Change, Fault};
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
 pub use convert::{shell_line, shell_words};
@@ -166,7 +166,7 @@ pub enum ProfileArg {
     Paper,
     /// As the paper's prototype: one write per tensor, and workers write what they received.
     Prototype,
-    /// As once, plus every worker's own parameters.
+    /// As once, plus every worker's own parameters: level 4 of self-recovery, a worker that is started again has them back.
     Workers,
 }
 
@@ -245,9 +245,9 @@ pub struct RunArgs {
     /// --payload inline.
     #[arg(long, help_heading = "Replication")]
     pub no_reuse: bool,
-    /// Whether what nodes store survives their end.
-    #[arg(long, value_enum, default_value_t = DurabilityArg::Memory, help_heading = "Replication")]
-    pub durability: DurabilityArg,
+    /// Whether what nodes store survives their end [default: memory, disk for local].
+    #[arg(long, value_enum, help_heading = "Replication")]
+    pub durability: Option<DurabilityArg>,
     /// Folder of the stores with --durability disk, a file node-N.redb for each node. If it holds stores, nodes go on from
     /// them [default: the folder store in the results folder].
     #[arg(long = "store", value_name = "DIR", help_heading = "Replication")]
@@ -335,14 +335,21 @@ pub struct RunArgs {
     /// Break something: KIND@WHO,WHEN or KIND@WHO,WHEN,for:DURATION. Repeatable; faults strike in the order given.
     ///
     /// KIND is kill (SIGKILL), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
-    /// needs --durability disk), stop (SIGSTOP), partition (between WHO and the others) or loss:P (P percent of the
-    /// datagrams to and from WHO). WHO is aggregator, worker, random (any node), majority or minority (that side of all
+    /// without --durability disk under a new id, in the place of the one that lost its memory), stop (SIGSTOP), partition (between WHO and the others), loss:P (P percent of the
+    /// datagrams to and from WHO) or delay:DURATION (what WHO sends leaves later by this, milliseconds unless a unit is given). WHO is aggregator, worker, random (any node), majority or minority (that side of all
     /// nodes, with the aggregator), node:ID or all. WHEN is round:N, when a worker begins to train in the first round from N
     /// on; random:N, a moment of that round drawn from the seed, N from 2; or voters-changed, as round:N in the first round
     /// in which a voter was replaced since the fault before. What leaves a node alive ends after DURATION (seconds unless a
     /// unit is given), at the latest when the last round is acknowledged.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,
+
+    /// Have a node join or leave while the job runs: join@WHEN or leave@WHO,WHEN. Repeatable; they happen in the order given.
+    ///
+    /// WHEN is as for faults, WHO aggregator, worker, random or node:ID. Who joins gets the next number after --nodes, and data
+    /// of its own; who leaves hands over if it aggregates, and ends. For raft and raft-subset.
+    #[arg(long, value_name = "join@WHEN|leave@WHO,WHEN", help_heading = "Membership")]
+    pub member: Vec<Change>,
 
     /// Continue the run of a results folder that was stopped or killed, with --durability disk, from its last acknowledged
     /// checkpoint. Its options hold; only --out, --json, --quiet, --fault and --store (stores made by `harness recover`) may

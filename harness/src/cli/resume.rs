@@ -134,7 +134,7 @@ mod tests {
             ("--rounds 10", "--rounds 10: the run that is continued has 9; leave it out, or begin a new run"),
             ("--durability memory", "--durability memory: the run that is continued has disk;"),
             ("--seed 8", "--seed 8: the run that is continued has 7;"),
-            ("--aggregator-trains", "--aggregator-trains : the run"),
+            ("--aggregator-trains", "--aggregator-trains: the run"),
             ("--backend raft-subset", "--"),
         ] {
             let message = continued(given).unwrap_err().to_string();

@@ -86,6 +86,10 @@ async fn look(args: &RecoverArgs, folder: &Path) -> anyhow::Result<Old> {
         let wrong = format!("stores of {} are not recovered", label.backend);
         return Err(refusal(args, wrong, "name stores of a backend that keeps them on disk").into());
     }
+    if label.members_change {
+        let wrong = "nodes joined or left its cluster: which belong to it cannot be told";
+        return Err(refusal(args, wrong, "use a store of a cluster whose nodes stayed the same").into());
+    }
     let disk = DiskStore { dir: folder.into(), cluster: label.cluster.clone() };
     let mut nodes = Vec::new();
     for node in (1..=label.nodes).map(NodeId) {

@@ -164,7 +164,7 @@ mod tests {
     use replication::{Epoch, NodeId, StoreEvent};
     use workloads::federated::Event;
 
-    use super::super::{FromNode, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
+    use super::super::{Entry, FromNode, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
     use super::*;
     use crate::identity::Identity;
 
@@ -194,11 +194,15 @@ mod tests {
             plan: crate::plan::tests::plan(10),
             identity: Identity(serde_json::json!({"key": "line\nbreak"})),
             store_only: false,
+            peers: vec![NodeId(3)],
+            entry: Entry::Replaces { node: NodeId(2), device: NodeId(1) },
         };
         let orders = vec![
             ToNode::Start(Box::new(start)),
             ToNode::Status { request_id: 7 },
             ToNode::ClockProbe { request_id: 8 },
+            ToNode::Peers { nodes: vec![NodeId(1), NodeId(3)] },
+            ToNode::Leave,
             ToNode::Finish,
         ];
         assert_eq!(there_and_back(&orders).await, orders);
@@ -268,12 +272,15 @@ mod tests {
         let mut plan = crate::plan::tests::plan(crate::plan::MAX_NODES);
         plan.job.data = Some("d".repeat(4096).into());
         let identity = Identity(serde_json::json!({"pem": "\n".repeat(16_384)}));
+        let peers = plan.nodes();
         let start = ToNode::Start(Box::new(Start {
             version: VERSION,
             node: NodeId(1),
             plan,
             identity,
             store_only: false,
+            peers,
+            entry: Entry::Founds,
         }));
         LineWriter::new(Vec::new()).send(&start).await.unwrap();
     }

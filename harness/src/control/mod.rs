@@ -39,21 +39,34 @@ pub enum ToNode {
         /// Comes back in the answer.
         request_id: u64,
     },
-    /// From now on lose a share of what is sent to these nodes; replaces what was said before.
-    Impair {
-        /// Nodes that are not named lose nothing.
-        losses: Vec<LinkLoss>,
+    /// From now on disturb what is sent like this; replaces what was said before.
+    Impair(Impair),
+    /// These nodes are there, this one included; replaces what was said before.
+    Peers {
+        /// In ascending order.
+        nodes: Vec<NodeId>,
     },
     /// Write a checkpoint of a few bytes, as aggregator.
     Put {
         /// Its round, beyond those that were written before.
         round: u64,
     },
+    /// Leave the cluster, and end.
+    Leave,
     /// End in order.
     Finish,
 }
 
-/// Datagrams to a node that are lost, on both planes.
+/// What faults do to what a node sends, on both planes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Impair {
+    /// Shares that are lost; nodes that are not named lose nothing.
+    pub losses: Vec<LinkLoss>,
+    /// Everything leaves so much later.
+    pub delay_ns: u64,
+}
+
+/// Datagrams to a node that are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LinkLoss {
     /// The node.
@@ -76,6 +89,38 @@ pub struct Start {
     /// Whether it keeps its store only and takes no part in the job.
     #[serde(default)]
     pub store_only: bool,
+    /// Nodes that are there, this one included.
+    pub peers: Vec<NodeId>,
+    /// How it comes into the cluster.
+    pub entry: Entry,
+}
+
+/// How a node comes into the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// It founds the cluster with others.
+    Founds,
+    /// It joins the cluster that runs.
+    Joins,
+    /// It joins in the place of a node that lost its memory.
+    Replaces {
+        /// That node.
+        node: NodeId,
+        /// The node whose data it has.
+        device: NodeId,
+    },
+}
+
+impl Entry {
+    /// The node whose data `node` has.
+    #[must_use]
+    pub fn device(self, node: NodeId) -> NodeId {
+        match self {
+            Self::Founds | Self::Joins => node,
+            Self::Replaces { device, .. } => device,
+        }
+    }
 }
 
 /// Node to controller.
@@ -199,6 +244,12 @@ pub enum Lifecycle {
         round: u64,
         /// Why not, if it failed.
         failure: Option<String>,
+    /// The node has left the cluster, and ends.
+    Left,
+    /// The node was not let go, and stays.
+    LeaveFailed {
+        /// Why.
+        reason: String,
     },
     /// The node cannot go on, and ends.
     Failed {

@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use replication::{Observer, StoreEvent};
+use replication::{NodeId, Observer, StoreEvent};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use workloads::federated;
 
 use super::codec::{LineReader, LineWriter};
-use super::{Captured, FromNode, Lifecycle, LinkLoss, NodeEvent, Start, Status, ToNode, VERSION};
+use super::{Captured, FromNode, Impair, Lifecycle, NodeEvent, Start, Status, ToNode, VERSION};
 use crate::clock;
 
 /// Messages that wait for the controller to read them; beyond that, events are dropped and counted.
@@ -35,16 +35,20 @@ pub enum Command {
         /// Comes back in the answer.
         request_id: u64,
     },
-    /// Lose these shares of what is sent, and no others.
-    Impair {
-        /// By destination.
-        losses: Vec<LinkLoss>,
+    /// Disturb what is sent like this, and no other way.
+    Impair(Impair),
+    /// These nodes are there, and no others.
+    Peers {
+        /// This one included.
+        nodes: Vec<NodeId>,
     },
     /// Write a checkpoint as aggregator.
     Put {
         /// Its round.
         round: u64,
     },
+    /// Leave the cluster, then as [`Command::Finish`].
+    Leave,
     /// Close everything in order and return.
     Finish,
 }
@@ -143,7 +147,7 @@ where
     outcome
 }
 
-/// Waits for the order to start; `None` if the controller went away before.
+/// Waits for the order to start; `None` if the controller went away before, or does not want this node any more.
 async fn await_start<R: AsyncBufRead + Unpin>(
     reader: &mut LineReader<R>,
     outbox: &Outbox,
@@ -160,8 +164,16 @@ async fn await_start<R: AsyncBufRead + Unpin>(
             }
             Some(ToNode::ClockProbe { request_id }) => answer_clock(outbox, request_id),
             Some(ToNode::Status { request_id }) => outbox.status(Status { request_id, ..Status::default() }),
-            Some(ToNode::Impair { .. } | ToNode::Put { .. }) => {
-                tracing::warn!("ignored an order before that to start")
+            Some(ToNode::Impair(_) | ToNode::Put { .. }) => {
+                tracing::warn!("ignored an order before that to start");
+            }
+            // The order to start says it, too.
+            Some(ToNode::Peers { .. }) => {}
+            // It was not there yet.
+            Some(ToNode::Leave) => {
+                outbox.event(NodeEvent::Node(Lifecycle::Left));
+                outbox.flush().await;
+                return Ok(None);
             }
         }
     }
@@ -185,8 +197,10 @@ async fn obey<R: AsyncBufRead + Unpin>(
                 continue;
             }
             Ok(Some(ToNode::Status { request_id })) => Command::Status { request_id },
-            Ok(Some(ToNode::Impair { losses })) => Command::Impair { losses },
+            Ok(Some(ToNode::Impair(impair))) => Command::Impair(impair),
+            Ok(Some(ToNode::Peers { nodes })) => Command::Peers { nodes },
             Ok(Some(ToNode::Put { round })) => Command::Put { round },
+            Ok(Some(ToNode::Leave)) => Command::Leave,
             Ok(Some(ToNode::Finish)) => Command::Finish,
             Ok(Some(ToNode::Start(_))) => {
                 tracing::warn!("ignored a second order to start");
@@ -233,11 +247,11 @@ async fn write<W: AsyncWrite + Unpin>(
 
 #[cfg(test)]
 mod tests {
-    use replication::NodeId;
     use tokio::io::{BufReader, DuplexStream, ReadHalf, WriteHalf};
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::control::Entry;
     use crate::identity::Identity;
 
     type Near = (LineReader<BufReader<ReadHalf<DuplexStream>>>, LineWriter<WriteHalf<DuplexStream>>);
@@ -250,6 +264,8 @@ mod tests {
             plan,
             identity: Identity(serde_json::Value::Null),
             store_only: false,
+            peers: vec![NodeId(1), NodeId(2)],
+            entry: Entry::Founds,
         }))
     }
 
@@ -269,8 +285,8 @@ mod tests {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Status { request_id } => outbox.status(Status { request_id, ..Status::default() }),
-                Command::Impair { .. } | Command::Put { .. } => {}
-                Command::Finish => break,
+                Command::Impair(_) | Command::Peers { .. } | Command::Put { .. } => {}
+                Command::Leave | Command::Finish => break,
             }
         }
         Ok(())

@@ -23,7 +23,7 @@ const RECOVERY_NS: f64 = 1.5 * SECOND;
 #[must_use]
 pub fn trial_ns(trial: &Trial, cores: usize) -> u64 {
     let (plan, job) = (&trial.plan, &trial.plan.job);
-    let (nodes, workers) = (plan.members.len() as f64, plan.workers() as f64);
+    let (nodes, workers) = (plan.founders as f64, plan.workers() as f64);
     let examples = f64::from(job.examples_per_node) * f64::from(job.training.local_epochs)
         + f64::from(job.test_examples_per_node) / 3.0;
     let training = match job.engine {
@@ -66,6 +66,7 @@ mod tests {
             plan: crate::plan::tests::plan(nodes),
             durability: crate::plan::Durability::Memory,
             faults: Vec::new(),
+            changes: Vec::new(),
             out: "out".into(),
             json: false,
             quiet: true,

@@ -96,7 +96,7 @@ pub fn values(
     set("backend", plan.backend.backend().to_string());
     set("payload", plan.backend.payload.to_string());
     set("profile", plain(&serde_json::json!(plan.job.profile)));
-    set("nodes", plan.members.len().to_string());
+    set("nodes", plan.founders.to_string());
     set("workers", plan.workers().to_string());
     set("parameter_bytes", plan.job.parameter_bytes.to_string());
     set("link", args.link.clone().unwrap_or_default());

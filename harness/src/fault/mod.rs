@@ -5,17 +5,20 @@
 //! `restart@all,round:2,after:3s`. `round:N` is the middle of
 //! the first round from N on: its `RoundStarted` was seen, and a `FitStarted` of a worker. `random:N` is a moment of
 //! round N drawn from the seed. Faults strike in the order given, each once: the next one waits for the one before it to
-//! have struck. What does not kill ends after its duration, at the latest when the job is over.
+//! have struck. A [`Change`] is a member that comes or goes, at the same moments. What does not kill ends after its duration, at the latest when the job is over.
 
+mod change;
 mod timeline;
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
 
-pub use timeline::{Action, Timeline};
+pub use change::Change;
+pub use timeline::{Action, Planned, Timeline};
 
 use crate::units::{Bare, exact_ms, nanoseconds, parse_duration};
 
@@ -39,7 +42,15 @@ pub enum Kind {
         /// How many of a hundred.
         percent: u8,
     },
+    /// What those struck send leaves later.
+    Delay {
+        /// By so much.
+        by_ns: u64,
+    },
 }
+
+/// Longest delay: beyond it a node would be taken for dead.
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// How long a node that is restarted stays away, where the fault does not say it.
 const DEFAULT_AFTER_NS: u64 = 1_000_000_000;
@@ -49,6 +60,12 @@ impl Kind {
     #[must_use]
     pub const fn ends_processes(self) -> bool {
         matches!(self, Self::Kill | Self::Restart { .. })
+    }
+
+    /// Whether it is done by the nodes, to what they send.
+    #[must_use]
+    pub const fn disturbs_links(self) -> bool {
+        matches!(self, Self::Partition | Self::Loss { .. } | Self::Delay { .. })
     }
 }
 
@@ -70,6 +87,19 @@ pub enum Who {
     Node(NodeId),
     /// Every node that is well.
     All,
+}
+
+impl Who {
+    /// How many it can be, of so many nodes.
+    #[must_use]
+    pub fn most_of(self, nodes: usize) -> usize {
+        match self {
+            Self::Aggregator | Self::Worker | Self::Random | Self::Node(_) => 1,
+            Self::Majority => nodes / 2 + 1,
+            Self::Minority => (nodes.saturating_sub(1) / 2).max(1),
+            Self::All => nodes,
+        }
+    }
 }
 
 /// When a fault strikes.
@@ -106,6 +136,7 @@ impl fmt::Display for Kind {
             Self::Stop => f.write_str("stop"),
             Self::Partition => f.write_str("partition"),
             Self::Loss { percent } => write!(f, "loss:{percent}"),
+            Self::Delay { by_ns } => write!(f, "delay:{}", exact_ms(*by_ns)),
         }
     }
 }
@@ -148,6 +179,13 @@ impl FromStr for Kind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(by) = text.strip_prefix("delay:") {
+            let by = parse_duration(by, Bare::Milliseconds)?;
+            if by.is_zero() || by > MAX_DELAY {
+                return Err(format!("a delay is above 0 and at most {MAX_DELAY:?}, for example delay:40ms"));
+            }
+            return Ok(Self::Delay { by_ns: nanoseconds(by) });
+        }
         match (text, text.strip_prefix("loss:").map(str::parse)) {
             ("kill", _) => Ok(Self::Kill),
             ("restart", _) => Ok(Self::Restart { after_ns: DEFAULT_AFTER_NS }),
@@ -155,7 +193,7 @@ impl FromStr for Kind {
             ("partition", _) => Ok(Self::Partition),
             (_, Some(Ok(percent @ 1..=99))) => Ok(Self::Loss { percent }),
             _ => Err(format!(
-                "unknown kind '{text}'; use kill, restart, stop, partition or loss:P, P from 1 to 99 percent"
+                "unknown kind '{text}'; use kill, restart, stop, partition, loss:P, P from 1 to 99 percent, or delay:DURATION"
             )),
         }
     }
@@ -246,6 +284,7 @@ mod tests {
             "partition@minority,random:3,for:4000ms",
             "loss:30@worker,round:1,for:1.5ms",
             "restart@all,round:3,after:1500ms",
+            "delay:40ms@aggregator,round:3,for:4000ms",
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
@@ -265,6 +304,9 @@ mod tests {
             ("loss@worker,round:1", "loss:P"),
             ("loss:0@worker,round:1", "from 1 to 99"),
             ("loss:100@worker,round:1", "from 1 to 99"),
+            ("delay:0@worker,round:1", "above 0"),
+            ("delay:6s@worker,round:1", "at most 5s"),
+            ("delay@worker,round:1", "delay:DURATION"),
             ("kill@node:x,round:1", "unknown node"),
             ("kill@worker,round:0", "unknown moment"),
             ("kill@worker,random:1", "N from 2"),

@@ -5,6 +5,7 @@ use std::fmt;
 
 use replication::backup::BackupConfig;
 use replication::gossip::GossipConfig;
+use replication::local::LocalConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::{DEFAULT_RETAINED, NodeId, Payload, Window};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,10 @@ use crate::units::exact_ms;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
+    /// The lowest node aggregates and keeps everything in memory; nobody takes over.
+    None,
+    /// The same, from its own disk.
+    Local,
     /// Every node votes and stores.
     Raft,
     /// The most suitable nodes vote and store.
@@ -29,7 +34,13 @@ impl Backend {
     /// Whether its store can be kept on disk.
     #[must_use]
     pub fn keeps_on_disk(self) -> bool {
-        matches!(self, Self::Raft | Self::RaftSubset | Self::Gossip | Self::Backup)
+        !matches!(self, Self::None)
+    }
+
+    /// Whether another node takes over when the aggregator is gone.
+    #[must_use]
+    pub fn elects(self) -> bool {
+        !matches!(self, Self::None | Self::Local)
     }
 }
 
@@ -37,6 +48,8 @@ impl fmt::Display for Backend {
     /// As on the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::None => "none",
+            Self::Local => "local",
             Self::Raft => "raft",
             Self::RaftSubset => "raft-subset",
             Self::Gossip => "gossip",
@@ -49,6 +62,10 @@ impl fmt::Display for Backend {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "backend", rename_all = "snake_case")]
 pub enum Scheme {
+    /// The lowest node aggregates and keeps everything in memory; nobody takes over.
+    None,
+    /// The same, from its own disk.
+    Local,
     /// Every node votes and stores.
     Raft,
     /// The most suitable nodes vote and store.
@@ -114,6 +131,7 @@ pub struct Shortfall {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
+    Aggregator,
     Majority,
     Holders,
 }
@@ -122,6 +140,7 @@ impl fmt::Display for Shortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { alive, of, what, needed, why } = self;
         match why {
+            Why::Aggregator => f.write_str("the aggregator is gone, and nobody takes over"),
             Why::Majority => {
                 write!(f, "no majority is left: {alive} of {of} {what} alive, {needed} needed")
             }
@@ -130,6 +149,24 @@ impl fmt::Display for Shortfall {
                 "too few {what} are left to hold a checkpoint: {alive} of {of} {what} alive, {needed} needed"
             ),
         }
+    }
+}
+
+/// Who there is, as far as the controller was told; each in ascending order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roll {
+    /// Nodes that belong to the cluster, dead ones included.
+    pub members: Vec<NodeId>,
+    /// Nodes that are not gone for good.
+    pub alive: Vec<NodeId>,
+    /// Who votes, as was told last; none: nobody told yet.
+    pub voters: Vec<NodeId>,
+}
+
+impl Roll {
+    /// The lowest member, alone.
+    fn lowest(&self) -> &[NodeId] {
+        self.members.get(..1).unwrap_or_default()
     }
 }
 
@@ -147,6 +184,8 @@ impl BackendPlan {
     #[must_use]
     pub fn backend(&self) -> Backend {
         match self.scheme {
+            Scheme::None => Backend::None,
+            Scheme::Local => Backend::Local,
             Scheme::Raft => Backend::Raft,
             Scheme::RaftSubset { .. } => Backend::RaftSubset,
             Scheme::Gossip { .. } => Backend::Gossip,
@@ -162,6 +201,15 @@ impl BackendPlan {
         let heartbeat_ms = self.heartbeat_ns / NS_PER_MS;
         let (put_timeout_ms, retained) = (PUT_TIMEOUT_MS, DEFAULT_RETAINED);
         let electorate = match self.scheme {
+            // The same store: what makes the difference is whether it is given a storage.
+            Scheme::None | Scheme::Local => {
+                return replication::Backend::Local(LocalConfig {
+                    nodes,
+                    heartbeat_ms,
+                    put_timeout_ms,
+                    retained,
+                });
+            }
             Scheme::Gossip { holders, fan_out, phi_milli } => {
                 return replication::Backend::Gossip(GossipConfig {
                     nodes,
@@ -202,8 +250,15 @@ impl BackendPlan {
         })
     }
 
+    /// Whether nobody can join or leave, as the store has it.
+    #[must_use]
+    pub fn has_fixed_members(&self, nodes: &[NodeId]) -> bool {
+        self.for_nodes(nodes, 0).has_fixed_members()
+    }
+
     /// Earliest and latest suspicion after the last contact with the aggregator, as the backend really sets it: with
-    /// gossip about `interval x phi`; with backup for the first in the order of succession.
+    /// gossip about `interval x phi`; with backup for the first in the order of succession. 0 where nobody is suspected,
+    /// because nobody takes over.
     #[must_use]
     pub fn detection_ns(&self) -> (u64, u64) {
         match self.scheme {
@@ -212,6 +267,7 @@ impl BackendPlan {
                 let timeout = u64::try_from(timeout).unwrap_or(u64::MAX);
                 (timeout, timeout)
             }
+            Scheme::None | Scheme::Local => (0, 0),
             _ => (self.window_lo_ns, self.window_hi_ns),
         }
     }
@@ -223,6 +279,9 @@ impl BackendPlan {
         let (low, high, interval) = (exact_ms(low), exact_ms(high), exact_ms(self.heartbeat_ns));
         let head = format!("backend {}, payload {}", self.backend(), self.payload);
         match self.scheme {
+            Scheme::None | Scheme::Local => {
+                format!("backend {}: the lowest node aggregates, and nobody takes over", self.backend())
+            }
             Scheme::Raft => format!("{head}: election window {low}-{high}, heartbeat {interval}"),
             Scheme::RaftSubset { voters, voter_grace_ns } => format!(
                 "{head}: {voters} voters, replaced after {}; election window {low}-{high}, heartbeat {interval}",
@@ -240,24 +299,29 @@ impl BackendPlan {
         }
     }
 
-    /// Whether too few of so many nodes are alive for anything more to be acknowledged. `voters` are the newest that were
-    /// told of; none: nobody told yet.
+    /// Whether too few nodes are alive for anything more to be acknowledged.
     #[must_use]
-    pub fn shortfall(&self, nodes: usize, alive: &[NodeId], voters: &[NodeId]) -> Option<Shortfall> {
-        let living = alive.len();
-        let all = |needed, why| Shortfall { alive: living, of: nodes, what: "nodes", needed, why };
+    pub fn shortfall(&self, roll: &Roll) -> Option<Shortfall> {
+        let short = |of: &[NodeId], what, needed, why| Shortfall {
+            alive: of.iter().filter(|node| roll.alive.contains(node)).count(),
+            of: of.len(),
+            what,
+            needed,
+            why,
+        };
+        let all = |needed, why| short(&roll.members, "nodes", needed, why);
         let shortfall = match self.scheme {
-            Scheme::Raft => all(majority_of(nodes), Why::Majority),
-            Scheme::RaftSubset { voters: count, .. } if voters.is_empty() => {
+            Scheme::None | Scheme::Local => short(roll.lowest(), "nodes", 1, Why::Aggregator),
+            Scheme::Raft => {
+                let group = if roll.voters.is_empty() { &roll.members } else { &roll.voters };
+                short(group, "nodes", majority_of(group.len()), Why::Majority)
+            }
+            Scheme::RaftSubset { voters: count, .. } if roll.voters.is_empty() => {
                 all(majority_of(count as usize), Why::Majority)
             }
-            Scheme::RaftSubset { .. } => Shortfall {
-                alive: voters.iter().filter(|voter| alive.contains(voter)).count(),
-                of: voters.len(),
-                what: "voters",
-                needed: majority_of(voters.len()),
-                why: Why::Majority,
-            },
+            Scheme::RaftSubset { .. } => {
+                short(&roll.voters, "voters", majority_of(roll.voters.len()), Why::Majority)
+            }
             Scheme::Gossip { holders, .. } => all(holders as usize, Why::Holders),
             Scheme::Backup { backups } => all(backups as usize + 1, Why::Holders),
         };
@@ -266,17 +330,19 @@ impl BackendPlan {
 
     /// Which of the living nodes have to show the final checkpoint: those that the backend promises to hold it.
     #[must_use]
-    pub fn expected(&self, alive: &[NodeId], voters: &[NodeId]) -> Expected {
+    pub fn expected(&self, roll: &Roll) -> Expected {
+        let living = |nodes: &[NodeId]| {
+            Expected::Nodes(nodes.iter().copied().filter(|node| roll.alive.contains(node)).collect())
+        };
         match self.scheme {
-            Scheme::Raft => Expected::Nodes(alive.to_vec()),
-            Scheme::RaftSubset { voters: count, .. } if voters.is_empty() => {
+            Scheme::None | Scheme::Local => living(roll.lowest()),
+            Scheme::Raft => Expected::Nodes(roll.alive.clone()),
+            Scheme::RaftSubset { voters: count, .. } if roll.voters.is_empty() => {
                 Expected::AnyOf(majority_of(count as usize))
             }
-            Scheme::RaftSubset { .. } => {
-                Expected::Nodes(voters.iter().copied().filter(|voter| alive.contains(voter)).collect())
-            }
-            Scheme::Gossip { holders, .. } => Expected::AnyOf((holders as usize).min(alive.len())),
-            Scheme::Backup { backups } => Expected::AnyOf((backups as usize + 1).min(alive.len())),
+            Scheme::RaftSubset { .. } => living(&roll.voters),
+            Scheme::Gossip { holders, .. } => Expected::AnyOf((holders as usize).min(roll.alive.len())),
+            Scheme::Backup { backups } => Expected::AnyOf((backups as usize + 1).min(roll.alive.len())),
         }
     }
 
@@ -312,13 +378,21 @@ mod tests {
         nodes.into_iter().map(NodeId).collect()
     }
 
+    fn roll(
+        members: impl IntoIterator<Item = u64>,
+        alive: impl IntoIterator<Item = u64>,
+        voters: impl IntoIterator<Item = u64>,
+    ) -> Roll {
+        Roll { members: ids(members), alive: ids(alive), voters: ids(voters) }
+    }
+
     const SUBSET: Scheme = Scheme::RaftSubset { voters: 3, voter_grace_ns: 10_000_000_000 };
     const GOSSIP: Scheme = Scheme::Gossip { holders: 6, fan_out: 2, phi_milli: 6000 };
 
     #[test]
     fn a_run_goes_on_while_its_backend_can_acknowledge() {
         let short = |scheme, alive: u64, voters: &[u64]| {
-            plan(scheme).shortfall(10, &ids(1..=alive), &ids(voters.iter().copied()))
+            plan(scheme).shortfall(&roll(1..=10, 1..=alive, voters.iter().copied()))
         };
         assert_eq!(short(Scheme::Raft, 6, &[]), None);
         let words = short(Scheme::Raft, 5, &[]).unwrap().to_string();
@@ -335,9 +409,31 @@ mod tests {
     }
 
     #[test]
+    fn members_that_came_and_went_are_counted_as_they_are() {
+        // Of five, 1 and 2 have left; of those that are left 3 is dead.
+        let after = roll([3, 4, 5], [4, 5], [3, 4, 5]);
+        assert_eq!(plan(Scheme::Raft).shortfall(&after), None);
+        assert_eq!(plan(Scheme::Raft).expected(&after), Expected::Nodes(ids([4, 5])));
+        // The group votes as it is, whatever is about to join.
+        let joining = roll(1..=6, [1, 2, 6], 1..=5);
+        assert_eq!(plan(Scheme::Raft).shortfall(&joining).map(|short| (short.alive, short.of)), Some((2, 5)));
+    }
+
+    #[test]
+    fn without_replication_everything_is_with_the_lowest_node() {
+        for scheme in [Scheme::None, Scheme::Local] {
+            assert_eq!(plan(scheme).shortfall(&roll(1..=4, [1], [])), None);
+            let words = plan(scheme).shortfall(&roll(1..=4, [2, 3, 4], [])).unwrap().to_string();
+            assert_eq!(words, "the aggregator is gone, and nobody takes over");
+            assert_eq!(plan(scheme).expected(&roll(1..=4, [1, 2], [])), Expected::Nodes(ids([1])));
+            assert_eq!(plan(scheme).detection_ns(), (0, 0));
+        }
+    }
+
+    #[test]
     fn only_nodes_that_promised_to_hold_have_to_show() {
         let expected =
-            |scheme, voters: &[u64]| plan(scheme).expected(&ids([1, 2, 4]), &ids(voters.iter().copied()));
+            |scheme, voters: &[u64]| plan(scheme).expected(&roll(1..=4, [1, 2, 4], voters.iter().copied()));
         assert_eq!(expected(Scheme::Raft, &[]), Expected::Nodes(ids([1, 2, 4])));
         assert_eq!(expected(SUBSET, &[2, 3, 4]), Expected::Nodes(ids([2, 4])));
         assert_eq!(expected(SUBSET, &[]), Expected::AnyOf(2));
@@ -362,7 +458,9 @@ mod tests {
 
     #[test]
     fn every_scheme_becomes_its_backend_and_is_read_back() {
-        for scheme in [Scheme::Raft, SUBSET, GOSSIP, Scheme::Backup { backups: 2 }] {
+        for scheme in
+            [Scheme::None, Scheme::Local, Scheme::Raft, SUBSET, GOSSIP, Scheme::Backup { backups: 2 }]
+        {
             let plan = plan(scheme);
             let text = serde_json::to_string(&plan).unwrap();
             assert_eq!(serde_json::from_str::<BackendPlan>(&text).unwrap(), plan, "{text}");
@@ -374,7 +472,7 @@ mod tests {
                 }
                 replication::Backend::Gossip(config) => scheme == GOSSIP && config.holders == 6,
                 replication::Backend::Backup(config) => config.backups == 2,
-                replication::Backend::Local(_) => false,
+                replication::Backend::Local(_) => !plan.backend().elects(),
             };
             assert!(matches, "{scheme:?}");
         }

@@ -3,6 +3,7 @@
 //! Validation (`validate`) is pure. What has to ask the machine (ports, files) is in [`crate::preflight`].
 
 mod backend;
+mod trial;
 mod validate;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,13 +11,13 @@ use std::path::PathBuf;
 
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
-use workloads::federated::Config;
+use workloads::federated::{Config, Profile};
 
-pub use backend::{Backend, BackendPlan, Expected, Scheme, Shortfall, majority_of};
+pub use backend::{Backend, BackendPlan, Expected, Roll, Scheme, Shortfall, majority_of};
 pub use validate::validate_nodes;
 
 use crate::capture::CaptureMode;
-use crate::fault::Fault;
+use crate::fault::{Change, Fault};
 use crate::link::Link;
 use crate::resources::Override;
 
@@ -91,8 +92,12 @@ pub struct Plan {
     pub suitability: Vec<Override>,
     /// Where nodes run.
     pub placement: PlacementKind,
-    /// Every node, in ascending order.
+    /// Every node that there may be, in ascending order: those that found the cluster, those that join later, and spare ones.
     pub members: Vec<Member>,
+    /// How many of them found the cluster.
+    pub founders: u64,
+    /// How many, the last ones, are spare: each comes in the place, and with the data, of a node that lost its memory.
+    pub spares: u64,
     /// UDP port of the learning plane on every node.
     pub learning_port: u16,
     /// UDP port of the replication plane on every node.
@@ -115,6 +120,8 @@ pub struct Trial {
     pub durability: Durability,
     /// Faults, in order.
     pub faults: Vec<Fault>,
+    /// Members that come and go, in order.
+    pub changes: Vec<Change>,
     /// Folder that receives the results folder.
     pub out: PathBuf,
     /// Whether the summary goes to standard output as JSON.
@@ -134,10 +141,22 @@ impl Plan {
             .collect()
     }
 
-    /// How many nodes train at a time.
+    /// How many nodes train at a time, as long as nobody has joined or left.
     #[must_use]
     pub fn workers(&self) -> u64 {
-        workers_of(self.members.len() as u64, self.job.aggregator_trains)
+        workers_of(self.founders, self.job.aggregator_trains)
+    }
+
+    /// The level of self-recovery (Dautov and Husom 2024, Table 1), 0 to 4.
+    #[must_use]
+    pub fn level(&self) -> u8 {
+        match self.backend.scheme {
+            Scheme::None => 0,
+            Scheme::Local => 1,
+            _ if self.job.stateless => 2,
+            _ if self.job.profile == Profile::Workers => 4,
+            _ => 3,
+        }
     }
 
     /// What `node` is said to have to offer, in place of what it measures.
@@ -146,10 +165,38 @@ impl Plan {
         self.suitability.iter().find(|given| given.node == node).copied()
     }
 
-    /// Ids of the nodes, in ascending order.
+    /// Ids of all nodes that there may be, in ascending order.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeId> {
         self.members.iter().map(|member| member.node).collect()
+    }
+
+    /// Those that found the cluster.
+    #[must_use]
+    pub fn founders(&self) -> Vec<NodeId> {
+        let mut nodes = self.nodes();
+        nodes.truncate(self.founders as usize);
+        nodes
+    }
+
+    /// Those that have data of their own: all but the spare ones.
+    #[must_use]
+    pub fn devices(&self) -> Vec<NodeId> {
+        let mut nodes = self.nodes();
+        nodes.truncate(nodes.len().saturating_sub(self.spares as usize));
+        nodes
+    }
+
+    /// Those that join later, in order.
+    #[must_use]
+    pub fn newcomers(&self) -> Vec<NodeId> {
+        self.devices().split_off(self.founders as usize)
+    }
+
+    /// Those that come in another one's place.
+    #[must_use]
+    pub fn spare_nodes(&self) -> Vec<NodeId> {
+        self.nodes().split_off(self.members.len().saturating_sub(self.spares as usize))
     }
 
     /// Where `node` listens on the learning plane.
@@ -179,7 +226,7 @@ pub fn workers_of(nodes: u64, aggregator_trains: bool) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use replication::Payload;
-    use workloads::federated::{EngineKind, Partition, Policy, Profile, Training};
+    use workloads::federated::{EngineKind, Partition, Policy, Training};
 
     use super::*;
 
@@ -218,7 +265,9 @@ pub(crate) mod tests {
             backend,
             suitability: Vec::new(),
             placement: PlacementKind::Process,
+            founders: members.len() as u64,
             members,
+            spares: 0,
             learning_port: 8080,
             replication_port: 5000,
             link: Link::default(),
@@ -234,6 +283,29 @@ pub(crate) mod tests {
         assert_eq!(plan.replication_address(NodeId(3)).unwrap().to_string(), "127.9.9.13:5000");
         assert_eq!(plan.replication_address(NodeId(4)), None);
         assert_eq!(Plan::members_in(Ipv4Addr::LOCALHOST, MAX_NODES).last().unwrap().ip.octets()[3], 254);
+    }
+
+    #[test]
+    fn members_are_founders_then_newcomers_then_spares() {
+        let plan = Plan { founders: 3, spares: 1, ..plan(6) };
+        let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| node.0).collect::<Vec<_>>();
+        assert_eq!((ids(plan.founders()), ids(plan.newcomers())), (vec![1, 2, 3], vec![4, 5]));
+        assert_eq!((ids(plan.devices()), ids(plan.spare_nodes())), (vec![1, 2, 3, 4, 5], vec![6]));
+        assert_eq!(plan.workers(), 2);
+    }
+
+    #[test]
+    fn every_level_is_what_its_settings_make_it() {
+        let level = |scheme, stateless, profile| {
+            let mut plan = plan(3);
+            plan.backend.scheme = scheme;
+            (plan.job.stateless, plan.job.profile) = (stateless, profile);
+            plan.level()
+        };
+        let workers = Profile::Workers;
+        assert_eq!([Scheme::None, Scheme::Local].map(|scheme| level(scheme, false, workers)), [0, 1]);
+        assert_eq!(level(Scheme::Raft, true, Profile::Once), 2);
+        assert_eq!([Profile::Paper, workers].map(|profile| level(Scheme::Raft, false, profile)), [3, 4]);
     }
 
     #[test]

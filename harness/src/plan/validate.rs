@@ -5,14 +5,12 @@ use std::net::Ipv4Addr;
 use replication::Payload;
 use replication::store::MAX_PARAMETER_BYTES;
 use workloads::federated::model::ENCODED_BYTES;
-use workloads::federated::{EngineKind, Partition, Policy};
+use workloads::federated::{EngineKind, Partition, Policy, Profile};
 
 use super::{
-    Backend, BackendPlan, Durability, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES,
-    TRAIN_EXAMPLES, Trial,
+    Backend, BackendPlan, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES, TRAIN_EXAMPLES,
 };
 use crate::exit::Usage;
-use crate::fault::{Kind, When, Who};
 use crate::units::exact_ms;
 
 /// Fewest intervals of silence, in thousandths, after which gossip may suspect a node.
@@ -118,7 +116,7 @@ impl Plan {
                 return Err(Usage::option(option, 0, "a worker needs data", "use 1 or more"));
             }
             // Any node can become the aggregator, so every node has a shard of its own.
-            let nodes = self.members.len() as u64;
+            let nodes = self.devices().len() as u64;
             let needed = u64::from(per_node) * nodes;
             if needed > available {
                 let most = available / u64::from(per_node);
@@ -199,7 +197,7 @@ impl Plan {
     }
 
     fn validate_scheme(&self) -> Result<(), Usage> {
-        let nodes = self.members.len() as u64;
+        let nodes = self.founders;
         let count = |option: &str, count: u32, most: u64, wrong: &str| {
             if (1..=most).contains(&u64::from(count)) {
                 return Ok(());
@@ -208,7 +206,7 @@ impl Plan {
             Err(Usage::option(option, count, wrong, format_args!("use 1 to {most}")))
         };
         match self.backend.scheme {
-            Scheme::Raft => Ok(()),
+            Scheme::None | Scheme::Local | Scheme::Raft => Ok(()),
             Scheme::RaftSubset { voters, voter_grace_ns } => {
                 count("--voters", voters, nodes, "nobody would vote")?;
                 let least = self.backend.heartbeat_ns.saturating_mul(2);
@@ -243,6 +241,15 @@ impl Plan {
             let wrong = "nobody would stay in office for a round";
             return Err(Usage::option("--policy", "rotate:0", wrong, "use for example rotate:10"));
         }
+        if self.job.stateless && self.job.profile == Profile::Workers {
+            let wrong = "nothing is written at level 2";
+            return Err(Usage::option(
+                "--stateless",
+                "with --profile workers",
+                wrong,
+                "leave one of them out",
+            ));
+        }
         Ok(())
     }
 
@@ -258,8 +265,9 @@ impl Plan {
 
     fn validate_suitability(&self) -> Result<(), Usage> {
         for (index, given) in self.suitability.iter().enumerate() {
-            if !self.nodes().contains(&given.node) {
-                let remedy = format!("nodes are 1 to {}", self.members.len());
+            let devices = self.devices();
+            if !devices.contains(&given.node) {
+                let remedy = format!("nodes are 1 to {}", devices.len());
                 let wrong = format!("there is no node {}", given.node);
                 return Err(Usage::option("--suitability", given, wrong, remedy));
             }
@@ -319,52 +327,6 @@ impl Plan {
         if let (PlacementKind::Process, Some(rate)) = (self.placement, self.link.rate_mbit_per_s) {
             let wrong = format!("its rate of {rate} Mbit/s needs an interface for each node");
             return Err(Usage::option("--link", "with a rate", wrong, "use --placement netns"));
-        }
-        Ok(())
-    }
-}
-
-impl Trial {
-    /// Checks the plan and the faults.
-    ///
-    /// # Errors
-    /// The first contradiction, by option, with its remedy.
-    pub fn validate(&self) -> Result<(), Usage> {
-        self.plan.validate()?;
-        let backend = self.plan.backend.backend();
-        if self.durability != Durability::Memory && !backend.keeps_on_disk() {
-            let wrong = format!("{backend} keeps its state in memory only");
-            let remedy = "use --durability memory, or another --backend";
-            return Err(Usage::option("--durability", "disk", wrong, remedy));
-        }
-        for fault in &self.faults {
-            if matches!(fault.kind, Kind::Restart { .. }) && self.durability == Durability::Memory {
-                let wrong =
-                    "a node that lost its memory, and its votes with it, must not come back under its id";
-                return Err(Usage::option("--fault", fault, wrong, "use --durability disk, or kill"));
-            }
-            if fault.when == When::VotersChanged && self.plan.backend.backend() != Backend::RaftSubset {
-                let wrong = format!("{} replaces no voters", self.plan.backend.backend());
-                return Err(Usage::option("--fault", fault, wrong, "use --backend raft-subset or round:N"));
-            }
-            if let When::Round(round) | When::Random(round) = fault.when
-                && round > self.plan.job.rounds
-            {
-                let wrong = format!("the run has {} rounds", self.plan.job.rounds);
-                return Err(Usage::option(
-                    "--fault",
-                    fault,
-                    wrong,
-                    "name an earlier round or use more --rounds",
-                ));
-            }
-            if let Who::Node(node) = fault.who
-                && !self.plan.nodes().contains(&node)
-            {
-                let wrong = format!("there is no node {node}");
-                let remedy = format!("nodes are 1 to {}", self.plan.members.len());
-                return Err(Usage::option("--fault", fault, wrong, remedy));
-            }
         }
         Ok(())
     }
@@ -452,39 +414,6 @@ mod tests {
         for nodes in [0, 1, MAX_NODES + 1, u64::MAX] {
             assert!(validate_nodes(nodes).is_err());
         }
-    }
-
-    #[test]
-    fn faults_must_be_able_to_strike() {
-        let trial = |fault: &str| Trial {
-            plan: plan(4),
-            durability: Durability::Memory,
-            faults: vec![fault.parse().unwrap()],
-            out: "out".into(),
-            json: false,
-            quiet: false,
-        };
-        assert_eq!(trial("kill@node:4,round:3").validate(), Ok(()));
-        assert!(
-            trial("kill@aggregator,voters-changed")
-                .validate()
-                .unwrap_err()
-                .to_string()
-                .contains("replaces no voters")
-        );
-        let restart = trial("restart@all,round:2");
-        let message = restart.validate().unwrap_err().to_string();
-        assert!(message.contains("must not come back under its id; use --durability disk"), "{message}");
-        let disk = Durability::Disk { dir: None };
-        assert_eq!(Trial { durability: disk.clone(), ..restart }.validate(), Ok(()));
-        let mut gossip = Trial { durability: disk, ..trial("kill@node:4,round:3") };
-        gossip.plan.backend.scheme = Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 };
-        gossip.plan.backend.payload = Payload::Digest;
-        assert_eq!(gossip.validate(), Ok(()));
-        assert!(trial("kill@node:5,round:3").validate().unwrap_err().to_string().contains("no node 5"));
-        assert!(
-            trial("kill@aggregator,round:4").validate().unwrap_err().to_string().contains("has 3 rounds")
-        );
     }
 
     #[test]

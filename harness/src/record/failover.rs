@@ -160,6 +160,11 @@ impl Failovers {
         self.strikes.push(Strike { at_ns, fault, nodes: nodes.to_vec(), survivors });
     }
 
+    /// Takes note that the aggregator of `epoch` is asked at `at_ns` to leave, and hands over.
+    pub fn hands_over(&mut self, at_ns: u64, epoch: Epoch) {
+        self.office(epoch).handing_over = Some(at_ns);
+    }
+
     /// Takes note that a node has ended, so that it need not agree.
     pub fn gone(&mut self, node: NodeId) {
         self.gone.insert(node);

@@ -92,6 +92,9 @@ pub struct Manifest {
     pub timers: Timers,
     /// Faults, as on the command line.
     pub faults: Vec<String>,
+    /// Members that come and go, as on the command line.
+    #[serde(default)]
+    pub members: Vec<String>,
     /// Clocks of the nodes.
     pub clocks: Vec<ClockOffset>,
     /// This program.
@@ -121,6 +124,7 @@ impl Manifest {
             ended_ns: None,
             timers,
             faults: trial.faults.iter().map(ToString::to_string).collect(),
+            members: trial.changes.iter().map(ToString::to_string).collect(),
             clocks: Vec::new(),
             program: Program::this(),
             machine: Machine::this(),
@@ -146,7 +150,8 @@ pub(super) mod tests {
         let plan = crate::plan::tests::plan(3);
         let faults = vec!["kill@aggregator,round:2".parse().unwrap()];
         let durability = crate::plan::Durability::Memory;
-        let trial = Trial { plan, durability, faults, out: "out".into(), json: false, quiet: false };
+        let (changes, out) = (Vec::new(), "out".into());
+        let trial = Trial { plan, durability, faults, changes, out, json: false, quiet: false };
         Manifest::starting(&trial, Timers::default(), "harness run".into(), "harness run --seed 7".into())
     }
 

@@ -72,6 +72,16 @@ pub enum ControllerEvent {
         /// The fault.
         fault: String,
     },
+    /// A node was asked to leave.
+    NodeLeaving {
+        /// The node.
+        target: NodeId,
+    },
+    /// A member was to leave, but it was dead or struck.
+    MemberMissed {
+        /// The change, as written on the command line.
+        member: String,
+    },
     /// A node is gone.
     NodeGone {
         /// The node.

@@ -38,7 +38,9 @@ pub struct Summary {
     pub results: PathBuf,
     /// The backend.
     pub backend: Option<Backend>,
-    /// How bytes travelled.
+    /// The level of self-recovery, 0 to 4 (docs/RECOVERY.md).
+    pub level: u8,
+    /// How bytes travelled; none where they do not.
     pub payload: Option<Payload>,
     /// The seed.
     pub seed: u64,
@@ -74,6 +76,12 @@ pub struct Summary {
     pub take_overs: u64,
     /// Median time of these from the kill until the next aggregator accepted its first worker.
     pub take_over_ns_median: Option<u64>,
+    /// Nodes that joined while the job ran.
+    pub nodes_joined: u64,
+    /// Nodes that left on purpose.
+    pub nodes_left: u64,
+    /// Nodes that came back under a new id, without their memory.
+    pub nodes_replaced: u64,
     /// Faults that struck.
     pub faults_struck: u64,
     /// Nodes that died without a fault.

@@ -8,7 +8,7 @@ use replication::{CheckpointId, Epoch, NodeId, Slot, StoreEvent};
 use workloads::federated::Event;
 
 use crate::control::{Counted, Held, Lifecycle, NodeEvent, Status};
-use crate::plan::Expected;
+use crate::plan::{Expected, Roll};
 
 /// Where a node is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +114,8 @@ pub struct Cluster {
     nodes: BTreeMap<NodeId, NodeView>,
     /// Ended lives of nodes that were to be started again, in the order of their ends.
     past: Vec<(NodeId, NodeView)>,
+    /// Nodes that belong to the cluster no more: they have left, or another one came in their place.
+    departed: BTreeSet<NodeId>,
     /// The newest aggregator any node told of.
     pub aggregator: Option<Epoch>,
     /// Every aggregator any node told of.
@@ -145,6 +147,7 @@ impl Cluster {
         Self {
             nodes: nodes.iter().map(|node| (*node, NodeView::beginning(1))).collect(),
             past: Vec::new(),
+            departed: BTreeSet::new(),
             aggregator: None,
             epochs: BTreeSet::new(),
             round: 0,
@@ -173,7 +176,7 @@ impl Cluster {
         lives
     }
 
-    /// How many nodes there were at the start.
+    /// How many nodes were started, each counted once.
     #[must_use]
     pub fn size(&self) -> usize {
         self.nodes.len()
@@ -198,6 +201,31 @@ impl Cluster {
     pub fn alive(&self) -> Vec<NodeId> {
         let alive = self.nodes.iter().filter(|(_, view)| !matches!(view.life, Life::Gone { .. }));
         alive.map(|(node, _)| *node).collect()
+    }
+
+    /// Who belongs to the cluster, who of them lives, and who votes.
+    #[must_use]
+    pub fn roll(&self) -> Roll {
+        let member = |node: &NodeId| !self.departed.contains(node);
+        let of = |nodes: Vec<NodeId>| nodes.into_iter().filter(member).collect();
+        let members = of(self.nodes.keys().copied().collect());
+        Roll { members, alive: of(self.alive()), voters: of(self.voters.clone()) }
+    }
+
+    /// Takes note of a node that joins.
+    pub fn joined(&mut self, node: NodeId) {
+        self.nodes.insert(node, NodeView::beginning(1));
+    }
+
+    /// Takes note that a node belongs to the cluster no more.
+    pub fn departed(&mut self, node: NodeId) {
+        self.departed.insert(node);
+    }
+
+    /// Whether a node belongs to the cluster no more.
+    #[must_use]
+    pub fn has_departed(&self, node: NodeId) -> bool {
+        self.departed.contains(&node)
     }
 
     /// Living nodes that are not ready.

@@ -6,7 +6,7 @@ use workloads::federated::EngineKind;
 use super::cluster::{PutFacts, list};
 use super::links::News;
 use super::{Controller, Ending, Stop};
-use crate::control::{FromNode, ToNode};
+use crate::control::{Entry, FromNode, ToNode};
 use crate::exit::Exit;
 use crate::meter::Usage;
 use crate::place::Placement;
@@ -36,8 +36,8 @@ impl<P: Placement> Controller<P> {
         let captured = self.take_captures();
         self.progress.clear();
 
-        for fault in self.timeline.remaining() {
-            self.progress.warn(&format!("fault {fault} did not strike: its moment did not come"));
+        for planned in self.timeline.remaining() {
+            self.progress.warn(&format!("{planned} did not happen: its moment did not come"));
         }
         self.count_cost(&mut summary);
         let totals = self.traffic_totals();
@@ -127,7 +127,12 @@ impl<P: Placement> Controller<P> {
             Ending::Completed => {
                 let rounds = self.trial.plan.job.rounds;
                 let plan = &self.trial.plan.backend;
-                let held_by = match plan.expected(&alive, &self.cluster.voters) {
+                if self.cluster.last.is_none() {
+                    let words = format!("{rounds} rounds are finished; nothing is stored");
+                    return (Outcome::Completed, Exit::Success, words);
+                }
+                let held_by = match plan.expected(&self.cluster.roll()) {
+                    Expected::Nodes(_) if !plan.backend().elects() => "the aggregator has".into(),
                     Expected::Nodes(nodes) if nodes == alive => {
                         format!("all {} living nodes have", alive.len())
                     }
@@ -239,7 +244,8 @@ impl<P: Placement> Controller<P> {
             exit_code: exit.code(),
             results: self.recorder.dir().to_path_buf(),
             backend: Some(plan.backend.backend()),
-            payload: Some(plan.backend.payload),
+            payload: Some(plan.backend.payload).filter(|_| plan.backend.backend().elects()),
+            level: plan.level(),
             seed: plan.job.seed,
             nodes: cluster.size() as u64,
             nodes_alive: cluster.alive().len() as u64,
@@ -257,6 +263,9 @@ impl<P: Placement> Controller<P> {
             hand_over_ns_median: median(hand_overs),
             take_overs: take_overs.len() as u64,
             take_over_ns_median: median(take_overs),
+            nodes_joined: self.count_entries(|entry| entry == Entry::Joins),
+            nodes_left: self.leavers,
+            nodes_replaced: self.count_entries(|entry| matches!(entry, Entry::Replaces { .. })),
             faults_struck: self.faults_struck,
             unexpected_deaths: cluster.unexpectedly_gone().len() as u64,
             voters_replaced: cluster.incidents.voters_replaced,
@@ -279,6 +288,10 @@ impl<P: Placement> Controller<P> {
             synthetic_data: plan.job.data.is_none() && plan.job.engine != EngineKind::None,
             repeat: self.manifest.repeat.clone(),
         }
+    }
+
+    fn count_entries(&self, wanted: impl Fn(Entry) -> bool) -> u64 {
+        self.entries.values().filter(|entry| wanted(**entry)).count() as u64
     }
 
     /// The final checkpoint; else the newest that was acknowledged or that a survivor holds.

@@ -6,13 +6,14 @@
 pub mod cluster;
 mod conclude;
 pub(crate) mod links;
+mod members;
 mod restart;
 mod strike;
 #[cfg(test)]
 mod tests;
 mod vacancy;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use self::cluster::{Cluster, list};
 use self::links::{Links, News};
 use self::vacancy::Vacancies;
 use crate::clock;
-use crate::control::{Captured, FromNode, NodeEvent, Start, ToNode, VERSION};
+use crate::control::{Captured, Entry, FromNode, Impair, Lifecycle, NodeEvent, Start, ToNode, VERSION};
 use crate::disk;
 use crate::fault::Timeline;
 use crate::identity::{Identity, Issue};
@@ -160,7 +161,7 @@ pub async fn run<P: Placement>(
         Durability::Memory => None,
         Durability::Disk { dir } => {
             let dir = dir.clone().unwrap_or_else(|| recorder.dir().join("store"));
-            let folder = disk::Folder::open(&dir, &trial.plan)?;
+            let folder = disk::Folder::open(&dir, &trial.plan, !trial.changes.is_empty())?;
             progress.note(&format!("stores are in {}", folder.disk().dir.display()));
             trial.plan.disk = Some(folder.disk().clone());
             manifest.plan = trial.plan.clone();
@@ -170,14 +171,24 @@ pub async fn run<P: Placement>(
     };
     let now = Instant::now();
     let mut controller = Controller {
-        cluster: Cluster::new(&trial.plan.nodes()),
-        timeline: Timeline::new(&trial.faults, &trial.plan.nodes(), trial.plan.job.seed),
+        cluster: Cluster::new(&trial.plan.founders()),
+        timeline: Timeline::new(
+            &trial.faults,
+            &trial.changes,
+            &trial.plan.founders(),
+            &trial.plan.newcomers(),
+            trial.plan.job.seed,
+        ),
+        entries: BTreeMap::new(),
+        replacing: BTreeMap::new(),
+        spares: trial.plan.spare_nodes().into(),
         links: Links::new(),
         vacancies: Vacancies::default(),
         introduced: BTreeSet::new(),
         returning: BTreeMap::new(),
         struck: BTreeSet::new(),
         faults_struck: 0,
+        leavers: 0,
         probes: BTreeMap::new(),
         requests: 0,
         captures: CaptureBook::default(),
@@ -219,9 +230,17 @@ struct Controller<P> {
     introduced: BTreeSet<NodeId>,
     /// When killed nodes are started again.
     returning: BTreeMap<NodeId, Instant>,
+    /// How nodes came that did not found the cluster.
+    entries: BTreeMap<NodeId, Entry>,
+    /// When others are started in the place of nodes that were killed with their memory.
+    replacing: BTreeMap<NodeId, Instant>,
+    /// Ids for these.
+    spares: VecDeque<NodeId>,
     /// Nodes whose death is a fault's doing.
     struck: BTreeSet<NodeId>,
     faults_struck: u64,
+    /// How many nodes have left on purpose.
+    leavers: u64,
     /// When each node's clock probe was sent, on the controller's clock.
     probes: BTreeMap<NodeId, u64>,
     requests: u64,
@@ -266,7 +285,7 @@ impl<P: Placement> Controller<P> {
     }
 
     fn start_nodes(&mut self) -> anyhow::Result<()> {
-        let nodes = self.trial.plan.nodes();
+        let nodes = self.trial.plan.founders();
         self.progress.note(&self.trial.plan.backend.describe());
         self.progress.note(&format!("starting {} nodes, seed {}", nodes.len(), self.manifest.seed));
         for node in nodes {
@@ -317,9 +336,13 @@ impl<P: Placement> Controller<P> {
         self.requests += 1;
         self.probes.insert(node, clock::monotonic_ns());
         self.links.send(node, ToNode::ClockProbe { request_id: self.requests });
-        let start =
-            Start { version: VERSION, node, plan: self.trial.plan.clone(), identity, store_only: false };
+        let (plan, peers, entry) = (self.trial.plan.clone(), self.peers(), self.entry(node));
+        let start = Start { version: VERSION, node, plan, identity, peers, entry, store_only: false };
         self.links.send(node, ToNode::Start(Box::new(start)));
+        let impair = self.timeline.impairment(node);
+        if impair != Impair::default() {
+            self.links.send(node, ToNode::Impair(impair));
+        }
     }
 
     fn clock(&mut self, node: NodeId, at_ns: u64) {
@@ -344,8 +367,11 @@ impl<P: Placement> Controller<P> {
         let was = (self.cluster.aggregator, self.cluster.completed);
         self.cluster.observe(node, event);
         self.failovers.observe(at_ns, node, event);
-        if let NodeEvent::Federated(event) = event {
-            self.vacancies.observe(at_ns, event);
+        match event {
+            NodeEvent::Federated(event) => self.vacancies.observe(at_ns, event),
+            NodeEvent::Node(Lifecycle::Left) => self.left(node),
+            NodeEvent::Node(Lifecycle::LeaveFailed { reason }) => self.stays(node, reason),
+            _ => {}
         }
         if is_progress(event) {
             self.heard = Instant::now();
@@ -393,7 +419,7 @@ impl<P: Placement> Controller<P> {
                 }
             }
         };
-        let expected = self.ending || self.struck.contains(&node);
+        let expected = self.ending || self.struck.contains(&node) || self.cluster.has_departed(node);
         self.timeline.died(node);
         self.failovers.gone(node);
         if self.returning.contains_key(&node) && !self.ending {
@@ -407,6 +433,9 @@ impl<P: Placement> Controller<P> {
             self.progress.warn(&format!("node {node} is gone, and no fault is the reason: {how}{reason}"));
         }
         self.recorder.controller_event(&ControllerEvent::NodeGone { target: node, how, expected })?;
+        if self.cluster.has_departed(node) && !self.ending {
+            self.tell_peers();
+        }
         // Only a death that was wanted leaves the others to be waited for.
         if expected && !self.ending {
             self.note_if_ready()?;
@@ -417,7 +446,8 @@ impl<P: Placement> Controller<P> {
     fn tick(&mut self) -> anyhow::Result<()> {
         self.take_captures()?;
         self.bring_back()?;
-        self.progress.update(&self.cluster, &self.trial.plan);
+        self.replace()?;
+        self.progress.update(&self.cluster);
         let settling = self.completed.is_some();
         if settling || self.asked.elapsed() >= STATUS_INTERVAL {
             self.ask_all();
@@ -487,14 +517,12 @@ impl<P: Placement> Controller<P> {
 
     /// What keeps anything more from being acknowledged, if something does.
     fn shortfall(&self) -> Option<Shortfall> {
-        let cluster = &self.cluster;
-        self.trial.plan.backend.shortfall(cluster.size(), &cluster.alive(), &cluster.voters)
+        self.trial.plan.backend.shortfall(&self.cluster.roll())
     }
 
     /// Living nodes that still have to show the final checkpoint.
     fn lagging(&self) -> Vec<NodeId> {
-        let cluster = &self.cluster;
-        cluster.lagging(&self.trial.plan.backend.expected(&cluster.alive(), &cluster.voters))
+        self.cluster.lagging(&self.trial.plan.backend.expected(&self.cluster.roll()))
     }
 
     fn judge_settling(&self, completed: Instant) -> Option<Ending> {

@@ -1,6 +1,8 @@
 //! Nodes that are started again after a fault killed them: same id, same plan, same credentials, same store, a new process
 //! with new streams.
 
+use std::time::Duration;
+
 use replication::NodeId;
 use tokio::time::Instant;
 
@@ -11,6 +13,15 @@ use crate::place::Placement;
 const NOT_AGAIN: &str = "killed, not started again";
 
 impl<P: Placement> Controller<P> {
+    /// Notes that a killed node is started again after a pause: as what it was if that is on its disk, else as another one.
+    pub(super) fn comes_back(&mut self, node: NodeId, after: Duration) {
+        let waiting = match self.trial.plan.disk {
+            Some(_) => &mut self.returning,
+            None => &mut self.replacing,
+        };
+        waiting.insert(node, Instant::now() + after);
+    }
+
     /// Starts nodes again that were away long enough.
     pub(super) fn bring_back(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();

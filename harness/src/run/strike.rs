@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::Controller;
 use super::cluster::list;
 use crate::clock;
-use crate::control::ToNode;
-use crate::fault::{Action, Fault, Kind};
+use crate::control::{Entry, ToNode};
+use crate::fault::{Action, Fault, Kind, Planned};
 use crate::place::Placement;
 use crate::record::ControllerEvent;
 
@@ -19,9 +19,21 @@ impl<P: Placement> Controller<P> {
         actions.into_iter().try_for_each(|action| match action {
             Action::Strike { fault, nodes } => self.strike(fault, &nodes),
             Action::Heal { fault, nodes } => self.end_fault(fault, &nodes),
-            Action::Missed { fault } => {
-                self.progress.warn(&format!("fault {fault}: its nodes are dead or struck already"));
-                self.recorder.controller_event(&ControllerEvent::FaultMissed { fault: fault.to_string() })
+            Action::Join { node } => {
+                self.progress.note(&format!("node {node} joins"));
+                self.enter(node, Entry::Joins)
+            }
+            Action::Leave { node } => {
+                self.progress.note(&format!("node {node} is asked to leave"));
+                self.let_leave(node);
+                self.recorder.controller_event(&ControllerEvent::NodeLeaving { target: node })
+            }
+            Action::Missed { planned } => {
+                self.progress.warn(&format!("{planned}: its nodes are dead or struck already"));
+                self.recorder.controller_event(&match planned {
+                    Planned::Fault(fault) => ControllerEvent::FaultMissed { fault: fault.to_string() },
+                    Planned::Change(change) => ControllerEvent::MemberMissed { member: change.to_string() },
+                })
             }
         })
     }
@@ -36,17 +48,17 @@ impl<P: Placement> Controller<P> {
                     self.struck.insert(*node);
                     self.placement.kill(*node)?;
                     if let Kind::Restart { after_ns } = fault.kind {
-                        self.returning.insert(*node, Instant::now() + Duration::from_nanos(after_ns));
+                        self.comes_back(*node, Duration::from_nanos(after_ns));
                     }
                     if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
                         self.vacancies.crashed(at_ns, epoch);
                     }
                 }
                 Kind::Stop => self.placement.stop(*node)?,
-                Kind::Partition | Kind::Loss { .. } => {}
+                Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => {}
             }
         }
-        if matches!(fault.kind, Kind::Partition | Kind::Loss { .. }) {
+        if fault.kind.disturbs_links() {
             self.impair();
         }
         let done = match fault.kind {
@@ -54,6 +66,7 @@ impl<P: Placement> Controller<P> {
             Kind::Stop => "stopped",
             Kind::Partition => "cut off from the others",
             Kind::Loss { .. } => "given lossy links",
+            Kind::Delay { .. } => "given slow links",
         };
         self.progress.note(&format!("fault {fault}: {} {done}", list(nodes)));
         self.failovers.struck(at_ns, fault.to_string(), nodes, self.timeline.well());
@@ -68,7 +81,7 @@ impl<P: Placement> Controller<P> {
         match fault.kind {
             Kind::Kill | Kind::Restart { .. } => {}
             Kind::Stop => nodes.iter().try_for_each(|node| self.placement.resume(*node))?,
-            Kind::Partition | Kind::Loss { .. } => self.impair(),
+            Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => self.impair(),
         }
         self.progress.note(&format!("fault {fault} is over"));
         nodes.iter().try_for_each(|node| {
@@ -83,11 +96,10 @@ impl<P: Placement> Controller<P> {
         self.carry_out(actions)
     }
 
-    /// Tells every living node what its links lose now.
+    /// Tells every living node what its links do to what it sends now.
     fn impair(&self) {
         for node in self.cluster.alive() {
-            let losses = self.timeline.losses(node);
-            if !self.links.send(node, ToNode::Impair { losses }) {
+            if !self.links.send(node, ToNode::Impair(self.timeline.impairment(node))) {
                 self.progress.warn(&format!("node {node} does not read: its links stay as they were"));
             }
         }

@@ -142,11 +142,15 @@ impl Fakes {
                         let latest = self.world.lock().unwrap().held.filter(|_| quirk != Quirk::Lags);
                         outbox.status(Status { request_id, latest, ..Status::default() });
                     }
-                    Some(Command::Impair { losses }) => {
-                        let shares = losses.iter().map(|loss| (loss.to.0, loss.share)).collect();
+                    Some(Command::Impair(impair)) => {
+                        let shares = impair.losses.iter().map(|loss| (loss.to.0, loss.share)).collect();
                         self.world.lock().unwrap().impaired.entry(start.node).or_default().push(shares);
                     }
-                    Some(Command::Put { .. }) => {}
+                    Some(Command::Peers { .. } | Command::Put { .. }) => {}
+                    Some(Command::Leave) => {
+                        outbox.event(NodeEvent::Node(Lifecycle::Left));
+                        return Ok(());
+                    }
                     Some(Command::Finish) if quirk == Quirk::Lingers => {}
                     Some(Command::Finish) | None => return Ok(()),
                 },
@@ -257,6 +261,7 @@ async fn ran(fakes: Fakes, rounds: u64, faults: &[&str], stop: Option<Stop>) -> 
             plan,
             durability: Durability::Memory,
             faults,
+            changes: Vec::new(),
             out: dir.path().into(),
             json: false,
             quiet: true,

@@ -36,6 +36,11 @@ impl Vacancies {
         }
     }
 
+    /// Takes note that the aggregator of `epoch` is asked to leave, and hands over.
+    pub(super) fn hands_over(&mut self, at_ns: u64, epoch: Epoch) {
+        self.handing_over.insert(epoch, at_ns);
+    }
+
     /// Takes note of the kill of the node that aggregates in `epoch`.
     pub(super) fn crashed(&mut self, at_ns: u64, epoch: Epoch) {
         self.handing_over.remove(&epoch);

@@ -2,7 +2,8 @@
 //!
 //! [`Schedule`] decides for each datagram, pure; [`wrapper`] carries it out between the endpoint and its socket. What is
 //! lost never reaches the system, so a capture does not see it, as on a link whose far end loses. Nothing here limits
-//! the rate. [`Losses`] are laid on single links while an endpoint runs, up to a cut of all of them.
+//! the rate. A [`Disturbance`] is laid on an endpoint while it runs: losses on single links, up to a cut of all of them, and
+//! a delay of everything.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -80,33 +81,44 @@ impl Schedule {
     }
 }
 
-/// Shares of datagrams that are lost, from 0 to 1, by destination. Clones share them, so that they can be changed while
-/// endpoints run.
+/// What is laid on endpoints while they run, beside their impairment. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Losses(Arc<Mutex<BTreeMap<SocketAddr, f64>>>);
+pub struct Disturbance(Arc<Mutex<Disturbed>>);
 
-impl Losses {
-    /// Replaces all shares. What is sent to other destinations is not lost.
-    pub fn set(&self, shares: BTreeMap<SocketAddr, f64>) {
-        *lock(&self.0) = shares;
+#[derive(Debug, Default)]
+struct Disturbed {
+    /// Shares of datagrams that are lost, from 0 to 1, by destination.
+    losses: BTreeMap<SocketAddr, f64>,
+    /// What is sent leaves so much later.
+    delay: Duration,
+}
+
+impl Disturbance {
+    /// From now on these shares are lost, from 0 to 1, by destination, and everything that is sent leaves later by `delay`.
+    /// Replaces what was said before; what is sent to other destinations is not lost.
+    pub fn set(&self, losses: BTreeMap<SocketAddr, f64>, delay: Duration) {
+        *lock(&self.0) = Disturbed { losses, delay };
     }
 
-    fn towards(&self, destination: SocketAddr) -> f64 {
-        lock(&self.0).get(&destination).copied().unwrap_or(0.0)
+    /// Share that is lost on the way to `destination`, and the delay.
+    fn towards(&self, destination: SocketAddr) -> (f64, Duration) {
+        let disturbed = lock(&self.0);
+        (disturbed.losses.get(&destination).copied().unwrap_or(0.0), disturbed.delay)
     }
 
-    fn is_empty(&self) -> bool {
-        lock(&self.0).is_empty()
+    fn is_none(&self) -> bool {
+        let disturbed = lock(&self.0);
+        disturbed.losses.is_empty() && disturbed.delay.is_zero()
     }
 }
 
 /// For [`QuicConfig::wrap_socket`](super::QuicConfig::wrap_socket). Must be applied inside a tokio runtime. Without
-/// impairment and losses everything passes as it is.
+/// impairment and disturbance everything passes as it is.
 #[must_use]
-pub fn wrapper(impairment: Impairment, seed: u64, losses: Losses) -> SocketWrapper {
+pub fn wrapper(impairment: Impairment, seed: u64, disturbance: Disturbance) -> SocketWrapper {
     Arc::new(move |inner| {
         let schedule = Schedule::new(impairment, seed);
-        Arc::new(ImpairedSocket::new(inner, schedule, losses.clone()))
+        Arc::new(ImpairedSocket::new(inner, schedule, disturbance.clone()))
     })
 }
 
@@ -116,6 +128,7 @@ struct Delayed {
     destination: SocketAddr,
     ecn: Option<EcnCodepoint>,
     contents: Bytes,
+    segment_size: Option<usize>,
     src_ip: Option<IpAddr>,
 }
 
@@ -125,7 +138,7 @@ impl Delayed {
             destination: self.destination,
             ecn: self.ecn,
             contents: &self.contents,
-            segment_size: None,
+            segment_size: self.segment_size,
             src_ip: self.src_ip,
         }
     }
@@ -133,10 +146,11 @@ impl Delayed {
 
 struct ImpairedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
-    losses: Losses,
+    disturbance: Disturbance,
     decided: Mutex<Decided>,
-    /// None: nothing is ever delayed.
-    delayed: Option<mpsc::Sender<Delayed>>,
+    /// Whether every datagram goes through the queue.
+    always: bool,
+    delayed: mpsc::Sender<Delayed>,
 }
 
 struct Decided {
@@ -146,14 +160,13 @@ struct Decided {
 }
 
 impl ImpairedSocket {
-    fn new(inner: Arc<dyn AsyncUdpSocket>, schedule: Schedule, losses: Losses) -> Self {
-        let delayed = (schedule.impairment != Impairment::default()).then(|| {
-            let (delayed, waiting) = mpsc::channel(MAX_DELAYED_DATAGRAMS);
-            // Ends by itself after the socket was dropped and what was in delay has left.
-            tokio::spawn(release(inner.clone(), waiting));
-            delayed
-        });
-        Self { inner, losses, decided: Mutex::new(Decided { schedule, last_due: Instant::now() }), delayed }
+    fn new(inner: Arc<dyn AsyncUdpSocket>, schedule: Schedule, disturbance: Disturbance) -> Self {
+        let always = schedule.impairment != Impairment::default();
+        let (delayed, waiting) = mpsc::channel(MAX_DELAYED_DATAGRAMS);
+        // Ends by itself after the socket was dropped and what was in delay has left.
+        tokio::spawn(release(inner.clone(), waiting));
+        let decided = Mutex::new(Decided { schedule, last_due: Instant::now() });
+        Self { inner, disturbance, decided, always, delayed }
     }
 }
 
@@ -188,20 +201,22 @@ impl AsyncUdpSocket for ImpairedSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let link_loss = self.losses.towards(transmit.destination);
-        let Some(queue) = &self.delayed else {
-            let lost = link_loss > 0.0 && lock(&self.decided).schedule.next_fate(link_loss) == Fate::Lost;
-            return if lost { Ok(()) } else { self.inner.try_send(transmit) };
-        };
+        let (link_loss, delay) = self.disturbance.towards(transmit.destination);
         let mut decided = lock(&self.decided);
+        let now = Instant::now();
+        // After a delay is over, nothing overtakes what is still in it.
+        if !self.always && delay.is_zero() && decided.last_due <= now {
+            let lost = link_loss > 0.0 && decided.schedule.next_fate(link_loss) == Fate::Lost;
+            return if lost { Ok(()) } else { self.inner.try_send(transmit) };
+        }
         let due = match decided.schedule.next_fate(link_loss) {
             Fate::Lost => return Ok(()),
             // A socket that is full cannot be overtaken; the fate is not decided again.
             Fate::Overtakes => match self.inner.try_send(transmit) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Instant::now(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => now,
                 outcome => return outcome,
             },
-            Fate::Leaves(after) => Instant::now() + after,
+            Fate::Leaves(after) => now + after + delay,
         };
         decided.last_due = decided.last_due.max(due);
         let delayed = Delayed {
@@ -209,10 +224,11 @@ impl AsyncUdpSocket for ImpairedSocket {
             destination: transmit.destination,
             ecn: transmit.ecn,
             contents: Bytes::copy_from_slice(transmit.contents),
+            segment_size: transmit.segment_size,
             src_ip: transmit.src_ip,
         };
         // Still under the lock, so that the queue is in the order of its times. A full queue loses the datagram.
-        let _ = queue.try_send(delayed);
+        let _ = self.delayed.try_send(delayed);
         Ok(())
     }
 
@@ -230,8 +246,8 @@ impl AsyncUdpSocket for ImpairedSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        // One datagram has one fate. A burst that was put together just before losses began is lost or not as a whole.
-        if self.delayed.is_none() && self.losses.is_empty() { self.inner.max_transmit_segments() } else { 1 }
+        // One datagram has one fate. A burst that was put together just before a disturbance is lost or not as a whole.
+        if !self.always && self.disturbance.is_none() { self.inner.max_transmit_segments() } else { 1 }
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -293,7 +309,7 @@ mod tests {
     async fn through(impairment: Impairment, count: u32) -> Vec<(u32, Duration)> {
         let receiver = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let sender = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
-        let sender = wrapper(impairment, 5, Losses::default())(sender);
+        let sender = wrapper(impairment, 5, Disturbance::default())(sender);
         assert_eq!(sender.max_transmit_segments(), 1);
         let mut poller = sender.clone().create_io_poller();
         std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
@@ -347,7 +363,7 @@ mod tests {
     async fn dropping_the_socket_lets_go_of_it_after_the_last_datagram() {
         let sender = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let inner = Arc::downgrade(&sender);
-        drop(wrapper(ROUGH, 1, Losses::default())(sender));
+        drop(wrapper(ROUGH, 1, Disturbance::default())(sender));
         let released = async {
             while inner.strong_count() > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -372,8 +388,8 @@ mod tests {
         let [near, far] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
         let sender = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let plain_segments = sender.max_transmit_segments();
-        let losses = Losses::default();
-        let sender = wrapper(Impairment::default(), 5, losses.clone())(sender);
+        let disturbance = Disturbance::default();
+        let sender = wrapper(Impairment::default(), 5, disturbance.clone())(sender);
         let mut poller = sender.clone().create_io_poller();
         std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
         let send = |to: &std::net::UdpSocket, number: u8| {
@@ -382,11 +398,11 @@ mod tests {
             sender.try_send(&Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None })
         };
         assert_eq!(sender.max_transmit_segments(), plain_segments);
-        losses.set(BTreeMap::from([(far.local_addr().unwrap(), 1.0)]));
+        disturbance.set(BTreeMap::from([(far.local_addr().unwrap(), 1.0)]), Duration::ZERO);
         assert_eq!(sender.max_transmit_segments(), 1);
         send(&far, 1).unwrap();
         send(&near, 2).unwrap();
-        losses.set(BTreeMap::new());
+        disturbance.set(BTreeMap::new(), Duration::ZERO);
         send(&far, 3).unwrap();
         let receive = |from: &std::net::UdpSocket| {
             from.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -395,5 +411,36 @@ mod tests {
         };
         // Loopback keeps the order: the third is the first that arrives only if the one before was lost.
         assert_eq!((receive(&near), receive(&far)), (2, 3));
+    }
+
+    #[tokio::test]
+    async fn everything_is_delayed_for_a_while_and_the_order_is_kept() {
+        const DELAY: Duration = Duration::from_millis(50);
+        let receiver = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let sender = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        let disturbance = Disturbance::default();
+        let sender = wrapper(Impairment::default(), 5, disturbance.clone())(sender);
+        let mut poller = sender.clone().create_io_poller();
+        std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+        let destination = receiver.local_addr().unwrap();
+        let send = |number: u8| {
+            let contents = &[number];
+            let transmit = Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None };
+            sender.try_send(&transmit).unwrap();
+        };
+        let begun = Instant::now();
+        disturbance.set(BTreeMap::new(), DELAY);
+        send(1);
+        disturbance.set(BTreeMap::new(), Duration::ZERO);
+        send(2);
+        let mut arrived = Vec::new();
+        let mut buffer = [0];
+        for _ in 0..2 {
+            let receive = tokio::time::timeout(Duration::from_secs(10), receiver.recv(&mut buffer));
+            receive.await.expect("a datagram in delay arrives").unwrap();
+            arrived.push(buffer[0]);
+        }
+        assert_eq!(arrived, [1, 2]);
+        assert!(begun.elapsed() >= DELAY);
     }
 }

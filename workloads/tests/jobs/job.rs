@@ -1,4 +1,4 @@
-//! A job on a seeded network, whose nodes crash and come back.
+//! A job on the seeded network, whose nodes crash, come back, join and leave.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replication::raft::{Electorate, RaftConfig};
+use replication::transport::Transport;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::{
     AnyStore, Backend, DEFAULT_RETAINED, Digest, NodeId, Payload, Phase, Silent, Site, Slot, Storage, Window,
@@ -78,14 +79,21 @@ pub(crate) fn config(nodes: u64, rounds: u64, profile: Profile) -> Config {
 
 pub(crate) struct Node {
     pub(crate) store: AnyStore,
+    pub(crate) learning: Arc<dyn Transport>,
+    pub(crate) replication: Arc<dyn Transport>,
     pub(crate) job: JoinHandle<Result<(), JobError>>,
 }
 
-/// Raft among `count` nodes.
+/// Raft among `count` nodes, all of which vote.
 pub(crate) fn raft(count: u64, payload: Payload) -> Backend {
+    raft_among(Electorate::Everyone, count, payload)
+}
+
+/// Raft among `count` nodes.
+pub(crate) fn raft_among(electorate: Electorate, count: u64, payload: Payload) -> Backend {
     Backend::Raft(RaftConfig {
         nodes: (1..=count).map(NodeId).collect(),
-        electorate: Electorate::Everyone,
+        electorate,
         payload,
         window: Window { from_ms: 300, to_ms: 600 },
         heartbeat_ms: 60,
@@ -153,22 +161,46 @@ impl Job {
 
     /// Starts a node: for the first time, or again with what is on its disk and nothing else.
     pub(crate) async fn open(&mut self, node: NodeId) {
-        let mut site = Site::new(self.replication.join(node), Arc::new(Silent));
+        self.enter(node, self.backend.clone(), false).await;
+    }
+
+    /// Starts a node that joins the Raft group that runs.
+    pub(crate) async fn join(&mut self, node: NodeId) {
+        let mut backend = self.backend.clone();
+        if let Backend::Raft(raft) = &mut backend {
+            raft.nodes.insert(node);
+        }
+        self.enter(node, backend, true).await;
+    }
+
+    async fn enter(&mut self, node: NodeId, backend: Backend, joins: bool) {
+        let (replication, learning) = (self.replication.join(node), self.learning.join(node));
+        let mut site = Site { joins, ..Site::new(replication.clone(), Arc::new(Silent)) };
         let disk = self.disks.as_ref().map(|disks| disks[&node].clone());
         site.storage = disk.map(|disk| Storage::inline_on(disk).unwrap());
-        let store = replication::open(self.backend.clone(), site).await.unwrap();
+        let store = replication::open(backend, site).await.unwrap();
         let told = self.told.clone();
         let participant = Participant {
             config: self.config.clone(),
             store: store.clone(),
-            learning: self.learning.join(node),
+            learning: learning.clone(),
             learner: Arc::new((self.worker)(node)),
             score: 500,
             initial: model::encode(model::initial(self.config.seed)).unwrap(),
             events: Arc::new(move |event| told.send_modify(|told| told.push((node, event)))),
         };
         let job = tokio::spawn(federated::run(participant));
-        self.nodes.insert(node, Node { store, job });
+        self.nodes.insert(node, Node { store, learning, replication, job });
+    }
+
+    /// Lets a node leave on purpose, and ends it.
+    pub(crate) async fn leave(&mut self, node: NodeId) {
+        let leaves = self.nodes.remove(&node).unwrap();
+        leaves.store.leave().await.unwrap();
+        leaves.job.abort();
+        leaves.store.close().await;
+        leaves.learning.close().await;
+        leaves.replication.close().await;
     }
 
     pub(crate) async fn crash(&mut self, node: NodeId) {
@@ -192,7 +224,7 @@ impl Job {
 
     pub(crate) async fn completed(&self) -> Digest {
         match self.hears("completion", |_, event| matches!(event, Event::Completed { .. })).await.1 {
-            Event::Completed { last, .. } => last.unwrap().digest,
+            Event::Completed { digest, .. } => digest,
             other => unreachable!("{other:?}"),
         }
     }

@@ -1,0 +1,188 @@
+//! What can be wrong with a trial beyond its plan: durability, faults, and members that come and go. Pure, as [`validate`].
+//!
+//! [`validate`]: super::validate
+
+use super::{Backend, Durability, Trial, workers_of};
+use crate::exit::Usage;
+use crate::fault::{Change, Fault, Kind, When, Who};
+
+impl Trial {
+    /// Checks the plan and the faults.
+    ///
+    /// # Errors
+    /// The first contradiction, by option, with its remedy.
+    pub fn validate(&self) -> Result<(), Usage> {
+        self.plan.validate()?;
+        let backend = self.plan.backend.backend();
+        if self.durability != Durability::Memory && !backend.keeps_on_disk() {
+            let wrong = format!("{backend} keeps its state in memory only");
+            let remedy = "use --durability memory, or --backend local, raft or raft-subset";
+            return Err(Usage::option("--durability", "disk", wrong, remedy));
+        }
+        if self.durability == Durability::Memory && backend == Backend::Local {
+            let wrong = "at level 1 the aggregator goes on from its own disk";
+            let remedy = "use --durability disk, or --backend none for an aggregator without a disk";
+            return Err(Usage::option("--durability", "memory", wrong, remedy));
+        }
+        for fault in &self.faults {
+            self.validate_restart(fault)?;
+            self.validate_moment("--fault", fault, fault.when, Some(fault.who))?;
+        }
+        self.validate_changes()
+    }
+
+    /// Without its memory a node may come back only under another id, in a group that is still there.
+    fn validate_restart(&self, fault: &Fault) -> Result<(), Usage> {
+        if !matches!(fault.kind, Kind::Restart { .. }) || self.durability != Durability::Memory {
+            return Ok(());
+        }
+        let backend = self.plan.backend.backend();
+        let remedy = if backend.keeps_on_disk() { "use --durability disk, or kill" } else { "use kill" };
+        if self.plan.backend.has_fixed_members(&self.plan.founders()) {
+            let wrong = format!(
+                "a node that lost its memory, and its votes with it, must not come back under its id, and {backend} \
+                 takes in no other"
+            );
+            return Err(Usage::option("--fault", fault, wrong, remedy));
+        }
+        if matches!(fault.who, Who::All | Who::Majority) {
+            let wrong = "a majority that lost its memory is gone, and with it the group that could be joined";
+            return Err(Usage::option("--fault", fault, wrong, remedy));
+        }
+        Ok(())
+    }
+
+    fn validate_moment(
+        &self,
+        option: &str,
+        given: impl std::fmt::Display,
+        when: When,
+        who: Option<Who>,
+    ) -> Result<(), Usage> {
+        let backend = self.plan.backend.backend();
+        if when == When::VotersChanged && backend != Backend::RaftSubset {
+            let wrong = format!("{backend} replaces no voters");
+            return Err(Usage::option(option, given, wrong, "use --backend raft-subset or round:N"));
+        }
+        if let When::Round(round) | When::Random(round) = when
+            && round > self.plan.job.rounds
+        {
+            let wrong = format!("the run has {} rounds", self.plan.job.rounds);
+            return Err(Usage::option(option, given, wrong, "name an earlier round or use more --rounds"));
+        }
+        let devices = self.plan.devices();
+        if let Some(Who::Node(node)) = who
+            && !devices.contains(&node)
+        {
+            let remedy = format!("nodes are 1 to {}", devices.len());
+            return Err(Usage::option(option, given, format_args!("there is no node {node}"), remedy));
+        }
+        Ok(())
+    }
+
+    /// Changes happen in the order given, so it is known how many nodes there are after each.
+    fn validate_changes(&self) -> Result<(), Usage> {
+        let plan = &self.plan;
+        let mut nodes = plan.founders;
+        for change in &self.changes {
+            if plan.backend.has_fixed_members(&plan.founders()) {
+                let wrong = format!("nobody joins or leaves with --backend {}", plan.backend.backend());
+                return Err(Usage::option("--member", change, wrong, "use --backend raft or raft-subset"));
+            }
+            self.validate_moment("--member", change, change.when(), change.leaver())?;
+            match change {
+                Change::Join { .. } => nodes += 1,
+                Change::Leave { .. } => nodes = nodes.saturating_sub(1),
+            }
+            let workers = workers_of(nodes, plan.job.aggregator_trains);
+            if nodes < 2 || workers < u64::from(plan.job.min_fit_clients) {
+                let wrong = format!("it leaves {nodes} nodes, {workers} of them workers");
+                let remedy = "have fewer leave, or use a lower --min-fit-clients";
+                return Err(Usage::option("--member", change, wrong, remedy));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use replication::Payload;
+
+    use super::super::tests::plan;
+    use super::super::{Plan, Scheme};
+    use super::*;
+
+    #[test]
+    fn faults_must_be_able_to_strike() {
+        let trial = |fault: &str| Trial {
+            plan: plan(4),
+            durability: Durability::Memory,
+            faults: vec![fault.parse().unwrap()],
+            changes: Vec::new(),
+            out: "out".into(),
+            json: false,
+            quiet: false,
+        };
+        assert_eq!(trial("kill@node:4,round:3").validate(), Ok(()));
+        assert!(
+            trial("kill@aggregator,voters-changed")
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("replaces no voters")
+        );
+        let restart = trial("restart@all,round:2");
+        let message = restart.validate().unwrap_err().to_string();
+        assert!(message.contains("a majority that lost its memory is gone"), "{message}");
+        assert_eq!(trial("restart@worker,round:2").validate(), Ok(()), "it comes back as another one");
+        let disk = Durability::Disk { dir: None };
+        assert_eq!(Trial { durability: disk.clone(), ..restart }.validate(), Ok(()));
+        let mut gossip = Trial { durability: disk, ..trial("kill@node:4,round:3") };
+        gossip.plan.backend.scheme = Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 };
+        gossip.plan.backend.payload = Payload::Digest;
+        let message = gossip.validate().unwrap_err().to_string();
+        assert!(
+            message.starts_with("--durability disk: gossip keeps its state in memory only;"),
+            "{message}"
+        );
+        assert!(trial("kill@node:5,round:3").validate().unwrap_err().to_string().contains("no node 5"));
+        assert!(
+            trial("kill@aggregator,round:4").validate().unwrap_err().to_string().contains("has 3 rounds")
+        );
+    }
+
+    #[test]
+    fn members_must_be_able_to_come_and_go() {
+        let trial = |changes: &[&str]| Trial {
+            plan: Plan { founders: 3, ..plan(4) },
+            durability: Durability::Memory,
+            faults: Vec::new(),
+            changes: changes.iter().map(|text| text.parse().unwrap()).collect(),
+            out: "out".into(),
+            json: false,
+            quiet: false,
+        };
+        let refused = |trial: &Trial| trial.validate().unwrap_err().to_string();
+        assert_eq!(
+            trial(&["join@round:1", "leave@node:4,round:2", "leave@worker,round:3"]).validate(),
+            Ok(())
+        );
+        let message = refused(&trial(&["leave@worker,round:1", "leave@worker,round:2"]));
+        assert!(message.starts_with("--member leave@worker,round:2: it leaves 1 nodes"), "{message}");
+        assert!(refused(&trial(&["leave@node:5,round:1"])).contains("there is no node 5; nodes are 1 to 4"));
+        assert!(refused(&trial(&["join@round:4"])).contains("the run has 3 rounds"));
+        let mut fixed = trial(&["join@round:1"]);
+        fixed.plan.backend.scheme = Scheme::None;
+        let message = refused(&fixed);
+        assert!(
+            message.starts_with("--member join@round:1: nobody joins or leaves with --backend none"),
+            "{message}"
+        );
+        let restart = "restart@worker,round:1".parse().unwrap();
+        let fixed = Trial { faults: vec![restart], changes: Vec::new(), ..fixed };
+        assert!(
+            refused(&fixed).contains("must not come back under its id, and none takes in no other; use kill")
+        );
+    }
+}
