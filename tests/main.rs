@@ -11,6 +11,7 @@ mod faults;
 mod federated;
 mod netns;
 mod policy;
+mod reports;
 mod signals;
 
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,10 +1,12 @@
 //! One file per subcommand.
 
 mod capture;
+mod compare;
 mod data;
 mod experiment;
 mod node;
 mod recover;
+mod report;
 mod run;
 
 use clap::CommandFactory as _;
@@ -23,6 +25,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
         Command::Capture(args) => capture::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

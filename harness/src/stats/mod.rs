@@ -1,0 +1,7 @@
+//! Statistics of samples that are integers: medians and how sure one may be of them. Pure, and the same for the same input.
+//!
+//! It does not know what a sample is of, nor where it was recorded.
+
+mod bootstrap;
+
+pub use bootstrap::{Estimate, Ratio, estimate, median, quantile, ratio};
