@@ -17,6 +17,7 @@ mod members;
 mod netns;
 mod packets;
 mod policy;
+mod reports;
 mod signals;
 
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -14,6 +14,8 @@
 //!     record, progress  results folder; display
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
+//!   report, stats: recorded files to a page, figures and tables; medians and intervals
+//!   ---------------------------------------------------------------------------------------------------
 //!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, board, probe, ssh (hosts), resume (a run that is continued), identity (credentials), clock, units, exit
 //! ```
 //!
@@ -44,6 +46,7 @@ pub mod preflight;
 pub mod probe;
 pub mod progress;
 pub mod record;
+pub mod report;
 pub mod resources;
 pub mod resume;
 pub mod run;

@@ -75,6 +75,17 @@ pub enum Command {
     /// every packet is counted once, as it leaves. Counts are exact when the interface's offloads are off (ethtool -K NAME tso
     /// off gso off gro off); if they are on, it says so.
     Capture(CaptureArgs),
+    /// Make a page, figures and tables of recorded results.
+    ///
+    /// One HTML page that needs nothing else (index.html), each figure as SVG and PNG, and the same in Markdown (report.md).
+    /// Single runs are reported together as one experiment; experiments and elections may be given together. The same files give
+    /// the same report, byte for byte.
+    Report(ReportArgs),
+    /// Compare two results folders of the same kind, cell by cell.
+    ///
+    /// Medians, their ratio with a bootstrap interval, and which differences are real: those whose interval leaves 1 out. The
+    /// intervals are widened for the number of comparisons (Bonferroni, 5 % over all of them).
+    Compare(CompareArgs),
     /// See, make or download the training data.
     Data {
         /// What to do with the data.
@@ -122,6 +133,40 @@ pub struct DoctorArgs {
     /// UDP port of the replication plane on every node.
     #[arg(long, value_name = "PORT", default_value_t = 5000)]
     pub replication_port: u16,
+}
+
+/// `harness report`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ReportArgs {
+    /// Results folders: runs, or experiments and elections.
+    #[arg(value_name = "DIR", required = true)]
+    pub dirs: Vec<PathBuf>,
+    /// Folder of the report; an earlier report in it is replaced [default: the folder report in DIR, or results/report if there
+    /// are several].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Also write the summary tables into this file, between its lines `<!-- harness report -->` and
+    /// `<!-- end of harness report -->`.
+    #[arg(long, value_name = "FILE")]
+    pub splice: Option<PathBuf>,
+}
+
+/// `harness compare`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct CompareArgs {
+    /// The folder that is compared with.
+    #[arg(value_name = "A")]
+    pub a: PathBuf,
+    /// The folder that is compared.
+    #[arg(value_name = "B")]
+    pub b: PathBuf,
+    /// A factor in which cells may differ and still match, for example backend (then options that only one backend has may
+    /// differ, too). Repeatable.
+    #[arg(long, value_name = "FACTOR")]
+    pub across: Vec<String>,
+    /// Print the comparison as JSON, in raw integers.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `harness data`.

@@ -1,12 +1,14 @@
 //! One file per subcommand.
 
 mod capture;
+mod compare;
 mod data;
 mod doctor;
 mod election;
 mod experiment;
 mod node;
 mod recover;
+mod report;
 mod run;
 
 use clap::CommandFactory as _;
@@ -32,6 +34,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
             Ok(Exit::Success)
         }
         Command::Capture(args) => capture::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,0 +1,86 @@
+//! The part of a README that the report writes: between two marker lines, of which the first names the folders it is made of.
+//! Pure.
+
+use std::path::{Path, PathBuf};
+
+const BEGIN: &str = "<!-- harness report";
+const BEGIN_END: &str = " -->";
+const END: &str = "<!-- end of harness report -->";
+
+/// A document cut at its markers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    before: String,
+    /// The folders that the section is made of, as they were named; none: the section is empty.
+    pub dirs: Vec<PathBuf>,
+    /// What is between the markers.
+    pub section: String,
+    after: String,
+}
+
+impl Document {
+    /// Finds the markers in `text`.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wanted = || format!("needs a line `{BEGIN} -->` and, below it, `{END}`");
+        let start = text.find(BEGIN).ok_or_else(wanted)?;
+        let rest = &text[start + BEGIN.len()..];
+        let line = rest.lines().next().unwrap_or_default();
+        let dirs = line.strip_suffix(BEGIN_END).ok_or_else(wanted)?;
+        let body = &rest[line.len()..];
+        let end = body.find(END).ok_or_else(wanted)?;
+        if body[end + END.len()..].contains(BEGIN) {
+            return Err("has more than one section of a report".into());
+        }
+        Ok(Self {
+            before: text[..start].to_owned(),
+            dirs: dirs.split_whitespace().map(PathBuf::from).collect(),
+            section: body[..end].trim_start_matches('\n').to_owned(),
+            after: body[end + END.len()..].to_owned(),
+        })
+    }
+
+    /// The document with another section.
+    #[must_use]
+    pub fn with(&self, dirs: &[PathBuf], section: &str) -> String {
+        let dirs: Vec<String> = dirs.iter().map(|dir| format!(" {}", named(dir))).collect();
+        format!("{}{BEGIN}{}{BEGIN_END}\n{section}{END}{}", self.before, dirs.concat(), self.after)
+    }
+}
+
+/// A folder without a slash at its end, so that it is named in one way.
+fn named(dir: &Path) -> String {
+    dir.display().to_string().trim_end_matches('/').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_replaced_and_the_rest_stays() {
+        let text = "# Title\n\n<!-- harness report -->\n<!-- end of harness report -->\n\nMore.\n";
+        let document = Document::parse(text).unwrap();
+        assert!(document.dirs.is_empty() && document.section.is_empty());
+        let dirs = [PathBuf::from("results/a/1/"), PathBuf::from("results/b/2")];
+        let spliced = document.with(&dirs, "\nA table.\n\n");
+        let again = Document::parse(&spliced).unwrap();
+        assert_eq!(again.dirs, [PathBuf::from("results/a/1"), PathBuf::from("results/b/2")]);
+        assert_eq!(again.section, "A table.\n\n");
+        assert_eq!(again.with(&[], ""), text);
+    }
+
+    #[test]
+    fn what_is_no_section_is_refused() {
+        for text in [
+            "",
+            "<!-- harness report -->\n",
+            "<!-- end of harness report -->\n<!-- harness report -->",
+            "<!-- harness report x",
+        ] {
+            assert!(Document::parse(text).is_err(), "{text}");
+        }
+    }
+}
