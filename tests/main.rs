@@ -9,6 +9,7 @@ mod durability;
 mod experiment;
 mod faults;
 mod federated;
+mod keyvalue;
 mod netns;
 mod policy;
 mod signals;

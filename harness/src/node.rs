@@ -14,15 +14,17 @@ use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::impair::{self, Losses};
 use replication::transport::quic::{HANDSHAKE_TIMEOUT, QuicConfig, QuicTransport};
 use replication::work::{self, Spent};
-use replication::{AnyStore, NodeId, Site, Storage};
+use replication::{AnyStore, NodeId, Observer, Site, Storage, StoreEvent};
 use tokio::sync::mpsc;
 use workloads::federated::{
     self, EngineKind, Event, Learner, LocalLearner, Participant, SizedLearner, model,
 };
+use workloads::keyvalue::message::MAX_MESSAGE_BYTES;
 
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
 use crate::control::{Captured, Counted, Lifecycle, LinkLoss, NodeEvent, Start, Status};
+use crate::kv;
 use crate::meter;
 use crate::plan::{PlacementKind, Plan};
 use crate::resources;
@@ -45,6 +47,9 @@ const UNASKED: u64 = 0;
 /// # Errors
 /// What keeps it from running, in words for the controller's user; nothing secret.
 pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
+    if start.plan.kv.is_some() {
+        return kv::node::run(start, outbox, commands).await;
+    }
     let capture = capture(&start, &outbox)?;
     let node = Node::open(&start, &outbox).await?;
     let participant = node.participant(&start.plan, &outbox).await?;
@@ -88,13 +93,13 @@ fn capture(start: &Start, outbox: &Outbox) -> anyhow::Result<Option<Capture>> {
 
 /// A node's ends of the two planes, and its store.
 #[derive(Clone)]
-struct Node {
+pub(crate) struct Node {
     id: NodeId,
-    learning: Arc<QuicTransport>,
+    pub(crate) learning: Arc<QuicTransport>,
     replication: Arc<QuicTransport>,
-    store: AnyStore,
+    pub(crate) store: AnyStore,
     /// What its links lose by a fault.
-    losses: Losses,
+    pub(crate) losses: Losses,
     storage: Option<Storage>,
     /// This node's suitability.
     score: u32,
@@ -107,7 +112,7 @@ fn addresses(plan: &Plan, port: u16) -> BTreeMap<NodeId, SocketAddr> {
 }
 
 /// What is lost by address, on both planes.
-fn shares(plan: &Plan, losses: &[LinkLoss]) -> BTreeMap<SocketAddr, f64> {
+pub(crate) fn shares(plan: &Plan, losses: &[LinkLoss]) -> BTreeMap<SocketAddr, f64> {
     let addresses = |loss: &LinkLoss| {
         let share = loss.share;
         let planes = [plan.learning_address(loss.to), plan.replication_address(loss.to)];
@@ -140,6 +145,12 @@ fn bind(
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = start.plan.job.parameter_bytes;
+        if start.plan.kv.is_some() {
+            // Clients come to the nodes, which have nothing to say to each other there.
+            config.peers.clear();
+            config.guests = true;
+            config.max_body_bytes = MAX_MESSAGE_BYTES;
+        }
     }
     Ok(QuicTransport::bind(config)?)
 }
@@ -175,8 +186,20 @@ async fn learner_of(plan: &Plan, node: NodeId) -> anyhow::Result<(Arc<dyn Learne
     Ok((Arc::new(learner), Event::Ready { train_examples, test_examples, synthetic, engine }))
 }
 
+/// Tells of what a store does, save that it has one more of the key-value workload's many batches.
+struct Changes(Outbox);
+
+impl Observer for Changes {
+    fn observe(&self, event: StoreEvent) {
+        if !matches!(event, StoreEvent::Applied { .. }) {
+            self.0.observe(event);
+        }
+    }
+}
+
 impl Node {
-    async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
+    /// Opens both planes and the store.
+    pub(crate) async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
         let plan = &start.plan;
         let losses = Losses::default();
@@ -192,7 +215,8 @@ impl Node {
         let score = resources.score();
         outbox.event(NodeEvent::Node(Lifecycle::Resources { resources, score }));
         let backend = plan.backend.for_nodes(&plan.nodes(), plan.job.seed);
-        let observer = Arc::new(outbox.clone());
+        let observer: Arc<dyn Observer> =
+            if plan.kv.is_some() { Arc::new(Changes(outbox.clone())) } else { Arc::new(outbox.clone()) };
         let storage = storage_of(plan, start.node).await?;
         let site = Site { resources, storage: storage.clone(), ..Site::new(replication.clone(), observer) };
         let store = replication::open(backend, site).await?;
@@ -237,7 +261,7 @@ impl Node {
         })
     }
 
-    fn status(&self, request_id: u64) -> Status {
+    pub(crate) fn status(&self, request_id: u64) -> Status {
         Status {
             request_id,
             latest: self.store.held(),
@@ -249,7 +273,7 @@ impl Node {
     }
 
     /// Why the job ended: a store whose disk failed stops, which says less than the disk's own words.
-    async fn because_of_its_disk(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
+    pub(crate) async fn because_of_its_disk(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         match &self.storage {
             Some(storage) => storage.flush().await.map_err(anyhow::Error::from).and(ended),
             None => ended,
@@ -257,7 +281,7 @@ impl Node {
     }
 
     /// Closes everything; the status is that of before, with everything counted that was sent since.
-    async fn close(self) -> Status {
+    pub(crate) async fn close(self) -> Status {
         let before = self.status(UNASKED);
         self.store.close().await;
         tokio::join!(self.learning.close(), self.replication.close());

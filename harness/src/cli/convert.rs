@@ -36,10 +36,12 @@ impl RunArgs {
                 "let it end in .0, for example 127.0.0.0",
             ));
         }
+        let (job, backend) = (self.job(random_seed), self.store.to_plan(self.nodes)?);
         let trial = Trial {
             plan: Plan {
-                job: self.job(random_seed),
-                backend: self.store.to_plan(self.nodes)?,
+                kv: self.kv.to_plan(backend.backend(), job.seed)?,
+                job,
+                backend,
                 suitability: self.store.suitability.clone(),
                 placement: match self.placement {
                     PlacementArg::Process => PlacementKind::Process,
@@ -152,6 +154,10 @@ impl RunArgs {
             words.extend([format!("--{name}"), value.to_string()])
         };
         for (name, value) in self.store.repeat(self.nodes) {
+            option(name, &value);
+        }
+        let backend = self.store.to_plan(self.nodes).map(|plan| plan.backend());
+        for (name, value) in backend.map(|backend| self.kv.repeat(backend, seed)).unwrap_or_default() {
             option(name, &value);
         }
         option("durability", &word(self.durability));

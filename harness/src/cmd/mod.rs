@@ -3,6 +3,7 @@
 mod capture;
 mod data;
 mod experiment;
+mod kv;
 mod node;
 mod recover;
 mod run;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
         Command::Capture(args) => capture::run(&args),
+        Command::Kv(args) => kv::run(&args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -11,8 +11,10 @@ use super::{
     Backend, BackendPlan, Durability, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES,
     TRAIN_EXAMPLES, Trial,
 };
+use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::fault::{Kind, When, Who};
+use crate::kv::plan::Disturbance;
 use crate::units::exact_ms;
 
 /// Fewest intervals of silence, in thousandths, after which gossip may suspect a node.
@@ -24,8 +26,9 @@ impl Plan {
     /// # Errors
     /// The first contradiction, by option, with its remedy.
     pub fn validate(&self) -> Result<(), Usage> {
+        self.validate_kv()?;
         self.validate_size()?;
-        if self.job.engine != EngineKind::None {
+        if self.job.engine != EngineKind::None && self.kv.is_none() {
             self.validate_data()?;
             self.validate_training()?;
         }
@@ -63,6 +66,22 @@ impl Plan {
         if !bytes.is_multiple_of(4) || bytes == 0 || bytes > MAX_PARAMETER_BYTES {
             let wrong = format!("not a multiple of 4 from 4 to {MAX_PARAMETER_BYTES}");
             return refuse(&wrong, "use for example 64kB or 45MB");
+        }
+        Ok(())
+    }
+
+    /// What a key-value run does not do.
+    fn validate_kv(&self) -> Result<(), Usage> {
+        if self.kv.is_none() {
+            return Ok(());
+        }
+        if self.placement == PlacementKind::Netns {
+            let wrong = "not for --workload kv: its clients run in the controller, outside of the namespaces";
+            return Err(Usage::option("--placement", "netns", wrong, "use --placement process"));
+        }
+        if self.capture == CaptureMode::Required {
+            let wrong = "not for --workload kv: it captures nothing";
+            return Err(Usage::option("--capture", "required", wrong, "leave it out"));
         }
         Ok(())
     }
@@ -325,6 +344,25 @@ impl Plan {
 }
 
 impl Trial {
+    /// What disturbs a key-value run.
+    fn validate_disturbances(&self) -> Result<(), Usage> {
+        let Some(kv) = &self.plan.kv else { return Ok(()) };
+        if let Some(fault) = self.faults.first() {
+            let wrong = "not for --workload kv: it has no rounds";
+            return Err(Usage::option("--fault", fault, wrong, "use --disturb"));
+        }
+        if self.durability == Durability::Memory && kv.disturbances.kinds.contains(&Disturbance::Kill) {
+            let wrong = "a node that lost its memory, and its votes with it, must not come back under its id";
+            return Err(Usage::option(
+                "--disturb",
+                "kill",
+                wrong,
+                "use --durability disk, or stop or partition",
+            ));
+        }
+        Ok(())
+    }
+
     /// Checks the plan and the faults.
     ///
     /// # Errors
@@ -337,6 +375,7 @@ impl Trial {
             let remedy = "use --durability memory, or --backend raft or raft-subset";
             return Err(Usage::option("--durability", "disk", wrong, remedy));
         }
+        self.validate_disturbances()?;
         for fault in &self.faults {
             if matches!(fault.kind, Kind::Restart { .. }) && self.durability == Durability::Memory {
                 let wrong =

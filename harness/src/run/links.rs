@@ -18,7 +18,7 @@ const WAITING_ORDERS: usize = 64;
 
 /// What was heard of a node.
 #[derive(Debug)]
-pub(super) enum News {
+pub(crate) enum News {
     /// It said something.
     Message(FromNode),
     /// It said something that was not understood.
@@ -29,20 +29,20 @@ pub(super) enum News {
 
 /// Every node's streams.
 #[derive(Debug)]
-pub(super) struct Links {
+pub(crate) struct Links {
     orders: BTreeMap<NodeId, mpsc::Sender<ToNode>>,
     news: mpsc::Receiver<(NodeId, News)>,
     report: mpsc::Sender<(NodeId, News)>,
 }
 
 impl Links {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (report, news) = mpsc::channel(WAITING_NEWS);
         Self { orders: BTreeMap::new(), news, report }
     }
 
     /// Joins a node.
-    pub(super) fn add(&mut self, node: NodeId, pipes: Pipes) {
+    pub(crate) fn add(&mut self, node: NodeId, pipes: Pipes) {
         let (orders, mut waiting) = mpsc::channel(WAITING_ORDERS);
         self.orders.insert(node, orders);
         let report = self.report.clone();
@@ -73,17 +73,17 @@ impl Links {
     }
 
     /// Sends an order, unless the node is gone or does not read.
-    pub(super) fn send(&self, node: NodeId, order: ToNode) -> bool {
+    pub(crate) fn send(&self, node: NodeId, order: ToNode) -> bool {
         self.orders.get(&node).is_some_and(|orders| orders.try_send(order).is_ok())
     }
 
     /// Closes the stream to a node, once every order is written.
-    pub(super) fn close(&mut self, node: NodeId) {
+    pub(crate) fn close(&mut self, node: NodeId) {
         self.orders.remove(&node);
     }
 
     /// The next news of any node. Cancel safe.
-    pub(super) async fn next(&mut self) -> Option<(NodeId, News)> {
+    pub(crate) async fn next(&mut self) -> Option<(NodeId, News)> {
         self.news.recv().await
     }
 }

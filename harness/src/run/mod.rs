@@ -5,7 +5,7 @@
 
 pub mod cluster;
 mod conclude;
-mod links;
+pub(crate) mod links;
 mod restart;
 mod strike;
 #[cfg(test)]
@@ -93,7 +93,7 @@ impl Timeouts {
         }
     }
 
-    fn timers(&self, plan: &Plan) -> Timers {
+    pub(crate) fn timers(&self, plan: &Plan) -> Timers {
         let (detection_lo_ns, detection_hi_ns) = plan.backend.detection_ns();
         Timers {
             detection_lo_ns,
