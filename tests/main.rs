@@ -12,6 +12,7 @@ mod elections;
 mod experiment;
 mod faults;
 mod federated;
+mod keyvalue;
 mod levels;
 mod members;
 mod netns;

@@ -12,6 +12,7 @@
 //!     experiment        many runs from a file, resumable
 //!     place, link       where nodes run: child processes, in network namespaces on request; links between them
 //!     record, progress  results folder; display
+//!     kv                the key-value workload: its nodes, its clients, its controller, its prompt
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
 //!   report, stats: recorded files to a page, figures and tables; medians and intervals
@@ -36,6 +37,7 @@ pub mod exit;
 pub mod experiment;
 pub mod fault;
 pub mod identity;
+pub mod kv;
 pub mod link;
 pub mod meter;
 pub mod node;

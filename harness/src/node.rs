@@ -16,15 +16,17 @@ use replication::transport::identity::{Identity, Plane};
 use replication::transport::quic::impair::{self, Disturbance};
 use replication::transport::quic::{HANDSHAKE_TIMEOUT, QuicConfig, QuicTransport};
 use replication::work::{self, Spent};
-use replication::{AnyStore, NodeId, Site, Storage, StoreError};
+use replication::{AnyStore, NodeId, Observer, Site, Storage, StoreError, StoreEvent};
 use tokio::sync::mpsc;
 use workloads::federated::{
     self, EngineKind, Event, Learner, LocalLearner, Participant, SizedLearner, model,
 };
+use workloads::keyvalue::message::MAX_MESSAGE_BYTES;
 
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::node_end::{Command, Outbox};
 use crate::control::{Captured, Counted, Entry, Impair, Lifecycle, LinkLoss, NodeEvent, Start, Status};
+use crate::kv;
 use crate::meter;
 use crate::plan::{PlacementKind, Plan};
 use crate::resources;
@@ -51,6 +53,9 @@ const UNASKED: u64 = 0;
 /// # Errors
 /// What keeps it from running, in words for the controller's user; nothing secret.
 pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
+    if start.plan.kv.is_some() {
+        return kv::node::run(start, outbox, commands).await;
+    }
     let capture = capture(&start, &outbox)?;
     let node = Node::open(&start, &outbox).await?;
     let (writes, rounds) = mpsc::channel(WAITING_WRITES);
@@ -123,13 +128,13 @@ fn capture(start: &Start, outbox: &Outbox) -> anyhow::Result<Option<Capture>> {
 
 /// A node's ends of the two planes, and its store.
 #[derive(Clone)]
-struct Node {
+pub(crate) struct Node {
     id: NodeId,
-    learning: Arc<QuicTransport>,
+    pub(crate) learning: Arc<QuicTransport>,
     replication: Arc<QuicTransport>,
-    store: AnyStore,
+    pub(crate) store: AnyStore,
     /// What faults do to what it sends.
-    disturbance: Disturbance,
+    pub(crate) disturbance: Disturbance,
     storage: Option<Storage>,
     lifeline: Option<Arc<TcpLifeline>>,
     /// This node's suitability.
@@ -145,7 +150,7 @@ fn addresses(plan: &Plan, nodes: &[NodeId], port: u16) -> BTreeMap<NodeId, Socke
 }
 
 /// What is lost by address, on both planes.
-fn shares(plan: &Plan, losses: &[LinkLoss]) -> BTreeMap<SocketAddr, f64> {
+pub(crate) fn shares(plan: &Plan, losses: &[LinkLoss]) -> BTreeMap<SocketAddr, f64> {
     let addresses = |loss: &LinkLoss| {
         let share = loss.share;
         let planes = [plan.learning_address(loss.to), plan.replication_address(loss.to)];
@@ -181,6 +186,12 @@ fn bind(
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = start.plan.job.parameter_bytes;
+        if start.plan.kv.is_some() {
+            // Clients come to the nodes, which have nothing to say to each other there.
+            config.peers.clear();
+            config.guests = true;
+            config.max_body_bytes = MAX_MESSAGE_BYTES;
+        }
     }
     Ok(QuicTransport::bind(config)?)
 }
@@ -191,7 +202,8 @@ async fn lifeline(start: &Start) -> anyhow::Result<Option<Arc<TcpLifeline>>> {
     if !plan.backend.fast_failover {
         return Ok(None);
     }
-    let mut peers = addresses(plan, plan.replication_port);
+    // Those that are not there yet included: whoever aggregates is dialled, nobody else.
+    let mut peers = addresses(plan, &plan.nodes(), plan.replication_port);
     let own = peers.remove(&start.node).context("the plan has no address of this node")?;
     Ok(Some(TcpLifeline::bind(start.identity.decode()?, own, peers).await?))
 }
@@ -232,8 +244,20 @@ async fn learner_of(plan: &Plan, node: NodeId) -> anyhow::Result<(Arc<dyn Learne
     Ok((Arc::new(learner), Event::Ready { train_examples, test_examples, synthetic, engine }))
 }
 
+/// Tells of what a store does, save that it has one more of the key-value workload's many batches.
+struct Changes(Outbox);
+
+impl Observer for Changes {
+    fn observe(&self, event: StoreEvent) {
+        if !matches!(event, StoreEvent::Applied { .. }) {
+            self.0.observe(event);
+        }
+    }
+}
+
 impl Node {
-    async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
+    /// Opens both planes and the store.
+    pub(crate) async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
         let plan = &start.plan;
         let disturbance = Disturbance::default();
@@ -253,7 +277,8 @@ impl Node {
         let nodes: BTreeSet<NodeId> = plan.founders().into_iter().chain([start.node]).collect();
         let nodes: Vec<NodeId> = nodes.into_iter().collect();
         let backend = plan.backend.for_nodes(&nodes, plan.job.seed);
-        let observer = Arc::new(outbox.clone());
+        let observer: Arc<dyn Observer> =
+            if plan.kv.is_some() { Arc::new(Changes(outbox.clone())) } else { Arc::new(outbox.clone()) };
         let storage = storage_of(plan, start.node).await?;
         let lifeline = lifeline(start).await?;
         let site = Site {
@@ -327,7 +352,7 @@ impl Node {
         })
     }
 
-    fn status(&self, request_id: u64) -> Status {
+    pub(crate) fn status(&self, request_id: u64) -> Status {
         Status {
             request_id,
             latest: self.store.held(),
@@ -344,7 +369,7 @@ impl Node {
     }
 
     /// Why the job ended: a store whose disk failed stops, which says less than the disk's own words.
-    async fn because_of_its_disk(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
+    pub(crate) async fn because_of_its_disk(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         match &self.storage {
             Some(storage) => storage.flush().await.map_err(anyhow::Error::from).and(ended),
             None => ended,
@@ -352,7 +377,7 @@ impl Node {
     }
 
     /// Closes everything; the status is that of before, with everything counted that was sent since.
-    async fn close(self) -> Status {
+    pub(crate) async fn close(self) -> Status {
         let before = self.status(UNASKED);
         self.store.close().await;
         tokio::join!(self.learning.close(), self.replication.close());

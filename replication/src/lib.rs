@@ -48,7 +48,7 @@ pub use error::{Outcome, StoreError};
 pub use recover::Survivor;
 pub use storage::{Storage, StorageError};
 pub use store::{
-    AnyStore, Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED,
-    Digest, Epoch, Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Payload, Phase, Receipt, Silent,
-    Slot, StoreEvent,
+    AnyStore, Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, Confirmation,
+    DEFAULT_RETAINED, Digest, Epoch, Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Payload, Phase,
+    Receipt, Silent, Slot, StoreEvent,
 };

@@ -335,6 +335,16 @@ impl fmt::Display for Payload {
     }
 }
 
+/// How an aggregator makes sure that it still is one, before it answers from what it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Confirmation {
+    /// By asking a majority (Raft's read index).
+    Index,
+    /// By the time since a majority last answered, which takes clocks that run alike (Raft's leader lease).
+    Lease,
+}
+
 /// Who brings a checkpoint's bytes to the nodes that shall hold them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
@@ -561,6 +571,16 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
 
     /// Nodes that could take over from this one, in ascending order.
     fn candidates(&self) -> Vec<NodeId>;
+
+    /// Makes sure that this node still aggregates in `epoch`: if the store is [`linear`](Guarantees::linear) and elects by
+    /// majority, nothing of a later epoch was acknowledged before this was called. Otherwise as far as this node knows.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAggregator`] if another epoch is in force; [`StoreError::Unavailable`] if it cannot be found out.
+    async fn confirm(&self, epoch: Epoch, _by: Confirmation) -> Result<(), StoreError> {
+        let current = *self.aggregator().borrow();
+        if current == Some(epoch) { Ok(()) } else { Err(StoreError::NotAggregator { current }) }
+    }
 
     /// Hands over on purpose, to `to` or to whoever is fit. Returns once another epoch is in force.
     ///

@@ -2,3 +2,4 @@
 //! backend, no process, no result file.
 
 pub mod federated;
+pub mod keyvalue;

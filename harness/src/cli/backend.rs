@@ -148,7 +148,7 @@ impl BackendArgs {
     }
 
     fn specials(&self) -> [Special; 11] {
-        use Backend::{Backup, Gossip, Local, Raft, RaftSubset};
+        use Backend::{Backup, Gossip, Raft, RaftSubset};
         const ELECTING: &[Backend] = &[Raft, RaftSubset, Gossip, Backup];
         fn special(
             option: &'static str,

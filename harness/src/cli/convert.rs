@@ -47,10 +47,12 @@ impl RunArgs {
             let most = plan::MAX_NODES.saturating_sub(newcomers + spares);
             return Err(Usage::option("--nodes", self.nodes, wrong, format_args!("use at most {most}")));
         }
+        let (job, backend) = (self.job(random_seed), self.store.to_plan(self.nodes)?);
         let trial = Trial {
             plan: Plan {
-                job: self.job(random_seed),
-                backend: self.store.to_plan(self.nodes)?,
+                kv: self.kv.to_plan(backend.backend(), job.seed)?,
+                job,
+                backend,
                 suitability: self.store.suitability.clone(),
                 placement: match self.placement {
                     PlacementArg::Process => PlacementKind::Process,
@@ -190,6 +192,10 @@ impl RunArgs {
             words.extend([format!("--{name}"), value.to_string()])
         };
         for (name, value) in self.store.repeat(self.nodes) {
+            option(name, &value);
+        }
+        let backend = self.store.to_plan(self.nodes).map(|plan| plan.backend());
+        for (name, value) in backend.map(|backend| self.kv.repeat(backend, seed)).unwrap_or_default() {
             option(name, &value);
         }
         option("durability", &word(self.effective_durability()));

@@ -10,7 +10,7 @@ use super::convert::word;
 use super::{BackendArg, BackendArgs, CaptureArg, PlacementArg, RunArgs};
 use crate::election::{Fault, Logs};
 use crate::exit::Usage;
-use crate::plan::{Backend, Scheme, Trial};
+use crate::plan::{Backend, Roll, Scheme, Trial};
 
 /// What is done to the aggregator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -197,8 +197,9 @@ impl ElectionArgs {
 /// Whether the others can go on when one node is gone.
 fn can_elect(trial: &Trial) -> Result<(), Usage> {
     let plan = &trial.plan;
-    let others = &plan.nodes()[1..];
-    if let Some(shortfall) = plan.backend.shortfall(plan.members.len(), others, &[]) {
+    let members = plan.nodes();
+    let roll = Roll { alive: members[1..].to_vec(), members, voters: Vec::new() };
+    if let Some(shortfall) = plan.backend.shortfall(&roll) {
         let wrong = format!("when one of them is gone {shortfall}");
         let remedy = "use more, or fewer --backups or --holders";
         return Err(Usage::option("--nodes", plan.members.len(), wrong, remedy));

@@ -4,6 +4,7 @@ mod backend;
 mod convert;
 mod election;
 mod experiment;
+mod kv;
 mod resume;
 mod values;
 
@@ -12,13 +13,17 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use replication::NodeId;
 
+use crate::exit::Usage;
 use crate::fault::{Change, Fault};
+use crate::kv::prompt::Action;
 
 pub use backend::{BackendArg, BackendArgs, PayloadArg};
 pub use convert::{shell_line, shell_words};
 pub use election::{ElectionArgs, FaultArg, LogsArg};
 pub use experiment::{ExperimentCommand, ExperimentRunArgs, ExperimentShowArgs, run_options};
+pub use kv::{DeliveryArg, KeysArg, KvArgs as KvOptions, ReadsArg, WorkloadArg};
 pub use values::{PartitionArg, PolicyArg, Size, Span, Thousandths, Window};
 
 /// Runs, breaks and measures replicated federated-learning jobs.
@@ -92,6 +97,8 @@ pub enum Command {
         #[command(subcommand)]
         command: DataCommand,
     },
+    /// Use and administer the cluster of a key-value run while it runs; without a command, a prompt.
+    Kv(KvArgs),
     /// Print a completion script for a shell.
     ///
     /// For example: harness completions bash > ~/.local/share/bash-completion/completions/harness
@@ -99,6 +106,83 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+/// `harness kv`.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct KvArgs {
+    /// The file that `harness run --workload kv --cluster FILE` writes while it runs.
+    #[arg(long, value_name = "FILE", global = true, required = false, default_value = "cluster.json")]
+    pub cluster: PathBuf,
+    /// How long a command may take (seconds unless a unit is given).
+    #[arg(long, value_name = "DURATION", value_parser = values::seconds, default_value = "10s", global = true)]
+    pub timeout: Span,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<KvCommand>,
+}
+
+/// The commands of `harness kv`.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum KvCommand {
+    /// Print the value of a key.
+    Get {
+        /// The key, at most 1024 bytes.
+        key: String,
+    },
+    /// Give a key a value.
+    Set {
+        /// The key, at most 1024 bytes.
+        key: String,
+        /// The value, at most 65536 bytes.
+        value: String,
+    },
+    /// Remove a key.
+    Delete {
+        /// The key.
+        key: String,
+    },
+    /// Print every entry.
+    Show,
+    /// Print how every node is: role, term, leader, commit index, members, and what it did in the last 10 seconds.
+    Status,
+    /// Print the newest commands that a node has applied: index, term, command.
+    Log {
+        /// How many, at most 256.
+        #[arg(long, value_name = "N", default_value_t = crate::kv::prompt::LOG_LINES)]
+        lines: u32,
+        /// Of which node [default: the one that leads].
+        #[arg(long, value_name = "ID")]
+        node: Option<u64>,
+    },
+    /// Have a node leave the cluster for good, and end.
+    RemoveNode {
+        /// The node.
+        node: u64,
+    },
+    /// Run the clients of the test that the cluster is configured for on this host, and print what they saw.
+    Load,
+}
+
+impl KvCommand {
+    /// The command as one of the prompt's; none: run the test's clients.
+    ///
+    /// # Errors
+    /// A key or value over its limit.
+    pub fn action(&self) -> Result<Option<Action>, Usage> {
+        let action = match self.clone() {
+            Self::Get { key } => Action::Get(key),
+            Self::Set { key, value } => Action::Set(key, value),
+            Self::Delete { key } => Action::Delete(key),
+            Self::Show => Action::Show,
+            Self::Status => Action::Status,
+            Self::Log { lines, node } => Action::Log { node: node.map(NodeId), lines },
+            Self::RemoveNode { node } => Action::RemoveNode(NodeId(node)),
+            Self::Load => return Ok(None),
+        };
+        action.check().map_err(|error| Usage(format!("harness kv: {error}; use a shorter one")))?;
+        Ok(Some(action))
+    }
 }
 
 /// `harness recover`.
@@ -283,6 +367,9 @@ pub struct RunArgs {
     /// The store.
     #[command(flatten)]
     pub store: BackendArgs,
+    /// The key-value workload.
+    #[command(flatten)]
+    pub kv: KvOptions,
     /// What is written to the store in each round.
     #[arg(long, value_enum, default_value_t = ProfileArg::Once, help_heading = "Replication")]
     pub profile: ProfileArg,

@@ -33,7 +33,7 @@ pub(super) fn run(args: &ElectionArgs) -> anyhow::Result<Exit> {
     let memory = memory_folder()?;
     let _folder = if trial.plan.backend.backend().keeps_on_disk() {
         let dir = args.store_dir.as_deref().unwrap_or(memory.path());
-        let folder = disk::Folder::open(dir, &trial.plan)?;
+        let folder = disk::Folder::open(dir, &trial.plan, false)?;
         trial.plan.disk = Some(folder.disk().clone());
         Some(folder)
     } else {

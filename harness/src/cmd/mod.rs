@@ -6,6 +6,7 @@ mod data;
 mod doctor;
 mod election;
 mod experiment;
+mod kv;
 mod node;
 mod recover;
 mod report;
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Capture(args) => capture::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Kv(args) => kv::run(&args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -3,14 +3,16 @@
 use std::hash::{BuildHasher as _, RandomState};
 
 use anyhow::Context as _;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use workloads::federated::EngineKind;
 
 use super::print;
 use crate::cli::{RunArgs, shell_line};
-use crate::exit::{Exit, print_error};
+use crate::exit::{Exit, Usage, print_error};
 use crate::identity;
+use crate::kv;
 use crate::place::netns::Namespaces;
 use crate::place::process::Processes;
 use crate::plan::{PlacementKind, Trial};
@@ -47,11 +49,19 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         timeouts: Timeouts::of(&trial.plan),
         trial,
     };
+    if setup.trial.plan.kv.is_some() {
+        let file = args.kv.cluster_file.clone();
+        let summary = block_on(async {
+            let stops = stop_signals()?;
+            Box::pin(kv::run::run(setup, file, Processes::of_this_program()?, progress, stops)).await
+        })?;
+        return report(&summary, &summary.to_text(), (summary.outcome, &summary.message), args.json);
+    }
     let summary = block_on(async {
         let stops = stop_signals()?;
         carry_out(setup, progress, stops).await
     })?;
-    report(&summary, &args)
+    report(&summary, &summary_text(&summary), (summary.outcome, &summary.message), args.json)
 }
 
 /// Runs `future` on this thread. Nodes die with the thread that started them: this one, which lives as long as the
@@ -70,6 +80,10 @@ pub(super) async fn carry_out(
     progress: Progress,
     stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<Summary> {
+    if setup.trial.plan.kv.is_some() {
+        let wrong = "a key-value run has results of another kind";
+        return Err(Usage::option("--workload", "kv", wrong, "use `harness run`").into());
+    }
     match setup.trial.plan.placement {
         PlacementKind::Process => {
             Box::pin(run::run(setup, Processes::of_this_program()?, progress, stops)).await
@@ -94,7 +108,8 @@ fn announce(trial: &Trial, progress: &Progress) {
     for warning in trial.plan.backend.warnings() {
         progress.warn(&warning);
     }
-    if trial.plan.job.data.is_none() && trial.plan.job.engine != EngineKind::None {
+    let shown = trial.plan.kv.is_none() && trial.plan.job.engine != EngineKind::None;
+    if trial.plan.job.data.is_none() && shown {
         progress.note(
             "using the built-in synthetic examples; for CIFAR-10: `harness data fetch DIR`, then run with --data DIR",
         );
@@ -118,21 +133,27 @@ pub(super) fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
     Ok(stops)
 }
 
-fn report(summary: &Summary, args: &RunArgs) -> anyhow::Result<Exit> {
-    if args.json {
+/// Prints a summary, and says how the run ended.
+fn report(
+    summary: &impl Serialize,
+    text: &str,
+    (outcome, message): (Outcome, &str),
+    json: bool,
+) -> anyhow::Result<Exit> {
+    if json {
         let mut text = serde_json::to_vec_pretty(summary)?;
         text.push(b'\n');
         print(&text)?;
     } else {
-        print(summary_text(summary).as_bytes())?;
+        print(text.as_bytes())?;
     }
-    let exit = match summary.outcome {
+    let exit = match outcome {
         Outcome::Completed => return Ok(Exit::Success),
         Outcome::NoMajority => Exit::NoMajority,
         Outcome::Interrupted => Exit::Interrupted,
         Outcome::Terminated => Exit::Terminated,
         Outcome::Failed | Outcome::Running => Exit::Failed,
     };
-    print_error(&anyhow::anyhow!("{}", summary.message));
+    print_error(&anyhow::anyhow!("{message}"));
     Ok(exit)
 }

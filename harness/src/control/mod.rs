@@ -244,6 +244,7 @@ pub enum Lifecycle {
         round: u64,
         /// Why not, if it failed.
         failure: Option<String>,
+    },
     /// The node has left the cluster, and ends.
     Left,
     /// The node was not let go, and stays.

@@ -36,7 +36,7 @@ use self::summary::Frame;
 pub use self::summary::{LIMITS_MS, Share, Stages, Summary};
 use self::trial::{Cluster, Election, Strike};
 use crate::clock;
-use crate::control::{FromNode, Lifecycle, LinkLoss, NodeEvent, Start, ToNode, VERSION};
+use crate::control::{Entry, FromNode, Impair, Lifecycle, LinkLoss, NodeEvent, Start, ToNode, VERSION};
 use crate::exit::Exit;
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
@@ -300,7 +300,7 @@ impl<P: Placement> Controller<P> {
         behind.shuffle(&mut self.dice);
         behind.truncate(survivors + 1 - majority_of(survivors + 1));
         let losses = behind.iter().map(|to| LinkLoss { to: *to, share: 1.0 }).collect();
-        self.links.send(epoch.node, ToNode::Impair { losses });
+        self.links.send(epoch.node, ToNode::Impair(Impair { losses, delay_ns: 0 }));
         self.round += 1;
         let round = self.round;
         self.links.send(epoch.node, ToNode::Put { round });
@@ -332,7 +332,7 @@ impl<P: Placement> Controller<P> {
     async fn bring_back(&mut self, node: NodeId) -> Result<(), Halt> {
         match self.setup.fault {
             Fault::Stop => {
-                self.links.send(node, ToNode::Impair { losses: Vec::new() });
+                self.links.send(node, ToNode::Impair(Impair::default()));
                 Ok(self.placement.resume(node)?)
             }
             Fault::Kill => {
@@ -463,7 +463,8 @@ impl<P: Placement> Controller<P> {
         let identity =
             self.identities.get(&node).cloned().context("a node that was not started said hello")?;
         let plan = self.setup.plan.clone();
-        let start = Start { version: VERSION, node, plan, identity, store_only: true };
+        let (peers, entry) = (plan.nodes(), Entry::Founds);
+        let start = Start { version: VERSION, node, plan, identity, peers, entry, store_only: true };
         self.links.send(node, ToNode::Start(Box::new(start)));
         Ok(())
     }

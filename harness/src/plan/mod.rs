@@ -18,6 +18,7 @@ pub use validate::validate_nodes;
 
 use crate::capture::CaptureMode;
 use crate::fault::{Change, Fault};
+use crate::kv::plan::KvPlan;
 use crate::link::Link;
 use crate::resources::Override;
 
@@ -86,6 +87,9 @@ pub enum Durability {
 pub struct Plan {
     /// The federated job; its seed is the trial's.
     pub job: Config,
+    /// The key-value workload, which then runs in place of the job.
+    #[serde(default)]
+    pub kv: Option<KvPlan>,
     /// The store.
     pub backend: BackendPlan,
     /// What nodes are said to have to offer, in place of what they measure.
@@ -262,6 +266,7 @@ pub(crate) mod tests {
         let members = Plan::members_in(Ipv4Addr::new(127, 9, 9, 0), nodes);
         Plan {
             job,
+            kv: None,
             backend,
             suitability: Vec::new(),
             placement: PlacementKind::Process,

@@ -5,6 +5,7 @@
 use super::{Backend, Durability, Trial, workers_of};
 use crate::exit::Usage;
 use crate::fault::{Change, Fault, Kind, When, Who};
+use crate::kv::plan::Disturbance;
 
 impl Trial {
     /// Checks the plan and the faults.
@@ -16,7 +17,7 @@ impl Trial {
         let backend = self.plan.backend.backend();
         if self.durability != Durability::Memory && !backend.keeps_on_disk() {
             let wrong = format!("{backend} keeps its state in memory only");
-            let remedy = "use --durability memory, or --backend local, raft or raft-subset";
+            let remedy = "use --durability memory, or another --backend";
             return Err(Usage::option("--durability", "disk", wrong, remedy));
         }
         if self.durability == Durability::Memory && backend == Backend::Local {
@@ -24,11 +25,35 @@ impl Trial {
             let remedy = "use --durability disk, or --backend none for an aggregator without a disk";
             return Err(Usage::option("--durability", "memory", wrong, remedy));
         }
+        self.validate_disturbances()?;
         for fault in &self.faults {
             self.validate_restart(fault)?;
             self.validate_moment("--fault", fault, fault.when, Some(fault.who))?;
         }
         self.validate_changes()
+    }
+
+    /// What disturbs a key-value run.
+    fn validate_disturbances(&self) -> Result<(), Usage> {
+        let Some(kv) = &self.plan.kv else { return Ok(()) };
+        if let Some(fault) = self.faults.first() {
+            let wrong = "not for --workload kv: it has no rounds";
+            return Err(Usage::option("--fault", fault, wrong, "use --disturb"));
+        }
+        if let Some(change) = self.changes.first() {
+            let wrong = "not for --workload kv: it has no rounds";
+            return Err(Usage::option("--member", change, wrong, "leave it out"));
+        }
+        if self.durability == Durability::Memory && kv.disturbances.kinds.contains(&Disturbance::Kill) {
+            let wrong = "a node that lost its memory, and its votes with it, must not come back under its id";
+            return Err(Usage::option(
+                "--disturb",
+                "kill",
+                wrong,
+                "use --durability disk, or stop or partition",
+            ));
+        }
+        Ok(())
     }
 
     /// Without its memory a node may come back only under another id, in a group that is still there.

@@ -10,6 +10,7 @@ use workloads::federated::{EngineKind, Partition, Policy, Profile};
 use super::{
     Backend, BackendPlan, MAX_NODES, MAX_ROUNDS, PlacementKind, Plan, Scheme, TEST_EXAMPLES, TRAIN_EXAMPLES,
 };
+use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::units::exact_ms;
 
@@ -22,8 +23,9 @@ impl Plan {
     /// # Errors
     /// The first contradiction, by option, with its remedy.
     pub fn validate(&self) -> Result<(), Usage> {
+        self.validate_kv()?;
         self.validate_size()?;
-        if self.job.engine != EngineKind::None {
+        if self.job.engine != EngineKind::None && self.kv.is_none() {
             self.validate_data()?;
             self.validate_training()?;
         }
@@ -61,6 +63,22 @@ impl Plan {
         if !bytes.is_multiple_of(4) || bytes == 0 || bytes > MAX_PARAMETER_BYTES {
             let wrong = format!("not a multiple of 4 from 4 to {MAX_PARAMETER_BYTES}");
             return refuse(&wrong, "use for example 64kB or 45MB");
+        }
+        Ok(())
+    }
+
+    /// What a key-value run does not do.
+    fn validate_kv(&self) -> Result<(), Usage> {
+        if self.kv.is_none() {
+            return Ok(());
+        }
+        if self.placement == PlacementKind::Netns {
+            let wrong = "not for --workload kv: its clients run in the controller, outside of the namespaces";
+            return Err(Usage::option("--placement", "netns", wrong, "use --placement process"));
+        }
+        if self.capture == CaptureMode::Required {
+            let wrong = "not for --workload kv: it captures nothing";
+            return Err(Usage::option("--capture", "required", wrong, "leave it out"));
         }
         Ok(())
     }

@@ -291,6 +291,27 @@ impl Recorder {
         self.manifest(last.manifest)
     }
 
+    /// Writes a table of another workload.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn table(
+        &self,
+        name: &str,
+        columns: impl Serialize,
+        rows: &[impl Serialize],
+    ) -> anyhow::Result<()> {
+        self.write_table(name, columns, rows)
+    }
+
+    /// Writes a value of another workload as JSON.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn whole(&self, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
+        self.write_whole(name, &pretty(value)?)
+    }
+
     fn write_table(
         &self,
         name: &str,

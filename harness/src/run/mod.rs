@@ -94,7 +94,7 @@ impl Timeouts {
         }
     }
 
-    fn timers(&self, plan: &Plan) -> Timers {
+    pub(crate) fn timers(&self, plan: &Plan) -> Timers {
         let (detection_lo_ns, detection_hi_ns) = plan.backend.detection_ns();
         Timers {
             detection_lo_ns,

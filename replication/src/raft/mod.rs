@@ -66,8 +66,8 @@ use crate::lifeline::Follower;
 use crate::storage::Storage;
 use crate::store::Payload;
 use crate::store::{
-    Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
-    Receipt, Slot,
+    Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Confirmation, Epoch, Guarantee, Guarantees,
+    Held, NodeId, Receipt, Slot,
 };
 use crate::wire;
 
@@ -255,6 +255,17 @@ impl RaftStore {
         }
     }
 
+    /// Waits until this leader has applied everything acknowledged before; returns the term in which it leads.
+    async fn caught_up(&self, policy: ReadPolicy) -> Result<u64, StoreError> {
+        let timeout = Duration::from_millis(self.proposer.config.put_timeout_ms);
+        let unavailable = |reason: String| StoreError::Unavailable { reason };
+        match tokio::time::timeout(timeout, self.proposer.raft.ensure_linearizable(policy)).await {
+            Ok(Ok(read)) => Ok(read.committed_leader_id().term),
+            Ok(Err(error)) => Err(unavailable(error.to_string())),
+            Err(_) => Err(unavailable(format!("no majority within {timeout:?}"))),
+        }
+    }
+
     /// Whether acknowledged state is read from this node: everyone's if everyone votes, else a voter's.
     fn holds_state(&self) -> bool {
         self.proposer.config.electorate == Electorate::Everyone || self.proposer.standing.votes()
@@ -331,17 +342,7 @@ impl CheckpointStore for RaftStore {
 
     async fn newest(&self, slot: Slot) -> Result<Option<Checkpoint>, StoreError> {
         if self.current().is_some_and(|epoch| epoch.node == self.local()) {
-            let timeout = Duration::from_millis(self.proposer.config.put_timeout_ms);
-            let caught_up = self.proposer.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-            match tokio::time::timeout(timeout, caught_up).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(StoreError::Unavailable { reason: error.to_string() }),
-                Err(_) => {
-                    return Err(StoreError::Unavailable {
-                        reason: format!("no majority within {timeout:?}"),
-                    });
-                }
-            }
+            self.caught_up(ReadPolicy::ReadIndex).await?;
         }
         let newest = self.read_anywhere(Wanted::Newest(slot)).await?;
         if let Some(id) = newest.as_ref().map(Checkpoint::id) {
@@ -374,6 +375,18 @@ impl CheckpointStore for RaftStore {
     fn candidates(&self) -> Vec<NodeId> {
         let local = self.local();
         self.proposer.standing.voters().into_iter().filter(|node| *node != local).collect()
+    }
+
+    async fn confirm(&self, epoch: Epoch, by: Confirmation) -> Result<(), StoreError> {
+        let policy = match by {
+            Confirmation::Index => ReadPolicy::ReadIndex,
+            Confirmation::Lease => ReadPolicy::LeaseRead,
+        };
+        // A leader reads at or after the first entry of its term, so the term is that of its leadership.
+        if epoch.node == self.local() && self.caught_up(policy).await? == epoch.counter {
+            return Ok(());
+        }
+        Err(StoreError::NotAggregator { current: self.current() })
     }
 
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {

@@ -26,6 +26,10 @@ use serde::{Deserialize, Serialize};
 use super::{Lane, frame};
 use crate::store::NodeId;
 
+/// The id in the certificate of those who use a cluster from outside: clients. They share it, because they are told apart
+/// by what they say, not by who they are; no node has it.
+pub const GUEST: NodeId = NodeId(u64::MAX);
+
 /// Which traffic an endpoint carries; endpoints of different planes refuse each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -31,6 +31,7 @@ use super::pool::{Counting, Duplicate, Link, Origin, Seat};
 use super::socket::{CONTROL_WINDOW_BYTES, MAX_CONTROL_STREAMS};
 use super::stream::answer;
 use crate::store::NodeId;
+use crate::transport::identity::GUEST;
 use crate::transport::{Lane, frame};
 
 /// Longest a handshake with greeting may take before it is given up and tried anew, unless configured otherwise.
@@ -163,7 +164,7 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: NodeId, 
     rng.set_stream(stream);
     let mut serving = JoinSet::new();
     let mut failures = 0;
-    let patience = if shared.local < peer { Duration::ZERO } else { HIGHER_ID_PATIENCE };
+    let patience = if shared.local < peer || shared.is_guest() { Duration::ZERO } else { HIGHER_ID_PATIENCE };
     loop {
         while serving.try_join_next().is_some() {}
         until(&shared, peer, lane, false).await;
@@ -257,12 +258,15 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             let result = timeout(shared.config.handshake_timeout, welcome(&shared, incoming)).await;
             drop(slot);
             match result.unwrap_or_else(|_| Err(Failure::Lost("handshake not completed".into()))) {
-                Ok((seat, replaced, mut answer)) => {
+                Ok((admitted, mut answer)) => {
                     // Fails only with the connection, which serving will notice.
                     let greeting = Greeting { incarnation: shared.incarnation, attempt: 0 };
                     let _ = answer.write_all(&greeting.encode()).await;
                     let _ = answer.finish();
-                    serve(shared, seat, replaced).await;
+                    match admitted {
+                        Admitted::Peer(seat, replaced) => serve(shared, seat, replaced).await,
+                        Admitted::Guest(link, counting) => serve_guest(shared, link, counting).await,
+                    }
                 }
                 Err(Failure::Refused(reason)) => shared.refused_connection(addr, &reason),
                 Err(Failure::RefusedByPeer(reason)) => shared.refused_by_peer(addr, &reason),
@@ -272,11 +276,16 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
     }
 }
 
+/// Who was let in.
+enum Admitted {
+    /// A peer, with the connection that this one replaces.
+    Peer(Seat, Option<Link>),
+    /// One of any number of guests.
+    Guest(Link, Counting),
+}
+
 /// Identifies who dialled, and admits or refuses the connection. The stream awaits the answer to the greeting.
-async fn welcome(
-    shared: &Arc<Shared>,
-    incoming: Incoming,
-) -> Result<(Seat, Option<Link>, SendStream), Failure> {
+async fn welcome(shared: &Arc<Shared>, incoming: Incoming) -> Result<(Admitted, SendStream), Failure> {
     let connection = incoming.await?;
     let (peer, lane) = identify(shared, &connection).inspect_err(|failure| close_on(&connection, failure))?;
     let counting = shared.pool.count(lane, connection.clone());
@@ -292,12 +301,15 @@ async fn welcome(
     let origin =
         Origin { dialled_by: peer, attempt: greeting.attempt, peer_incarnation: greeting.incarnation };
     let link = Link { peer, lane, origin, connection };
+    if peer == GUEST {
+        return Ok((Admitted::Guest(link, counting), send));
+    }
     let (seat, replaced) = shared.pool.admit(link, counting).map_err(|Duplicate(seat)| {
         // Its dialler does not use it before its greeting was answered.
         seat.link.connection.close(code::DUPLICATE, b"");
         Failure::Duplicate
     })?;
-    Ok((seat, replaced, send))
+    Ok((Admitted::Peer(seat, replaced), send))
 }
 
 /// The peer by its certificate, and the lane by the application protocol.
@@ -311,6 +323,9 @@ fn identify(shared: &Shared, connection: &Connection) -> Result<(NodeId, Lane), 
         .ok_or_else(|| Failure::refused("it has no certificate"))?;
     let mut candidates = shared.peers();
     candidates.push(shared.local);
+    if shared.config.guests {
+        candidates.push(GUEST);
+    }
     let peer = match shared.config.identity.whose(certificate, &candidates) {
         Some(peer) if peer == shared.local => {
             return Err(Failure::Refused(format!("it claims to be node {peer}, which is this node")));
@@ -324,6 +339,7 @@ fn identify(shared: &Shared, connection: &Connection) -> Result<(NodeId, Lane), 
         .and_then(|data| data.protocol);
     [Lane::Control, Lane::Bulk]
         .into_iter()
+        .filter(|lane| peer != GUEST || *lane == Lane::Control)
         .find(|lane| protocol.as_deref() == Some(&shared.config.plane.protocol(*lane)[..]))
         .map(|lane| (peer, lane))
         .ok_or_else(|| Failure::refused("it speaks another protocol"))
@@ -353,6 +369,16 @@ async fn serve(shared: Arc<Shared>, seat: Seat, replaced: Option<Link>) {
         }
     };
     tracing::debug!(peer = %link.peer, lane = ?link.lane, %reason, "disconnected");
+}
+
+/// Answers a guest's requests until the connection ends. Guests have no place in the pool: nobody asks anything of them.
+async fn serve_guest(shared: Arc<Shared>, link: Link, counting: Counting) {
+    let mut handlers = JoinSet::new();
+    while let Ok((send, recv)) = link.connection.accept_bi().await {
+        while handlers.try_join_next().is_some() {}
+        handlers.spawn(answer(shared.clone(), link.peer, link.lane, send, recv));
+    }
+    drop(counting);
 }
 
 /// Serves a connection that lost against one which crossed it. The peer answered its greeting, so it may already be

@@ -84,6 +84,9 @@ pub struct QuicConfig {
     pub bulk_window_bytes: Option<u32>,
     /// Seed of the pauses between attempts to connect.
     pub seed: u64,
+    /// Whether guests ([`identity::GUEST`]) may connect. They are served on the control lane, any number of them, and are no
+    /// peers.
+    pub guests: bool,
     /// Wraps the socket.
     pub wrap_socket: Option<SocketWrapper>,
 }
@@ -94,6 +97,7 @@ impl QuicConfig {
     pub fn new(identity: Identity, plane: Plane, bind: SocketAddr) -> Self {
         Self {
             seed: identity.node().0,
+            guests: false,
             identity,
             plane,
             bind,
@@ -122,6 +126,7 @@ impl fmt::Debug for QuicConfig {
             .field("socket_buffer_bytes", &self.socket_buffer_bytes)
             .field("bulk_window_bytes", &self.bulk_window_bytes)
             .field("seed", &self.seed)
+            .field("guests", &self.guests)
             .field("wrap_socket", &self.wrap_socket.is_some())
             .finish()
     }
@@ -207,6 +212,11 @@ impl Shared {
             Lane::Bulk => &ways.bulk,
         };
         ways.peers.get(&peer).map(|addr| (*addr, config.clone()))
+    }
+
+    /// Whether this end is a guest of the nodes it dials.
+    fn is_guest(&self) -> bool {
+        self.local == identity::GUEST
     }
 
     fn next_attempt(&self) -> u64 {
@@ -361,7 +371,9 @@ impl QuicTransport {
         for id in peers.into_keys() {
             running.keeping.entry(id).or_insert_with(|| {
                 let keep = |lane| link::keep(shared.clone(), running.endpoint.clone(), id, lane);
-                [Lane::Control, Lane::Bulk].into_iter().map(keep).collect()
+                let lanes: &[Lane] =
+                    if shared.is_guest() { &[Lane::Control] } else { &[Lane::Control, Lane::Bulk] };
+                lanes.iter().copied().map(keep).collect()
             });
         }
         Ok(())
@@ -377,6 +389,14 @@ impl QuicTransport {
     #[must_use]
     pub fn is_live(&self, peer: NodeId, lane: Lane) -> bool {
         self.shared.pool.live(peer, lane).is_some()
+    }
+
+    /// Waits until there is a live control connection to one of the peers. Has no timeout of its own.
+    pub async fn any_ready(&self) {
+        let mut changes = self.shared.pool.changes();
+        let live = |id: NodeId| self.is_live(id, Lane::Control);
+        // The pool lives as long as this transport.
+        let _ = changes.wait_for(|_| self.shared.peers().into_iter().any(live)).await;
     }
 
     /// Waits until there are live connections to all of `peers` on both lanes. Has no timeout of its own.

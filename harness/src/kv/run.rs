@@ -1,0 +1,485 @@
+//! The controller's part of a key-value run: start the nodes, have the clients fill, load and verify, disturb nodes meanwhile,
+//! check what clients saw, write it down.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use replication::transport::identity::GUEST;
+use replication::{Epoch, NodeId, StoreEvent};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use workloads::keyvalue::Freshness;
+use workloads::keyvalue::history::{Ended, Operation};
+
+use super::cluster::{ClusterAddress, ClusterFile};
+use super::disturb::{Strike, schedule};
+use super::load::{Clients, News, Order};
+use super::plan::{Disturbance, KvPlan};
+use super::record::{Checks, ClientRow, Figures, OPERATION_COLUMNS, Summary, per_second, weight_bytes};
+use crate::clock;
+use crate::control::{Entry, FromNode, Impair, Lifecycle, LinkLoss, NodeEvent, Start, ToNode, VERSION};
+use crate::disk;
+use crate::identity::Identity;
+use crate::place::Placement;
+use crate::plan::{Durability, Trial};
+use crate::progress::Progress;
+use crate::record::{ControllerEvent, Manifest, Outcome, Recorder};
+use crate::run::links::{self, Links};
+use crate::run::{Setup, Stop, Timeouts};
+use crate::units::{nanoseconds, show_ns};
+
+/// After the last disturbance nodes have so long to be well before everything is verified.
+const RECOVERY: Duration = Duration::from_secs(2);
+
+/// How soon a killed process that has not ended is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Why a run is over before its end.
+enum Early {
+    Failed(String),
+    Stopped(Stop),
+}
+
+/// Runs a trial to its end, whatever that is, and writes its results. `cluster_file` receives the cluster's address.
+///
+/// # Errors
+/// If the results cannot be written, or credentials not made. A run that fails is no error: its summary says so.
+pub async fn run<P: Placement>(
+    setup: Setup,
+    cluster_file: Option<PathBuf>,
+    placement: P,
+    progress: Progress,
+    stops: mpsc::Receiver<Stop>,
+) -> anyhow::Result<Summary> {
+    let Setup { mut trial, command, repeat, issue, timeouts, .. } = setup;
+    let kv = trial.plan.kv.clone().context("the plan is of another workload")?;
+    let started = clock::utc_now();
+    let mut manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
+    let mut everyone = trial.plan.nodes();
+    everyone.push(GUEST);
+    let mut identities = issue(&everyone).context("cannot make the nodes' credentials")?;
+    let guest = identities.remove(&GUEST).context("no credentials for clients")?;
+    let cluster = ClusterAddress::new(&trial.plan, guest);
+    let recorder = Recorder::create(&trial.out, started, &manifest)?;
+    progress.note(&format!("results go to {}", recorder.dir().display()));
+    // Both are held until the nodes are gone.
+    let _folder = match &trial.durability {
+        Durability::Memory => None,
+        Durability::Disk { dir } => {
+            let dir = dir.clone().unwrap_or_else(|| recorder.dir().join("store"));
+            let folder = disk::Folder::open(&dir, &trial.plan, false)?;
+            trial.plan.disk = Some(folder.disk().clone());
+            manifest.plan = trial.plan.clone();
+            recorder.manifest(&manifest)?;
+            Some(folder)
+        }
+    };
+    let _file = cluster_file.map(|file| ClusterFile::write(&file, &cluster)).transpose()?;
+    let mut controller = Controller {
+        nodes: trial.plan.nodes(),
+        strikes: Strikes::default(),
+        links: Links::new(),
+        listening: BTreeSet::new(),
+        ended: BTreeMap::new(),
+        lives: BTreeMap::new(),
+        epochs: BTreeSet::new(),
+        struck: 0,
+        begin_ns: None,
+        ending: false,
+        kv,
+        trial,
+        identities,
+        timeouts,
+        manifest,
+        recorder,
+        progress,
+        placement,
+        stops,
+    };
+    let history = controller.drive(cluster).await;
+    controller.conclude(history).await
+}
+
+/// Disturbances to come, and the one that is on.
+#[derive(Default)]
+struct Strikes {
+    /// The next is the last.
+    coming: Vec<Strike>,
+    on: Option<(Strike, NodeId)>,
+    /// The begin of the load.
+    begin: Option<Instant>,
+}
+
+impl Strikes {
+    /// When something begins or ends next.
+    fn next(&self) -> Option<Instant> {
+        let at = self.on.as_ref().map(|(strike, _)| strike.until_ns);
+        let ns = at.or_else(|| self.coming.last().map(|strike| strike.from_ns))?;
+        Some(self.begin? + Duration::from_nanos(ns))
+    }
+}
+
+struct Controller<P> {
+    trial: Trial,
+    kv: KvPlan,
+    nodes: Vec<NodeId>,
+    identities: BTreeMap<NodeId, Identity>,
+    timeouts: Timeouts,
+    manifest: Manifest,
+    recorder: Recorder,
+    progress: Progress,
+    placement: P,
+    stops: mpsc::Receiver<Stop>,
+    links: Links,
+    /// Nodes that are up.
+    listening: BTreeSet<NodeId>,
+    /// Nodes that ended without a disturbance, and why.
+    ended: BTreeMap<NodeId, String>,
+    /// Which of its lives each node is in, from 1.
+    lives: BTreeMap<NodeId, u32>,
+    epochs: BTreeSet<Epoch>,
+    strikes: Strikes,
+    struck: u64,
+    begin_ns: Option<u64>,
+    /// Nodes were told to finish.
+    ending: bool,
+}
+
+impl<P: Placement> Controller<P> {
+    /// From the first node to the last answer; returns every operation.
+    async fn drive(&mut self, cluster: ClusterAddress) -> anyhow::Result<Result<Seen, Early>> {
+        self.progress.note(&self.trial.plan.backend.describe());
+        self.progress.note(&format!("starting {} nodes, seed {}", self.nodes.len(), self.manifest.seed));
+        for node in self.nodes.clone() {
+            self.launch(node)?;
+        }
+        let until = Instant::now() + self.timeouts.start;
+        while self.listening.len() < self.nodes.len() {
+            if let Some(early) = self.look(until).await? {
+                return Ok(Err(early));
+            }
+            if Instant::now() >= until {
+                return Ok(Err(Early::Failed("not every node was ready in time".into())));
+            }
+        }
+        if self.kv.load.clients == 0 {
+            return self.serve().await;
+        }
+        let mut clients = Clients::start(self.kv.load, cluster)?;
+        let mut seen = None;
+        while seen.is_none() {
+            tokio::select! {
+                biased;
+                news = clients.news.recv() => match news {
+                    Some(News::Failed { reason }) => return Ok(Err(Early::Failed(reason))),
+                    Some(news) => seen = self.news(news, &clients).await?,
+                    None => return Ok(Err(Early::Failed("the clients ended".into()))),
+                },
+                early = self.look_once() => if let Some(early) = early? {
+                    return Ok(Err(early));
+                },
+            }
+        }
+        Ok(seen.ok_or_else(|| Early::Failed("the clients ended".into())))
+    }
+
+    /// Serves clients from outside until the time is over, or whoever started it ends it.
+    async fn serve(&mut self) -> anyhow::Result<Result<Seen, Early>> {
+        let until = Instant::now() + Duration::from_nanos(self.kv.load.duration_ns);
+        self.progress.note(&format!("serving for {}", show_ns(self.kv.load.duration_ns)));
+        while Instant::now() < until {
+            if let Some(early) = self.look(until).await? {
+                return Ok(Err(early));
+            }
+        }
+        Ok(Ok(Seen { history: Vec::new(), differing: Vec::new() }))
+    }
+
+    /// Waits until `until` or for something to happen.
+    async fn look(&mut self, until: Instant) -> anyhow::Result<Option<Early>> {
+        tokio::select! {
+            biased;
+            early = self.look_once() => early,
+            () = sleep_until(until) => Ok(None),
+        }
+    }
+
+    /// Takes one signal, or one line of a node; begins or ends a disturbance that is due.
+    async fn look_once(&mut self) -> anyhow::Result<Option<Early>> {
+        let next = self.strikes.next();
+        let due = async move {
+            match next {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(stop) = self.stops.recv() => return Ok(Some(Early::Stopped(stop))),
+            () = due => self.disturb()?,
+            Some((node, news)) = self.links.next() => return self.take(node, news),
+        }
+        Ok(None)
+    }
+
+    fn launch(&mut self, node: NodeId) -> anyhow::Result<()> {
+        let lives = self.lives.entry(node).or_default();
+        *lives += 1;
+        let life = *lives;
+        let pipes = self.placement.start(node, &self.recorder.node_log(node))?;
+        self.recorder.controller_event(&ControllerEvent::NodeStarted { target: node, life })?;
+        self.links.add(node, pipes);
+        Ok(())
+    }
+
+    fn take(&mut self, node: NodeId, news: links::News) -> anyhow::Result<Option<Early>> {
+        match news {
+            links::News::Message(FromNode::Hello { version, .. }) => {
+                if version != VERSION {
+                    return Ok(Some(Early::Failed(format!("node {node} speaks another control protocol"))));
+                }
+                let plan = self.trial.plan.clone();
+                let identity = self.identities.get(&node).cloned().context("a node without credentials")?;
+                let (peers, entry) = (plan.nodes(), Entry::Founds);
+                let start = Start { version: VERSION, node, plan, identity, peers, entry, store_only: false };
+                self.links.send(node, ToNode::Start(Box::new(start)));
+            }
+            links::News::Message(FromNode::Event { at_ns, event }) => self.event(node, at_ns, &event)?,
+            links::News::Message(_) | links::News::Unreadable(_) => {}
+            links::News::Gone => return self.gone(node),
+        }
+        Ok(None)
+    }
+
+    fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
+        self.recorder.node_event(node, at_ns, event)?;
+        match event {
+            NodeEvent::Node(Lifecycle::Listening { .. }) => {
+                self.listening.insert(node);
+            }
+            NodeEvent::Node(Lifecycle::Failed { reason }) => {
+                self.ended.insert(node, reason.clone());
+            }
+            NodeEvent::Store(StoreEvent::AggregatorChanged { epoch: Some(epoch) })
+                if epoch.node == node && self.epochs.insert(*epoch) =>
+            {
+                self.progress.note(&format!("aggregator: node {} (epoch {epoch})", epoch.node));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A node's stream ended.
+    fn gone(&mut self, node: NodeId) -> anyhow::Result<Option<Early>> {
+        self.links.close(node);
+        let killed =
+            |(strike, target): &(Strike, NodeId)| strike.kind == Disturbance::Kill && *target == node;
+        if self.ending || self.strikes.on.as_ref().is_some_and(killed) {
+            return Ok(None);
+        }
+        let how = self.ended.entry(node).or_insert_with(|| "it is gone".into()).clone();
+        let event = ControllerEvent::NodeGone { target: node, how: how.clone(), expected: false };
+        self.recorder.controller_event(&event)?;
+        self.progress.warn(&format!("node {node} ended, and no disturbance is the reason: {how}"));
+        let starting = self.listening.len() < self.nodes.len();
+        Ok(starting.then(|| Early::Failed(format!("node {node} ended while starting: {how}"))))
+    }
+
+    async fn news(&mut self, news: News, clients: &Clients) -> anyhow::Result<Option<Seen>> {
+        let order = |order| {
+            // The clients end only with this run.
+            let _ = clients.orders.send(order);
+        };
+        match news {
+            News::Connected => order(Order::Fill),
+            News::Filled => {
+                self.progress.note(&format!("{} entries are written", self.kv.load.entries));
+                order(Order::Load);
+            }
+            News::Begins { at_ns } => {
+                self.begin_ns = Some(at_ns);
+                self.strikes.begin = Some(Instant::now());
+                let KvPlan { load, disturbances, .. } = &self.kv;
+                self.strikes.coming = schedule(load.seed, &self.nodes, disturbances, load.duration_ns);
+                self.strikes.coming.reverse();
+            }
+            News::Ended => {
+                self.strikes.coming.clear();
+                while self.strikes.on.is_some() {
+                    self.disturb()?;
+                    sleep(LOOK_AGAIN).await;
+                }
+                if self.struck > 0 {
+                    sleep(RECOVERY).await;
+                }
+                order(Order::Verify);
+            }
+            News::Verified { history, differing } => return Ok(Some(Seen { history, differing })),
+            News::Failed { .. } => {}
+        }
+        Ok(None)
+    }
+
+    /// Ends the disturbance that is on, or begins the next one.
+    fn disturb(&mut self) -> anyhow::Result<()> {
+        if let Some((mut strike, node)) = self.strikes.on.take() {
+            match strike.kind {
+                // Its sockets, and the lock on its store, go with the old process.
+                Disturbance::Kill if self.placement.ended(node).is_none() => {
+                    strike.until_ns += nanoseconds(LOOK_AGAIN);
+                    self.strikes.on = Some((strike, node));
+                    return Ok(());
+                }
+                Disturbance::Kill => self.launch(node)?,
+                Disturbance::Stop => self.placement.resume(node)?,
+                Disturbance::Partition => self.cut(node, 0.0),
+            }
+            let fault = format!("{:?}", strike.kind).to_lowercase();
+            return self.recorder.controller_event(&ControllerEvent::FaultHealed { fault, target: node });
+        }
+        let Some(strike) = self.strikes.coming.pop() else { return Ok(()) };
+        let aggregator = self.epochs.last().map(|epoch| epoch.node).filter(|_| strike.aggregator);
+        let node = aggregator.unwrap_or(strike.node);
+        match strike.kind {
+            Disturbance::Kill => self.placement.kill(node)?,
+            Disturbance::Stop => self.placement.stop(node)?,
+            Disturbance::Partition => self.cut(node, 1.0),
+        }
+        self.struck += 1;
+        self.strikes.on = Some((strike, node));
+        let fault = format!("{:?}", strike.kind).to_lowercase();
+        self.progress.note(&format!("{fault}: node {node}"));
+        self.recorder.controller_event(&ControllerEvent::FaultStruck { fault, target: node })
+    }
+
+    /// Has everything lost that goes between `node` and the others.
+    fn cut(&self, node: NodeId, share: f64) {
+        for one in &self.nodes {
+            let to_node = |other: &NodeId| *one == node || *other == node;
+            let others = self.nodes.iter().filter(|other| *other != one && to_node(other));
+            let losses = others.filter(|_| share > 0.0).map(|to| LinkLoss { to: *to, share }).collect();
+            self.links.send(*one, ToNode::Impair(Impair { losses, delay_ns: 0 }));
+        }
+    }
+
+    async fn conclude(mut self, seen: anyhow::Result<Result<Seen, Early>>) -> anyhow::Result<Summary> {
+        let (seen, early) = match seen {
+            Ok(Ok(seen)) => (seen, None),
+            Ok(Err(early)) => (Seen::default(), Some(early)),
+            Err(error) => (Seen::default(), Some(Early::Failed(format!("{error:#}")))),
+        };
+        self.finish_nodes().await;
+        self.progress.clear();
+        let checks = self.check(&seen);
+        let (outcome, message) = self.outcome(&seen, early, checks.as_ref());
+        let exit = match outcome {
+            Outcome::Completed => 0,
+            Outcome::Interrupted => 130,
+            Outcome::Terminated => 143,
+            _ => 1,
+        };
+        self.manifest.ended(outcome, message, exit);
+        let figures = Figures::of(&seen.history, self.begin_ns.unwrap_or(0));
+        let summary = self.summary(&figures, checks);
+        self.recorder.table("operations.csv", OPERATION_COLUMNS, &seen.history)?;
+        self.recorder.table("clients.csv", ClientRow::COLUMNS, &figures.clients)?;
+        self.recorder.whole("summary.json", &summary)?;
+        self.recorder.manifest(&self.manifest)?;
+        Ok(summary)
+    }
+
+    fn check(&self, seen: &Seen) -> Option<Checks> {
+        let kv = &self.kv;
+        let linear = kv.load.freshness != Freshness::Local;
+        (!seen.history.is_empty()).then(|| {
+            let mut checks = Checks::of(&seen.history, linear, kv.staleness_ns);
+            if !seen.differing.is_empty() && checks.failure.is_none() {
+                let nodes: Vec<String> = seen.differing.iter().map(ToString::to_string).collect();
+                checks.failure =
+                    Some(format!("nodes {} never had the same entries as the others", nodes.join(", ")));
+            }
+            checks
+        })
+    }
+
+    fn outcome(&self, seen: &Seen, early: Option<Early>, checks: Option<&Checks>) -> (Outcome, String) {
+        match early {
+            Some(Early::Failed(reason)) => (Outcome::Failed, reason),
+            Some(Early::Stopped(Stop::Interrupt)) => (Outcome::Interrupted, "ended by SIGINT".into()),
+            Some(Early::Stopped(Stop::Terminate)) => (Outcome::Terminated, "ended by SIGTERM".into()),
+            None => match (checks.and_then(|checks| checks.failure.clone()), self.ended.iter().next()) {
+                (Some(failure), _) => (Outcome::Failed, failure),
+                (None, Some((node, how))) => (Outcome::Failed, format!("node {node} ended: {how}")),
+                (None, None) if seen.history.iter().any(|operation| operation.ended == Ended::Ok) => {
+                    (Outcome::Completed, "completed".into())
+                }
+                (None, None) if self.kv.load.clients == 0 => (Outcome::Completed, "served".into()),
+                (None, None) => (Outcome::Failed, "no operation was acknowledged".into()),
+            },
+        }
+    }
+
+    async fn finish_nodes(&mut self) {
+        self.ending = true;
+        for node in self.nodes.clone() {
+            let _ = self.placement.resume(node);
+            self.links.send(node, ToNode::Finish);
+        }
+        let until = Instant::now() + self.timeouts.finish;
+        while self.nodes.iter().any(|node| self.placement.ended(*node).is_none()) && Instant::now() < until {
+            // Nodes wait for their last words to be read.
+            let next = tokio::time::timeout(Duration::from_millis(20), self.links.next());
+            if let Ok(Some((node, links::News::Message(FromNode::Event { at_ns, event })))) = next.await {
+                let _ = self.recorder.node_event(node, at_ns, &event);
+            }
+        }
+        self.placement.kill_all();
+    }
+
+    fn summary(&self, figures: &Figures, checks: Option<Checks>) -> Summary {
+        let KvPlan { load, .. } = &self.kv;
+        Summary {
+            outcome: self.manifest.outcome,
+            message: self.manifest.message.clone(),
+            exit_code: self.manifest.exit_code.unwrap_or(1),
+            valid: self.manifest.outcome == Outcome::Completed,
+            results: self.recorder.dir().to_owned(),
+            workload: "kv".into(),
+            backend: self.trial.plan.backend.backend(),
+            payload: self.trial.plan.backend.payload,
+            seed: self.manifest.seed,
+            nodes: self.nodes.len() as u64,
+            clients: load.clients.into(),
+            entries: load.entries.into(),
+            value_bytes: load.value_bytes.into(),
+            weight_bytes: weight_bytes(load),
+            load_ns: figures.load_ns,
+            operations: figures.operations,
+            failed: figures.failed,
+            unknown: figures.unknown,
+            attempts: figures.attempts,
+            requests_per_s: per_second(figures.latency.count, figures.load_ns),
+            writes_per_s: per_second(figures.write_latency.count, figures.load_ns),
+            client_mean_ns: figures.client_mean_ns,
+            client_sd_ns: figures.client_sd_ns,
+            latency: figures.latency,
+            read_latency: figures.read_latency,
+            write_latency: figures.write_latency,
+            epochs: self.epochs.len() as u64,
+            disturbances: self.struck,
+            checks,
+            repeat: self.manifest.repeat.clone(),
+        }
+    }
+}
+
+/// What clients saw.
+#[derive(Default)]
+struct Seen {
+    history: Vec<Operation>,
+    /// Nodes that never had the same entries as the first.
+    differing: Vec<NodeId>,
+}
