@@ -204,6 +204,9 @@ pub struct Election {
     pub fast_failover: Option<bool>,
     /// Whether all logs were equally long.
     pub equal_logs: Option<bool>,
+    /// What struck the aggregator; empty: it was killed.
+    #[serde(default)]
+    pub fault: String,
     /// What no election could have beaten: the earliest of the survivors' deadlines, less the heartbeat's age.
     pub floor_ns: Option<u64>,
     /// The first survivor held the aggregator for dead.

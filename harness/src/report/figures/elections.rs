@@ -81,10 +81,12 @@ fn curves(elections: &Elections) -> Vec<Curve> {
 
 fn setting(row: &Election) -> String {
     let fast = if row.fast_failover == Some(true) { ", fast failover" } else { "" };
+    let fault =
+        if ["", "kill"].contains(&row.fault.as_str()) { String::new() } else { format!(", {}", row.fault) };
     let logs = if row.equal_logs == Some(false) { ", unequal logs" } else { "" };
     let (lo, hi) = (exact_ms(row.window_lo_ns), exact_ms(row.window_hi_ns));
     format!(
-        "{}, {} nodes, {}–{} ms{fast}{logs}",
+        "{}, {} nodes, {}–{} ms{fast}{logs}{fault}",
         row.backend,
         row.nodes,
         lo.trim_end_matches("ms"),
