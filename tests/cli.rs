@@ -85,7 +85,7 @@ fn contradictions_name_option_value_and_remedy() {
         ),
         (
             "--link wlan",
-            "error: --link wlan: no link profile has this name; use lan, wifi-pi3 or a .toml file",
+            "error: --link wlan: no link profile has this name; use lan, wifi-pi3, a .toml file or KEY=VALUE,...",
         ),
         ("--link /nowhere/x.toml", "error: --link /nowhere/x.toml: cannot be read"),
         ("--link lan", "error: --link with a rate: its rate of 1000 Mbit/s needs an interface for each node"),

@@ -240,7 +240,10 @@ pub(crate) mod tests {
     #[test]
     fn a_name_that_means_nothing_is_refused() {
         let message = load("wlan").unwrap_err().to_string();
-        assert_eq!(message, "--link wlan: no link profile has this name; use lan, wifi-pi3 or a .toml file");
+        assert_eq!(
+            message,
+            "--link wlan: no link profile has this name; use lan, wifi-pi3, a .toml file or KEY=VALUE,..."
+        );
         assert!(load("/nowhere/x.toml").unwrap_err().to_string().contains("cannot be read"));
     }
 }
