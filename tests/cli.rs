@@ -252,7 +252,7 @@ fn help_names_every_option_with_its_default() {
     for expected in [
         "--backend <BACKEND>",
         "[default: 10]",
-        "[default: 120s]",
+        "[default: 120s, or",
         "[default: 1000-2000ms]",
         "[default: 100ms]",
         "[default: 127.0.0.0,",
