@@ -395,7 +395,10 @@ impl Client {
                 Ok(answer) => self.judge(&mut operation, answer)?,
                 Err(_) => {
                     operation.maybe = true;
-                    operation.trouble = Trouble::Other(format!("node {} is silent", self.at));
+                    // What ends with the client's patience says nothing of the node.
+                    if attempt_until < until || matches!(operation.trouble, Trouble::None) {
+                        operation.trouble = Trouble::Other(format!("node {} is silent", self.at));
+                    }
                     self.turn();
                     Next::Again
                 }
