@@ -123,8 +123,10 @@ fn a_subset_elects() {
 
 #[test]
 fn gossip_elects() {
-    elections(&[&CALM[..], &["--backend", "gossip", "--trials", "2", "--fault", "stop"]].concat())
-        .assert_done(2);
+    for fault in ["kill", "stop"] {
+        elections(&[&CALM[..], &["--backend", "gossip", "--trials", "2", "--fault", fault]].concat())
+            .assert_done(2);
+    }
 }
 
 #[test]

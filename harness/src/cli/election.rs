@@ -10,7 +10,7 @@ use super::convert::word;
 use super::{BackendArg, BackendArgs, CaptureArg, PlacementArg, RunArgs};
 use crate::election::{Fault, Logs};
 use crate::exit::Usage;
-use crate::plan::{Backend, Roll, Scheme, Trial};
+use crate::plan::{Roll, Scheme, Trial};
 
 /// What is done to the aggregator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,9 +109,8 @@ impl ElectionArgs {
         }
         let trial = self.run_args()?.to_trial(random_seed)?;
         let backend = trial.plan.backend.backend();
-        if self.fault == FaultArg::Kill && backend == Backend::Gossip && !backend.keeps_on_disk() {
-            let wrong = "a node of gossip cannot come back after its memory is lost";
-            return Err(Usage::option("--fault", "kill", wrong, "use --fault stop, or another --backend"));
+        if !backend.elects() {
+            return Err(Usage::option("--backend", backend, "it elects nobody", "use for example raft"));
         }
         can_elect(&trial)?;
         Ok(trial)
@@ -246,7 +245,7 @@ mod tests {
         for (words, start) in [
             ("--nodes 2", "--nodes 2: nobody could be elected"),
             ("--trials 0", "--trials 0: outside"),
-            ("--backend gossip", "--fault kill: a node of gossip cannot come back"),
+            ("--backend none", "--backend none: it elects nobody; use"),
             ("--backend backup --nodes 3", "--nodes 3: when one of them is gone too few nodes"),
             ("--backend raft-subset --voters 2", "--voters 2: the others are no majority"),
             ("--backend gossip --logs unequal", "--logs unequal: --backend gossip has no log; use"),

@@ -31,14 +31,9 @@ pub(super) fn run(args: &ElectionArgs) -> anyhow::Result<Exit> {
     }
     // Both are gone when this returns; the lock before the folder.
     let memory = memory_folder()?;
-    let _folder = if trial.plan.backend.backend().keeps_on_disk() {
-        let dir = args.store_dir.as_deref().unwrap_or(memory.path());
-        let folder = disk::Folder::open(dir, &trial.plan, false)?;
-        trial.plan.disk = Some(folder.disk().clone());
-        Some(folder)
-    } else {
-        None
-    };
+    let dir = args.store_dir.as_deref().unwrap_or(memory.path());
+    let folder = disk::Folder::open(dir, &trial.plan, false)?;
+    trial.plan.disk = Some(folder.disk().clone());
     let setup = Setup {
         trials: args.trials,
         fault: args.fault(),

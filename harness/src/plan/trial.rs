@@ -163,12 +163,14 @@ mod tests {
         assert_eq!(trial("restart@worker,round:2").validate(), Ok(()), "it comes back as another one");
         let disk = Durability::Disk { dir: None };
         assert_eq!(Trial { durability: disk.clone(), ..restart }.validate(), Ok(()));
-        let mut gossip = Trial { durability: disk, ..trial("kill@node:4,round:3") };
-        gossip.plan.backend.scheme = Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 };
-        gossip.plan.backend.payload = Payload::Digest;
-        let message = gossip.validate().unwrap_err().to_string();
+        let mut other = Trial { durability: disk, ..trial("kill@node:4,round:3") };
+        other.plan.backend.scheme = Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 };
+        other.plan.backend.payload = Payload::Digest;
+        assert_eq!(other.validate(), Ok(()));
+        other.plan.backend.scheme = Scheme::None;
+        let message = other.validate().unwrap_err().to_string();
         assert!(
-            message.starts_with("--durability disk: gossip keeps its state in memory only;"),
+            message.starts_with("--durability disk: none keeps its state in memory only;"),
             "{message}"
         );
         assert!(trial("kill@node:5,round:3").validate().unwrap_err().to_string().contains("no node 5"));

@@ -20,6 +20,7 @@ pub mod model;
 mod node;
 mod offers;
 mod policy;
+mod probe;
 mod protocol;
 mod resume;
 mod seed;

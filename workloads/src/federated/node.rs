@@ -1,5 +1,6 @@
 //! One node's part in a federated job: aggregator when the store says so, worker otherwise.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use replication::{AnyStore, Blob, Epoch, NodeId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::config::Config;
+use super::config::{Config, Policy};
 use super::event::{Event, Events};
 use super::learner::Learner;
 use super::offers::{Inheritance, Offers, Predecessors};
@@ -76,6 +77,13 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
         events: events.clone(),
     };
 
+    let measures = aggregator.config.policy == Policy::Latency;
+    let mut probing = pin!(async {
+        if measures {
+            worker.probe().await;
+        }
+        std::future::pending::<()>().await;
+    });
     let mut office = store.aggregator();
     loop {
         let current = *office.borrow_and_update();
@@ -101,6 +109,7 @@ pub async fn run(participant: Participant) -> Result<(), JobError> {
             failed = async { leading.await?; std::future::pending::<Result<(), String>>().await } => {
                 return failed.map_err(|reason| JobError { node, reason });
             }
+            () = &mut probing => {}
         }
         if let Some(epoch) = current {
             locked(&predecessors).lost_office(epoch.node, Instant::now());

@@ -26,7 +26,7 @@ const CONFIRMATIONS: u32 = 2;
 /// How fit a node is to aggregate, as it says itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Standing {
-    /// Mean of its smoothed round-trip times to its peers; none without peers.
+    /// Mean of its round-trip times to its peers; none where they were not measured.
     pub(crate) mean_round_trip_ns: Option<u64>,
     /// Its suitability.
     pub(crate) score: u32,

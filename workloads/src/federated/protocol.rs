@@ -23,6 +23,9 @@ pub(crate) const EVALUATE: u8 = 67;
 /// An aggregator that hands over says so to its successor, with the last round it finished: it will work for it.
 pub(crate) const HAND_OVER: u8 = 68;
 
+/// How far are you? Answered at once.
+pub(crate) const PROBE: u8 = 69;
+
 /// Head of [`FIT`] and [`EVALUATE`]; the parameters are the body, or absent if the worker should have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Instruction {

@@ -22,6 +22,7 @@ use super::learner::Learner;
 use super::node::Participant;
 use super::offers::{Offers, Predecessors};
 use super::policy::Standing;
+use super::probe::Probes;
 use super::protocol::{self, Answer, FitResult, Instruction};
 use super::train::Evaluation;
 
@@ -97,6 +98,7 @@ pub(crate) struct Worker {
     score: u32,
     events: Events,
     /// The newest epoch this node's store told of.
+    probes: Probes,
     epoch: watch::Sender<Epoch>,
     state: Mutex<State>,
     /// One piece of work at a time: the next waits until the cancelled one has ended.
@@ -121,6 +123,7 @@ impl Worker {
             learning: learning.clone(),
             score: *score,
             events: events.clone(),
+            probes: Probes::new(learning.clone()),
             epoch: watch::Sender::new(Epoch::default()),
             state: Mutex::new(State {
                 parameters: VecDeque::from([initial]),
@@ -136,9 +139,14 @@ impl Worker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Measures how far the others are, until it is dropped.
+    pub(crate) async fn probe(&self) {
+        self.probes.run().await;
+    }
+
     /// How fit this node is to aggregate.
     pub(crate) fn standing(&self) -> Standing {
-        Standing::new(&self.learning.round_trips(), self.score)
+        Standing::new(&self.probes.round_trips(), self.score)
     }
 
     /// Takes note of a newer epoch: work of older ones is dropped.
@@ -399,6 +407,7 @@ impl Handler for Inbox {
                 predecessors.hands_over(from, finished_round);
                 Ok(Frame::default())
             }
+            protocol::PROBE => Ok(Frame::default()),
             protocol::FETCH_UPDATE => {
                 let digest: Digest = protocol::head(&request)?;
                 let update = self.worker.update(digest);
