@@ -254,7 +254,7 @@ fn help_names_every_option_with_its_default() {
         "[default: 10]",
         "[default: 120s, or",
         "[default: 1000-2000ms]",
-        "[default: 100ms]",
+        "[default: 100ms, 250ms with gossip]",
         "[default: 127.0.0.0,",
         "[default: results/run]",
         "half of the workers, rounded up",
