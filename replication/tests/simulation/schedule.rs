@@ -81,7 +81,7 @@ pub(crate) fn schedule(seed: u64, bounds: &Bounds) -> Vec<(Duration, Fault)> {
     if bounds.kinds == Kinds::Any {
         schedule.extend(link_track(&mut rng, bounds));
     }
-    if bounds.lifelines {
+    if bounds.lifelines && bounds.kinds == Kinds::Any {
         schedule.extend(alarm_track(seed, bounds));
     }
     schedule.sort_by_key(|(at, _)| *at);
