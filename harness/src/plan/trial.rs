@@ -169,10 +169,7 @@ mod tests {
         assert_eq!(other.validate(), Ok(()));
         other.plan.backend.scheme = Scheme::None;
         let message = other.validate().unwrap_err().to_string();
-        assert!(
-            message.starts_with("--durability disk: none keeps its state in memory only;"),
-            "{message}"
-        );
+        assert!(message.starts_with("--durability disk: none keeps its state in memory only;"), "{message}");
         assert!(trial("kill@node:5,round:3").validate().unwrap_err().to_string().contains("no node 5"));
         assert!(
             trial("kill@aggregator,round:4").validate().unwrap_err().to_string().contains("has 3 rounds")

@@ -118,6 +118,11 @@ impl State {
         live.map(|(node, _)| *node).chain([local]).collect()
     }
 
+    /// Peers that can be asked for something. A dead node stays connected for seconds, until when it is suspected.
+    pub(super) fn reachable(&self, local: NodeId) -> BTreeSet<NodeId> {
+        self.connected().intersection(&self.live(local)).copied().collect()
+    }
+
     pub(super) fn connected(&self) -> BTreeSet<NodeId> {
         self.peers.iter().filter(|(_, peer)| peer.connected).map(|(node, _)| *node).collect()
     }

@@ -31,12 +31,12 @@ impl Core {
     pub(super) fn fetch_missing(self: &Arc<Self>) {
         let missing: Vec<Announcement> = {
             let state = self.state();
-            let connected = state.connected();
-            let reachable = |holder: &NodeId| connected.contains(holder);
+            let reachable = state.reachable(self.local);
             let wanted = state.catalogue.entries().filter(|entry| {
                 !entry.held
                     && !state.fetching.contains(&entry.announced.digest)
-                    && (entry.holders.iter().any(reachable) || connected.contains(&entry.announced.writer()))
+                    && (!entry.holders.is_disjoint(&reachable)
+                        || reachable.contains(&entry.announced.writer()))
             });
             wanted.map(|entry| entry.announced).collect()
         };
@@ -77,7 +77,17 @@ impl Core {
         let state = self.state();
         let mut holders = state.catalogue.holders(announced.digest);
         holders.insert(announced.writer());
-        holders.intersection(&state.connected()).copied().collect()
+        holders.intersection(&state.reachable(self.local)).copied().collect()
+    }
+
+    /// The answer of `peer`; none if it refuses, takes longer than `patience`, or comes to be suspected.
+    async fn answer(&self, peer: NodeId, class: Class, request: Frame, patience: Duration) -> Option<Frame> {
+        let suspected = || !self.state().live(self.local).contains(&peer);
+        tokio::select! {
+            biased;
+            answer = tokio::time::timeout(patience, self.transport.request(peer, class, request)) => answer.ok()?.ok(),
+            () = self.changes.until(|| suspected().then_some(())) => None,
+        }
     }
 
     /// Learns the metadata of a checkpoint, if it is not known; false if nobody tells it.
@@ -90,8 +100,8 @@ impl Core {
             let Some(peer) = left.choose(&mut self.state().rng).copied() else { return false };
             left.retain(|other| *other != peer);
             let request = Frame::new(wire::GOSSIP_DESCRIBE, wire::encode(&announced.id));
-            let request = self.transport.request(peer, Class::Digest, request);
-            let Ok(Ok(response)) = tokio::time::timeout(MESSAGE_TIMEOUT, request).await else { continue };
+            let answer = self.answer(peer, Class::Digest, request, MESSAGE_TIMEOUT).await;
+            let Some(response) = answer else { continue };
             if let Ok(Some(metadata)) = wire::decode::<Option<Metadata>>(&response.head) {
                 self.state().catalogue.describe(announced.id, metadata);
             }
@@ -146,16 +156,12 @@ impl Core {
     ) {
         let left = announced.bytes - pull.offset;
         let request = Frame::new(wire::GOSSIP_PULL, wire::encode(&pull));
-        let request = self.transport.request(peer, Class::Blob, request);
-        let answer = tokio::time::timeout(transfer_timeout(left.min(CHUNK_BYTES)), request).await;
-        let response = match answer {
-            Ok(Ok(response)) => response,
-            Ok(Err(_)) | Err(_) => {
-                if fetch.failed(peer) {
-                    received.clear();
-                }
-                return;
+        let patience = transfer_timeout(left.min(CHUNK_BYTES));
+        let Some(response) = self.answer(peer, Class::Blob, request, patience).await else {
+            if fetch.failed(peer) {
+                received.clear();
             }
+            return;
         };
         match wire::decode(&response.head) {
             Ok(Pulled::Chunk) if response.body_len() as u64 == left.min(CHUNK_BYTES) => {

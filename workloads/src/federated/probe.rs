@@ -47,7 +47,8 @@ impl Probes {
 
     async fn probe(&self, peer: NodeId) {
         let begun = Instant::now();
-        let request = self.learning.request(peer, Class::LearningControl, protocol::frame(protocol::PROBE, &()));
+        let request =
+            self.learning.request(peer, Class::LearningControl, protocol::frame(protocol::PROBE, &()));
         if let Ok(Ok(_)) = tokio::time::timeout(PATIENCE, request).await {
             let mut answers = self.answers();
             let answers = answers.entry(peer).or_default();
