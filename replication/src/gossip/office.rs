@@ -200,8 +200,8 @@ impl Office {
         promises + 1 > of / 2
     }
 
-    /// Promises `epoch` to its node, unless a higher one is promised, or the aggregator in force lives and has not asked
-    /// for this.
+    /// Promises `epoch` to its node, unless one of its counter or a higher one is promised, or the aggregator in force lives
+    /// and has not asked for this.
     pub(super) fn promise(
         &mut self,
         epoch: Epoch,
@@ -211,8 +211,9 @@ impl Office {
     ) -> bool {
         let blessed = blessing.is_some() && blessing == self.in_force;
         let incumbent = self.in_force.filter(|epoch| live.contains(&epoch.node));
-        if epoch <= self.promises.promised
-            || self.in_force.is_some_and(|now| epoch <= now)
+        // One promise for each counter, as one vote for each term: where it takes a majority, a counter names one aggregator.
+        if epoch.counter <= self.promises.promised.counter
+            || self.in_force.is_some_and(|now| epoch.counter <= now.counter)
             || epoch.counter > MAX_COUNTER
             || (incumbent.is_some_and(|incumbent| incumbent.node != epoch.node) && !blessed)
         {
@@ -315,6 +316,7 @@ mod tests {
         assert!(!office.promise(epoch(2, 3), Some(epoch(1, 2)), &all, now), "a blessing of nobody in force");
         assert!(office.promise(epoch(2, 3), Some(epoch(1, 1)), &all, now));
         assert!(!office.promise(epoch(2, 2), None, &nodes(&[2, 3]), now), "a higher one is promised");
+        assert!(!office.promise(epoch(2, 4), None, &nodes(&[2, 3]), now), "its counter is promised");
         assert!(office.promise(epoch(3, 2), None, &nodes(&[2, 3]), now), "the aggregator is gone");
         assert!(office.bless(epoch(1, 1)) && !office.bless(epoch(1, 3)));
         assert_eq!(office.decide(&all, &scores(&[]), now, &mut rng()), Decision::Stand);
