@@ -396,9 +396,10 @@ impl Client {
                 Err(_) => {
                     operation.maybe = true;
                     // What ends with the client's patience says nothing of the node.
-                    if attempt_until < until || matches!(operation.trouble, Trouble::None) {
-                        operation.trouble = Trouble::Other(format!("node {} is silent", self.at));
+                    if attempt_until == until && !matches!(operation.trouble, Trouble::None) {
+                        return Err(operation.failed());
                     }
+                    operation.trouble = Trouble::Other(format!("node {} is silent", self.at));
                     self.turn();
                     Next::Again
                 }
