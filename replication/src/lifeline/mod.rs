@@ -1,6 +1,6 @@
 //! Lifelines tell at once that a node has crashed, where silence tells only after the detection window.
 //!
-//! A backend that is given a [`Lifeline`] follows the aggregator in force with it ([`Follower`]). Its end is a hint, never
+//! A backend that is given a [`Lifeline`] follows the aggregator in force with it (`Follower`). Its end is a hint, never
 //! proof: it may be false, and what a backend does on it must be as safe as if its window had passed. A node that is stopped
 //! or cut off ends no lifeline.
 
