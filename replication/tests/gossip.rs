@@ -326,3 +326,24 @@ async fn a_write_that_died_with_its_writer_stops_nobody() {
     store.put(second.clone()).await.unwrap();
     cluster.all_hold(second.digest()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_aggregator_that_dies_young_is_replaced_in_time() {
+    for seed in 1..=20 {
+        let config = GossipConfig { interval_ms: 250, ..config(3, 2, seed) };
+        let timeout = Duration::from_millis(config.effective_timeout_ms());
+        let cluster = Cluster::start(3, config, 2_000_000).await;
+        let epoch = cluster.epoch().await;
+        let written = checkpoint(epoch, 1);
+        cluster.members[&epoch.node].store.put(written.clone()).await.unwrap();
+        // One other has the bytes; the third may be about to ask the writer, whose connections stay.
+        cluster.network.pause(epoch.node);
+        let begun = tokio::time::Instant::now();
+        let (_, survivor) = cluster.members.iter().find(|(node, _)| **node != epoch.node).unwrap();
+        let mut aggregator = survivor.store.aggregator();
+        let next = aggregator.wait_for(|now| *now > Some(epoch)).await.unwrap().unwrap();
+        assert_eq!(cluster.members[&next.node].store.latest().await.unwrap(), Some(written));
+        // Who has hardly heard of it waits for two timeouts; a failed candidacy costs one more turn. Its connections last longer.
+        assert!(begun.elapsed() < 3 * timeout, "seed {seed}: {:?}", begun.elapsed());
+    }
+}

@@ -61,6 +61,8 @@ impl Changes {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Peer {
     pub(super) connected: bool,
+    /// Since when, or when it was last.
+    pub(super) since: Option<Instant>,
     /// chitchat says it lives, or has said so once.
     pub(super) alive: Option<bool>,
     /// Life and version of its gossip state that was read last.

@@ -22,6 +22,10 @@ use crate::store::{CheckpointId, Epoch, NodeId};
 /// stays near the gossip interval, and the timeout what is stated, however often news arrives on detours.
 const SAMPLES: usize = 1;
 
+/// A connected peer that chitchat has never seen alive is dead after this many timeouts: it may have ended before it had
+/// given the two signs of life from which its silence is judged.
+const UNSEEN_TIMEOUTS: u32 = 2;
+
 /// A dead node's state is kept for this long.
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -125,6 +129,7 @@ impl Driver {
             let connected = now.contains(node);
             if connected && !peer.connected {
                 new.push(*node);
+                peer.since = Some(Instant::now());
             }
             peer.connected = connected;
         }
@@ -225,12 +230,17 @@ impl Driver {
 
     /// Whether something changed.
     fn take_note(&self, live: &BTreeSet<NodeId>, news: &[(NodeId, News)]) -> bool {
+        let unseen_timeout = self.core.config.effective_timeout() * UNSEEN_TIMEOUTS;
         let state = &mut *self.core.state();
         let mut changed = !news.is_empty();
         for (node, peer) in &mut state.peers {
-            let alive = live.contains(node);
-            // What was never seen alive is not dead.
-            let now = if alive { Some(true) } else { peer.alive.map(|_| false) };
+            // What was never seen alive is not dead at once: the first signs of life may take a while.
+            let unseen = || peer.since.is_none_or(|since| since.elapsed() < unseen_timeout);
+            let now = match peer.alive {
+                _ if live.contains(node) => Some(true),
+                None if unseen() => None,
+                _ => Some(false),
+            };
             changed |= peer.alive != now;
             peer.alive = now;
         }
