@@ -121,6 +121,18 @@ impl<C: Cluster> Suite<C> {
             .unwrap_or_else(|error| panic!("node {node} could not read: {error}"))
     }
 
+    /// Waits until `node` knows a checkpoint: a store without order may hear of it after a later one.
+    async fn hears_of(&self, node: NodeId, id: CheckpointId) {
+        let store = self.cluster.store(node);
+        let known = async {
+            while store.get(id).await == Ok(None) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let known = tokio::time::timeout(PATIENCE, known).await;
+        known.unwrap_or_else(|_| panic!("node {node} does not hear of {id} within {PATIENCE:?}"));
+    }
+
     /// Waits until `node` serves `digest` as its latest checkpoint.
     async fn serves(&self, node: NodeId, digest: Digest) {
         let mut seen = None;
@@ -264,6 +276,9 @@ impl<C: Cluster> Suite<C> {
         for node in &self.living {
             self.serves(*node, checkpoint(epoch, 3).digest()).await;
             for round in 1..=3 {
+                if *node != epoch.node {
+                    self.hears_of(*node, at(epoch, round)).await;
+                }
                 let found = self.cluster.store(*node).get(at(epoch, round)).await;
                 assert_eq!(found, Ok(Some(checkpoint(epoch, round))), "round {round} on node {node}");
             }

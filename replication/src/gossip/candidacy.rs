@@ -9,12 +9,12 @@ use tokio::time::Instant;
 
 use super::announce::{Announcement, order};
 use super::catalogue::Learned;
-use super::core::Core;
+use super::core::{Core, State};
 use super::messages::{Candidacy, Promised};
 use super::office::Decision;
 use crate::blob::transfer_timeout;
 use crate::lifeline::Follower;
-use crate::store::{NodeId, Slot};
+use crate::store::{Epoch, NodeId, Slot};
 use crate::transport::{Class, Frame};
 use crate::wire;
 
@@ -26,20 +26,18 @@ pub(super) async fn run(core: Arc<Core>) {
     loop {
         let mut wait = None;
         let turn = core.changes.until(|| {
-            let decision = {
-                let state = &mut *core.state();
-                let live = state.live(core.local);
-                state.office.decide(&live, &state.fitness, Instant::now(), &mut state.rng)
-            };
-            match decision {
+            let state = &mut *core.state();
+            let live = state.live(core.local);
+            match state.office.decide(&live, &state.fitness, Instant::now(), &mut state.rng) {
                 Decision::Rest => None,
-                other => Some(other),
+                Decision::WaitUntil(until) => Some(Turn::WaitUntil(until)),
+                // At once: nothing may be promised in between.
+                Decision::Stand => Some(Turn::Standing(Standing::begin(&core, state))),
             }
         });
         match turn.await {
-            Decision::WaitUntil(until) => wait = Some(until),
-            Decision::Rest => {}
-            Decision::Stand => stand(&core).await,
+            Turn::WaitUntil(until) => wait = Some(until),
+            Turn::Standing(standing) => stand(&core, standing).await,
         }
         if let Some(until) = wait {
             let mut first = true;
@@ -65,14 +63,29 @@ pub(super) async fn heed(core: Arc<Core>, mut lifeline: Follower) {
     }
 }
 
-async fn stand(core: &Arc<Core>) {
-    let (epoch, blessing, before) = {
-        let mut state = core.state();
+enum Turn {
+    WaitUntil(Instant),
+    Standing(Standing),
+}
+
+/// A candidacy that has begun.
+struct Standing {
+    epoch: Epoch,
+    blessing: Option<Epoch>,
+    /// What was promised before.
+    before: Epoch,
+}
+
+impl Standing {
+    fn begin(core: &Core, state: &mut State) -> Self {
         let before = state.office.promised();
         let (epoch, blessing) = state.office.stand();
-        core.keep_promises(&state);
-        (epoch, blessing, before)
-    };
+        core.keep_promises(state);
+        Self { epoch, blessing, before }
+    }
+}
+
+async fn stand(core: &Arc<Core>, Standing { epoch, blessing, before }: Standing) {
     // Another life must not stand for the same epoch.
     let kept = core.archive.flush_facts().await.inspect_err(|error| tracing::warn!(%error, "no candidacy"));
     let elected = kept.is_ok()

@@ -285,7 +285,7 @@ impl Core {
                 return;
             }
             // Whoever is promised a later epoch from here on is told that it is held.
-            if core.state().office.promised() <= id.epoch {
+            if core.state().office.fences(id.epoch).is_none() {
                 let have = Frame::new(wire::GOSSIP_HAVE, wire::encode(&Have { id, digest }));
                 let request = core.transport.request(writer, Class::Digest, have);
                 let _ = tokio::time::timeout(MESSAGE_TIMEOUT, request).await;

@@ -55,10 +55,10 @@ impl Inbox {
 
     fn on_rumour(&self, from: NodeId, rumour: Rumour) -> Result<Frame, Refusal> {
         let announced = rumour.announced;
-        let promised = self.core.state().office.promised();
+        let fenced_by = self.core.state().office.fences(announced.id.epoch);
         let heard = |fenced_by| Ok(Frame::new(0, wire::encode(&Heard { fenced_by })));
-        if promised > announced.id.epoch {
-            return heard(Some(promised));
+        if fenced_by.is_some() {
+            return heard(fenced_by);
         }
         match self.core.learn(announced, rumour.metadata.clone(), None) {
             Learned::New(_) => {

@@ -116,6 +116,17 @@ impl Office {
         self.promises.promised
     }
 
+    /// The later epoch that this node has promised, if it takes no part in writes of `epoch` any more.
+    pub(super) fn fences(&self, epoch: Epoch) -> Option<Epoch> {
+        Some(self.promises.promised).filter(|promised| self.outranks(*promised, epoch))
+    }
+
+    /// Whether what is promised to `later` cannot be written in `epoch`. Where it takes a majority a counter names one
+    /// aggregator: a promise of the same counter went to a candidate that lost.
+    fn outranks(&self, later: Epoch, epoch: Epoch) -> bool {
+        if self.linear { later.counter > epoch.counter } else { later > epoch }
+    }
+
     /// Whether this node aggregates.
     pub(super) fn is_mine(&self) -> bool {
         self.in_force.is_some_and(|epoch| epoch.node == self.local)
@@ -141,7 +152,7 @@ impl Office {
                 live.len() > self.nodes / 2 && (waited || live.iter().all(known))
             }
             // Others have promised a later epoch that did not come: this one cannot be written in any more.
-            Some(epoch) if epoch.node == self.local => self.fenced > epoch,
+            Some(epoch) if epoch.node == self.local => self.outranks(self.fenced, epoch),
             // Without a majority nobody can be elected, where it takes one.
             Some(epoch) => !live.contains(&epoch.node) && (!self.linear || live.len() > self.nodes / 2),
         }
@@ -241,7 +252,9 @@ impl Office {
         if epoch.counter > MAX_COUNTER || self.in_force.is_some_and(|now| epoch <= now) {
             return Followed::NotNewer;
         }
-        self.promises.promised = self.promises.promised.max(epoch);
+        if self.fences(epoch).is_none() {
+            self.promises.promised = epoch;
+        }
         self.due = None;
         self.blessing = None;
         Followed::Now { before: self.in_force.replace(epoch) }
@@ -344,6 +357,21 @@ mod tests {
         assert_eq!(office.follow(epoch(1, 2)), Followed::NotNewer);
         assert_eq!(office.promised(), epoch(2, 3));
         assert_eq!(office.stand().0, epoch(3, 1));
+    }
+
+    #[test]
+    fn a_promise_to_a_candidate_that_lost_fences_nothing_where_a_counter_names_one_aggregator() {
+        let (now, all) = (Instant::now(), nodes(&[1, 2, 3]));
+        for (linear, fence) in [(true, None), (false, Some(epoch(1, 3)))] {
+            let mut office = Office::new(NodeId(1), (3, linear), INTERVAL, Promises::default(), now);
+            assert!(office.promise(epoch(1, 3), None, &all, now));
+            assert_eq!(office.fences(epoch(1, 2)), fence);
+            office.follow(epoch(1, 2));
+            assert_eq!(office.fences(epoch(1, 2)), fence);
+            assert!(!office.promise(epoch(1, 3), None, &nodes(&[1, 3]), now));
+            assert!(office.promise(epoch(2, 3), None, &nodes(&[1, 3]), now));
+            assert_eq!(office.fences(epoch(1, 2)), Some(epoch(2, 3)));
+        }
     }
 
     #[test]

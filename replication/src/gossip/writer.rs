@@ -153,10 +153,10 @@ impl Core {
 
 /// A node that has promised a later epoch writes nothing in this one.
 fn fenced(office: &Office, epoch: Epoch) -> Result<(), StoreError> {
-    if office.promised() > epoch {
-        return Err(StoreError::Fenced { epoch, current: office.in_force() });
+    match office.fences(epoch) {
+        Some(_) => Err(StoreError::Fenced { epoch, current: office.in_force() }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The checkpoint that this one would have to be newer than, and is not. What an earlier epoch left counts as far as this

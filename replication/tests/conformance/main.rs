@@ -103,8 +103,8 @@ on_quic!(local_quic, QuicCluster::start(local()));
 on_channel!(local_disk_channel, ChannelCluster::start_on_disk(local()));
 
 // A majority of the nodes holds what was acknowledged; one does.
-on_channel!(gossip_channel, ChannelCluster::start(gossip(3)));
-on_quic!(gossip_quic, QuicCluster::start(gossip(3)));
-on_channel!(gossip_disk_channel, ChannelCluster::start_on_disk(gossip(3)));
-on_quic!(gossip_disk_quic, QuicCluster::start_on_disk(gossip(3)));
-on_channel!(gossip_one_holder_channel, ChannelCluster::start(gossip(1)));
+on_channel!(gossip_channel, ChannelCluster::start(gossip(3, 200)));
+on_quic!(gossip_quic, QuicCluster::start(gossip(3, 400)));
+on_channel!(gossip_disk_channel, ChannelCluster::start_on_disk(gossip(3, 200)));
+on_quic!(gossip_disk_quic, QuicCluster::start_on_disk(gossip(3, 400)));
+on_channel!(gossip_one_holder_channel, ChannelCluster::start(gossip(1, 200)));

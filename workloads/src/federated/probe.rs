@@ -19,7 +19,8 @@ use super::protocol;
 const INTERVAL: Duration = Duration::from_millis(250);
 /// An answer that takes longer is none.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Answers of a peer that count. The fastest of them is the distance: the others waited for a processor as well.
+/// Answers of a peer that count. The fastest of them is the distance: the others waited for a processor as well. Of fewer, as
+/// at the start when every node is busy with its handshakes, nothing is concluded.
 const KEPT: usize = 8;
 
 /// Round-trip times to the peers of one node.
@@ -59,10 +60,11 @@ impl Probes {
         }
     }
 
-    /// The distance of every connected peer that has answered, in ascending order of peers.
+    /// The distance of every connected peer that has answered often enough, in ascending order of peers.
     pub(crate) fn round_trips(&self) -> Vec<(NodeId, Duration)> {
         let answers = self.answers();
-        answers.iter().filter_map(|(peer, times)| Some((*peer, *times.iter().min()?))).collect()
+        let enough = answers.iter().filter(|(_, times)| times.len() == KEPT);
+        enough.filter_map(|(peer, times)| Some((*peer, *times.iter().min()?))).collect()
     }
 
     fn answers(&self) -> MutexGuard<'_, BTreeMap<NodeId, VecDeque<Duration>>> {
