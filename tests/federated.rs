@@ -25,8 +25,26 @@ pub(crate) fn run(options: &[&str]) -> Run {
 
 /// A run under way.
 pub(crate) struct Running {
-    controller: Child,
+    controller: Controller,
     dir: tempfile::TempDir,
+}
+
+/// Ends with a test that failed, and so do its nodes.
+struct Controller(Option<Child>);
+
+impl Controller {
+    fn process(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.0.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
 }
 
 pub(crate) fn start(options: &[&str]) -> Running {
@@ -43,13 +61,14 @@ pub(crate) fn start_in(dir: tempfile::TempDir, options: &[&str]) -> Running {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(dir.path().join("stderr")).unwrap());
-    Running { controller: command.spawn().unwrap(), dir }
+    Running { controller: Controller(Some(command.spawn().unwrap())), dir }
 }
 
 impl Running {
     /// Waits for its end.
-    pub(crate) fn wait(self) -> Run {
-        let mut output = self.controller.wait_with_output().unwrap();
+    pub(crate) fn wait(mut self) -> Run {
+        let controller = self.controller.0.take().unwrap();
+        let mut output = controller.wait_with_output().unwrap();
         output.stderr = std::fs::read(self.dir.path().join("stderr")).unwrap();
         Run { output, dir: self.dir }
     }
@@ -68,7 +87,7 @@ impl Running {
             if condition(&events) {
                 return;
             }
-            assert_eq!(self.controller.try_wait().unwrap(), None, "ended before {what}");
+            assert_eq!(self.controller.process().try_wait().unwrap(), None, "ended before {what}");
             assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -80,8 +99,8 @@ impl Running {
     }
 
     /// Sends a signal to the controller.
-    pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.controller.id() as i32).unwrap(), signal).unwrap();
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        kill_process(Pid::from_raw(self.controller.process().id() as i32).unwrap(), signal).unwrap();
     }
 }
 

@@ -127,7 +127,7 @@ fn a_cluster_is_used_and_administered_from_outside() {
     let (code, text) = kv(&mixed_file, &["get", "a"], "");
     assert!(code == 1 && text.contains("the cluster file is of another run"), "{code} {text}");
 
-    for running in [running, other] {
+    for mut running in [running, other] {
         running.signal(rustix::process::Signal::TERM);
         assert_eq!(running.wait().code(), 143);
     }

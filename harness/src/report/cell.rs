@@ -154,7 +154,7 @@ pub fn facets<'a>(trials: &[&'a Trial], x: &str) -> Vec<Facet<'a>> {
 
 fn series<'a>(trials: Vec<&'a Trial>, own: &[&String]) -> Series<'a> {
     let cell = trials.first().map(|trial| trial.cell.clone()).unwrap_or_default();
-    let mut words = vec![cell.get("backend").to_owned(), cell.get("payload").to_owned(), say(&cell, own)];
+    let mut words = vec![cell.store(), say(&cell, own)];
     words.retain(|word| !word.is_empty());
     Series {
         backend: cell.get("backend").to_owned(),

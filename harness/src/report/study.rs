@@ -15,6 +15,14 @@ impl Cell {
         self.0.get(factor).map_or("", String::as_str)
     }
 
+    /// The store in words: backend, and how bytes travel where any do.
+    #[must_use]
+    pub fn store(&self) -> String {
+        let (backend, payload) = (self.get("backend"), self.get("payload"));
+        let replicates = !["none", "local"].contains(&backend);
+        if replicates { [backend, payload].join(" ").trim().to_owned() } else { backend.to_owned() }
+    }
+
     /// A factor's value as a number.
     #[must_use]
     pub fn number(&self, factor: &str) -> Option<f64> {

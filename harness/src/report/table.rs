@@ -206,10 +206,7 @@ fn safety(experiment: &Experiment) -> Option<Table> {
         let safety = Safety::of(&own);
         let completed = own.iter().filter(|trial| trial.completed()).count();
         let count = |score: super::safety::Score| score.words(|sum| sum.to_string());
-        let label = own.first().map(|trial| {
-            let cell = &trial.cell;
-            [cell.get("backend"), cell.get("payload")].join(" ").trim().to_owned()
-        });
+        let label = own.first().map(|trial| trial.cell.store());
         vec![
             label.unwrap_or_default(),
             format!("{completed} of {}", safety.trials),

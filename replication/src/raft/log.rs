@@ -2,8 +2,9 @@
 //!
 //! Reads are answered from memory. With a storage, every change is written behind the one before it, and what openraft
 //! relies upon is flushed: an appended entry before its callback, a vote before it is answered. Bytes of `inline` entries are
-//! on the shelf, where the state machine's are, so that they are on disk once. Entries share their bytes with the state machine, so that a checkpoint is in memory once. The log knows how many bytes
-//! it holds back from being freed; [`super::RaftStore`] asks for a snapshot, after which openraft purges, when it is too many.
+//! on the shelf, where the state machine's are, so that they are on disk once: there before their entry, and until after it.
+//! Entries share their bytes with the state machine, so that a checkpoint is in memory once. The log knows how many bytes it
+//! holds back from being freed; [`super::RaftStore`] asks for a snapshot, after which openraft purges, when it is too many.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -130,13 +131,19 @@ impl RaftLog {
         (content.entries.len(), content.inline_bytes)
     }
 
-    fn write(&self, batch: Batch) {
-        if let Some(storage) = self.storage() {
-            storage.write(batch);
+    /// Writes changes, and lets go of what is not in the log any more.
+    fn write(&self, batch: Batch, gone: Vec<Entry>) {
+        let Some(shelf) = &self.shelf else { return };
+        shelf.storage().write(batch);
+        for entry in gone {
+            if let Some((digest, _)) = inline(&entry) {
+                shelf.release(digest);
+            }
         }
     }
 
-    fn insert(&self, content: &mut Content, entry: Entry, batch: &mut Batch) {
+    /// Returns the entry that was in its place.
+    fn insert(&self, content: &mut Content, entry: Entry, batch: &mut Batch) -> Option<Entry> {
         if let Some(shelf) = &self.shelf {
             if let Some((digest, bytes)) = inline(&entry) {
                 shelf.keep(digest, bytes);
@@ -145,24 +152,20 @@ impl RaftLog {
         }
         content.inline_bytes += inline_bytes(&entry);
         let replaced = content.entries.insert(entry.index(), entry);
-        self.let_go(content, replaced);
+        content.inline_bytes -= replaced.as_ref().map_or(0, inline_bytes);
+        replaced
     }
 
-    fn remove(&self, content: &mut Content, indexes: impl RangeBounds<u64>, batch: &mut Batch) {
-        let removed: Vec<u64> = content.entries.range(indexes).map(|(index, _)| *index).collect();
-        for index in removed {
-            let removed = content.entries.remove(&index);
-            batch.remove(ENTRIES, index.to_be_bytes().to_vec());
-            self.let_go(content, removed);
+    /// Returns what was there.
+    fn remove(content: &mut Content, indexes: impl RangeBounds<u64>, batch: &mut Batch) -> Vec<Entry> {
+        let indexes: Vec<u64> = content.entries.range(indexes).map(|(index, _)| *index).collect();
+        let removed: Vec<Entry> =
+            indexes.into_iter().filter_map(|index| content.entries.remove(&index)).collect();
+        for entry in &removed {
+            content.inline_bytes -= inline_bytes(entry);
+            batch.remove(ENTRIES, entry.index().to_be_bytes().to_vec());
         }
-    }
-
-    fn let_go(&self, content: &mut Content, entry: Option<Entry>) {
-        let Some(entry) = entry else { return };
-        content.inline_bytes -= inline_bytes(&entry);
-        if let (Some(shelf), Some((digest, _))) = (&self.shelf, inline(&entry)) {
-            shelf.release(digest);
-        }
+        removed
     }
 }
 
@@ -235,11 +238,11 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         }
         {
             let mut content = self.content();
-            let mut batch = Batch::default();
+            let (mut batch, mut replaced) = (Batch::default(), Vec::new());
             for entry in entries {
-                self.insert(&mut content, entry, &mut batch);
+                replaced.extend(self.insert(&mut content, entry, &mut batch));
             }
-            self.write(batch);
+            self.write(batch, replaced);
         }
         match self.storage() {
             // On a full disk the entry does not count towards a majority until there is room.
@@ -254,8 +257,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         let mut content = self.content();
         let mut batch = Batch::default();
-        self.remove(&mut content, last.map_or(0, |last| last.index + 1).., &mut batch);
-        self.write(batch);
+        let removed = Self::remove(&mut content, last.map_or(0, |last| last.index + 1).., &mut batch);
+        self.write(batch, removed);
         Ok(())
     }
 
@@ -264,8 +267,82 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         content.purged = content.purged.max(Some(upto));
         let mut batch = Batch::default();
         batch.put(STATE, PURGED, Storage::encode(&content.purged.unwrap_or(upto)));
-        self.remove(&mut content, ..=upto.index, &mut batch);
-        self.write(batch);
+        let removed = Self::remove(&mut content, ..=upto.index, &mut batch);
+        self.write(batch, removed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+
+    use super::super::types::Command;
+    use super::*;
+    use crate::ledger::Record;
+    use crate::store::{Checkpoint, CheckpointId, Epoch, Metadata, NodeId, Phase, Slot};
+
+    /// A disk that remembers what it held whenever it was flushed.
+    #[derive(Debug, Clone, Default)]
+    struct Recorder {
+        disk: Arc<InMemoryBackend>,
+        flushed: Arc<Mutex<Vec<Vec<u8>>>>,
+    }
+
+    impl StorageBackend for Recorder {
+        fn len(&self) -> io::Result<u64> {
+            self.disk.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.disk.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.disk.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            let mut content = vec![0; self.disk.len()? as usize];
+            self.disk.read(0, &mut content)?;
+            self.flushed.lock().unwrap().push(content);
+            Ok(())
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.disk.write(offset, data)
+        }
+    }
+
+    fn entry(term: u64, index: u64, round: u64) -> Entry {
+        let epoch = Epoch { counter: term, node: NodeId(1) };
+        let id = CheckpointId { epoch, round, phase: Phase::AggregateFit, slot: Slot::Global };
+        let checkpoint = Checkpoint::new(id, vec![round as u8; 100].into(), Metadata::new());
+        let parameters = Some(checkpoint.parameters().clone());
+        let command = Command { record: Record::from(&checkpoint), inline: true, parameters };
+        Entry::new(LogId::new_term_index(term, index), EntryPayload::Normal(command))
+    }
+
+    #[tokio::test]
+    async fn an_entry_never_lacks_its_bytes_wherever_the_writes_end() {
+        let recorder = Recorder::default();
+        let (shelf, found) = Shelf::open(Storage::eager_on(recorder.clone()).unwrap()).unwrap();
+        let mut log = RaftLog::open(shelf, &found).unwrap();
+        log.append((0..4).map(|index| entry(1, index, index)), IOFlushed::noop()).await.unwrap();
+        log.append([entry(2, 3, 7)], IOFlushed::noop()).await.unwrap();
+        log.truncate_after(Some(entry(1, 1, 1).log_id)).await.unwrap();
+        log.append([entry(3, 2, 9)], IOFlushed::noop()).await.unwrap();
+        log.purge(entry(1, 1, 1).log_id).await.unwrap();
+        assert_eq!(log.size(), (1, 100));
+        let states = recorder.flushed.lock().unwrap().clone();
+        assert!(states.len() > 10, "{}", states.len());
+        for content in states {
+            let disk = InMemoryBackend::new();
+            disk.set_len(content.len() as u64).unwrap();
+            disk.write(0, &content).unwrap();
+            let (shelf, found) = Shelf::open(Storage::inline_on(disk).unwrap()).unwrap();
+            RaftLog::open(shelf, &found).unwrap();
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   Storage     write: queued, in order.  flush: everything written before is on disk
 //!   shelf       bytes by digest, counted by who refers to them
-//!   writer      group commit on a thread of its own, or inline for simulations
+//!   writer      group commit on a thread of its own, or by whoever flushes or writes, for simulations
 //!   database    one redb file: checked when opened, redb's errors in our words
 //!   medium      the file itself, whose space is taken when it grows
 //! ```
@@ -94,6 +94,15 @@ impl Storage {
     /// As [`open`](Self::open).
     pub fn inline_on(backend: impl StorageBackend) -> Result<Self, StorageError> {
         Self::on_medium(Medium::of(backend), Mode::Inline)
+    }
+
+    /// As [`inline_on`](Self::inline_on), where every write is committed by itself: for tests of what a power loss leaves, which
+    /// may be any prefix of the writes.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn eager_on(backend: impl StorageBackend) -> Result<Self, StorageError> {
+        Self::on_medium(Medium::of(backend), Mode::Eager)
     }
 
     fn on_medium(medium: Medium, mode: Mode) -> Result<Self, StorageError> {

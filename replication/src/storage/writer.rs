@@ -42,6 +42,9 @@ pub(super) enum Mode {
     Thread,
     /// Whoever flushes: no thread, so that a simulation stays reproducible.
     Inline,
+    /// Whoever writes, every write by itself: the file goes through every prefix that a thread may have written when the
+    /// power fails.
+    Eager,
 }
 
 /// What may pass what where there is no room for everything.
@@ -206,8 +209,13 @@ impl Writer {
         for (table, key, value) in changes {
             queue.add(lane, table, key, value);
         }
-        if self.mode == Mode::Thread && queue.due() {
-            self.wake.notify_one();
+        match self.mode {
+            Mode::Thread if queue.due() => self.wake.notify_one(),
+            Mode::Thread | Mode::Inline => {}
+            Mode::Eager => {
+                drop(queue);
+                self.commit();
+            }
         }
     }
 
@@ -223,7 +231,7 @@ impl Writer {
         drop(queue);
         match self.mode {
             Mode::Thread => self.wake.notify_one(),
-            Mode::Inline => self.commit(),
+            Mode::Inline | Mode::Eager => self.commit(),
         }
     }
 
@@ -240,7 +248,7 @@ impl Writer {
                     return;
                 }
             }
-            if self.mode == Mode::Inline {
+            if self.mode != Mode::Thread {
                 self.commit();
                 return;
             }
@@ -260,7 +268,7 @@ impl Writer {
         drop(queue);
         match self.mode {
             Mode::Thread => self.wake.notify_one(),
-            Mode::Inline => {
+            Mode::Inline | Mode::Eager => {
                 self.commit();
                 self.release();
             }

@@ -92,7 +92,7 @@ impl Group {
         let network = ChannelNetwork::new(seed, LinkSpec::default(), nodes());
         let mut members = BTreeMap::new();
         for (node, disk) in &disks {
-            let Ok(storage) = Storage::inline_on(disk.clone()) else { continue };
+            let Ok(storage) = Storage::eager_on(disk.clone()) else { continue };
             let site = Site { storage: Some(storage), ..Site::new(network.join(*node), Arc::new(Silent)) };
             if let Ok(store) = open(backend.clone(), site).await {
                 members.insert(*node, store);
@@ -149,6 +149,7 @@ impl Group {
 
 /// Checks that a group which comes back has what was acknowledged up to round `acknowledged`, and goes on.
 pub(crate) async fn goes_on(group: &Group, acknowledged: u64, case: &str) {
+    assert_eq!(group.members.len(), nodes().len(), "{case}: a power loss leaves no disk that cannot be used");
     let epoch = group.epoch().await.unwrap_or_else(|| panic!("{case}: nobody aggregates"));
     let latest = group.members[&epoch.node].latest().await.unwrap_or_else(|error| panic!("{case}: {error}"));
     let round = latest.as_ref().map_or(0, |latest| latest.id().round);

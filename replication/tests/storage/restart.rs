@@ -53,7 +53,7 @@ impl Member {
         config: RaftConfig,
         disk: Disk,
     ) -> Result<Self, ConfigError> {
-        let storage = Storage::inline_on(disk.clone())?;
+        let storage = Storage::eager_on(disk.clone())?;
         let site = Site { storage: Some(storage), ..Site::new(network.join(node), Arc::new(Silent)) };
         Ok(Self { store: RaftStore::open(config, site).await?, disk })
     }
