@@ -32,7 +32,7 @@ impl Backend {
     /// Whether its set of nodes is fixed: nobody joins or leaves.
     #[must_use]
     pub fn has_fixed_members(&self) -> bool {
-        !matches!(self, Self::Raft(_))
+        matches!(self, Self::Local(_))
     }
 }
 
@@ -50,8 +50,8 @@ pub struct Site {
     /// This node joins a cluster that runs, instead of taking part in founding one. Its configuration's nodes are those it
     /// knows, itself included.
     pub joins: bool,
-    /// A joining node takes the place of this one, which is dead: in memory, a node that restarts has a new id. Only
-    /// where every node votes; elsewhere the group sees to it itself.
+    /// A joining node takes the place of this one, which is dead: in memory, a node that restarts has a new id. Where only
+    /// the most suitable vote, the group sees to it itself.
     pub replaces: Option<NodeId>,
     /// Tells at once that the aggregator crashed; without it, only silence tells.
     pub lifeline: Option<Arc<dyn Lifeline>>,

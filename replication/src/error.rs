@@ -75,6 +75,14 @@ pub enum StoreError {
         "this backend's set of nodes is fixed: its quorums are counted among the nodes it was begun with"
     )]
     FixedMembers,
+    /// Those that would be left could not keep what the backend promises. Nothing was done.
+    #[error("{left} nodes would be left, and what the backend promises takes {needed}")]
+    TooFewWouldBeLeft {
+        /// Nodes that would be left.
+        left: u32,
+        /// Nodes that the promise takes.
+        needed: u32,
+    },
     /// The disk took no more. What was acknowledged is on it; the store goes on, and writes again when there is room. The
     /// write may have happened on other nodes.
     #[error("the disk is full: {reason}")]
@@ -100,6 +108,7 @@ impl StoreError {
             | Self::Superseded { .. }
             | Self::TooLarge { .. }
             | Self::FixedMembers
+            | Self::TooFewWouldBeLeft { .. }
             | Self::Corrupt { .. } => Outcome::DidNotHappen,
             Self::Unavailable { .. } | Self::Missing { .. } | Self::DiskFull { .. } | Self::Closed { .. } => {
                 Outcome::Unknown

@@ -150,6 +150,21 @@ impl Ledger {
         (admission, released)
     }
 
+    /// Adds `record`, which is acknowledged and may be older than what is here, at its place, unless its name is known or it is
+    /// too old to be kept. Returns whether it is new, and the digests that no retained checkpoint refers to any more.
+    pub(crate) fn fill(&mut self, record: Record) -> (bool, Vec<Digest>) {
+        let slot = self.slots.entry(record.id.slot).or_default();
+        let at = slot.partition_point(|known| known.id < record.id);
+        let known = slot.iter().any(|known| known.id == record.id);
+        if known || (at == 0 && slot.len() >= self.retained) {
+            return (false, Vec::new());
+        }
+        slot.insert(at, record);
+        let discarded = if slot.len() > self.retained { slot.pop_front() } else { None };
+        let unreferenced = discarded.map(|record| record.digest).filter(|digest| !self.refers_to(*digest));
+        (true, unreferenced.into_iter().collect())
+    }
+
     /// Whether a retained checkpoint has these bytes.
     pub(crate) fn refers_to(&self, digest: Digest) -> bool {
         self.records().any(|record| record.digest == digest)
@@ -179,6 +194,20 @@ mod tests {
     fn record(counter: u64, round: u64, phase: Phase, content: u8) -> Record {
         let id = CheckpointId { epoch: Epoch { counter, node: NodeId(1) }, round, phase, slot: Slot::Global };
         Record::from(&Checkpoint::new(id, vec![content].into(), Metadata::new()))
+    }
+
+    #[test]
+    fn what_is_older_is_filled_in_and_drops_nothing_newer() {
+        let mut ledger = Ledger::new(3);
+        let at = |round| record(1, round, Phase::AggregateFit, round as u8);
+        ledger.insert(at(5));
+        assert_eq!(ledger.fill(at(3)), (true, vec![]));
+        assert_eq!(ledger.fill(at(3)), (false, vec![]));
+        assert_eq!(ledger.fill(at(6)), (true, vec![]));
+        assert_eq!(ledger.fill(at(2)), (false, vec![]), "too old");
+        assert_eq!(ledger.fill(at(4)), (true, vec![at(3).digest]));
+        let rounds: Vec<u64> = ledger.records().map(|record| record.id.round).collect();
+        assert_eq!(rounds, [4, 5, 6]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod gossip;
 mod ledger;
 pub mod lifeline;
 pub mod local;
+mod members;
 pub mod memory;
 pub mod raft;
 pub mod recover;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::archive::{FACTS, LEDGER, Row};
+use crate::members;
 use crate::raft;
 use crate::storage::{Batch, Shelf, Storage, StorageError};
 use crate::store::{CheckpointId, Digest, Held, NodeId, Slot};
@@ -122,7 +123,9 @@ impl Holder {
         }
         storage.write(batch);
         let mut facts = Batch::default();
-        for (name, fact) in &self.facts {
+        // Who belonged to the old cluster does not belong to the new one by that.
+        let others = |(name, _): &&(Bytes, Bytes)| name[..] != *members::FACT.as_bytes();
+        for (name, fact) in self.facts.iter().filter(others) {
             facts.put(FACTS, name.clone(), fact.clone());
         }
         storage.write_first(facts);

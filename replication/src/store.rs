@@ -593,7 +593,8 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if there is nobody to hand over to or no majority to agree;
-    /// [`StoreError::FixedMembers`] if the backend's set of nodes is fixed.
+    /// [`StoreError::TooFewWouldBeLeft`] if the others could not keep what is promised; [`StoreError::FixedMembers`] if the
+    /// backend's set of nodes is fixed.
     async fn leave(&self) -> Result<(), StoreError>;
 
     /// What may be relied upon.

@@ -17,7 +17,7 @@ pub(crate) const FOUND: u8 = 8;
 pub(crate) const NOTICE: u8 = 9;
 /// A read by a node outside of the group.
 pub(crate) const READ: u8 = 10;
-/// To join the group, or to leave it: to whoever leads.
+/// To join the cluster, or to leave it: to whoever leads or aggregates.
 pub(crate) const MEMBERSHIP: u8 = 11;
 pub(crate) const BLOB_PUSH: u8 = 16;
 pub(crate) const BLOB_PULL: u8 = 17;
@@ -41,6 +41,8 @@ pub(crate) const GOSSIP_CLAIM: u8 = 38;
 pub(crate) const GOSSIP_HAND_OVER: u8 = 39;
 /// The sender aggregated beside another, and yields.
 pub(crate) const GOSSIP_YIELD: u8 = 40;
+/// Who belongs to the cluster, from the aggregator.
+pub(crate) const GOSSIP_MEMBERS: u8 = 41;
 /// Who aggregates, from the one who does.
 pub(crate) const BACKUP_HEARTBEAT: u8 = 48;
 /// A checkpoint, from the aggregator to one of its backups.
@@ -53,6 +55,8 @@ pub(crate) const BACKUP_HAND_OVER: u8 = 51;
 pub(crate) const BACKUP_READ: u8 = 52;
 /// A worker's own checkpoint, to the aggregator.
 pub(crate) const BACKUP_FORWARD: u8 = 53;
+/// Who belongs to the cluster, from the aggregator.
+pub(crate) const BACKUP_MEMBERS: u8 = 57;
 /// Who aggregates, from the one who always does.
 pub(crate) const LOCAL_EPOCH: u8 = 54;
 /// A read, to the aggregator.

@@ -197,7 +197,7 @@ impl ElectionArgs {
 fn can_elect(trial: &Trial) -> Result<(), Usage> {
     let plan = &trial.plan;
     let members = plan.nodes();
-    let roll = Roll { alive: members[1..].to_vec(), members, voters: Vec::new() };
+    let roll = Roll { founders: members.len(), alive: members[1..].to_vec(), members, voters: Vec::new() };
     if let Some(shortfall) = plan.backend.shortfall(&roll) {
         let wrong = format!("when one of them is gone {shortfall}");
         let remedy = "use more, or fewer --backups or --holders";

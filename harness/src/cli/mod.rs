@@ -479,7 +479,8 @@ pub struct RunArgs {
     /// Have a node join or leave while the job runs: join@WHEN or leave@WHO,WHEN. Repeatable; they happen in the order given.
     ///
     /// WHEN is as for faults, WHO aggregator, worker, random or node:ID. Who joins gets the next number after --nodes, and data
-    /// of its own; who leaves hands over if it aggregates, and ends. For raft and raft-subset.
+    /// of its own; who leaves hands over if it aggregates, and ends. For backends that elect; with gossip
+    /// and backup as many stay as hold a checkpoint.
     #[arg(long, value_name = "join@WHEN|leave@WHO,WHEN", help_heading = "Membership")]
     pub member: Vec<Change>,
 

@@ -161,9 +161,16 @@ pub struct Roll {
     pub alive: Vec<NodeId>,
     /// Who votes, as was told last; none: nobody told yet.
     pub voters: Vec<NodeId>,
+    /// How many nodes the cluster began with.
+    pub founders: usize,
 }
 
 impl Roll {
+    /// Holders that gossip awaits now, of `holders` at the beginning.
+    fn holders(&self, holders: u32) -> usize {
+        replication::gossip::holders_among(holders, self.founders, self.members.len()) as usize
+    }
+
     /// The lowest member, alone.
     fn lowest(&self) -> &[NodeId] {
         self.members.get(..1).unwrap_or_default()
@@ -299,6 +306,23 @@ impl BackendPlan {
         }
     }
 
+    /// Fewest nodes that a cluster may shrink to from `founders`: those that a promise takes.
+    #[must_use]
+    pub fn least_members(&self, founders: u64) -> u64 {
+        match self.scheme {
+            Scheme::Gossip { holders, .. } => {
+                let needed = |left: &u64| {
+                    let needed =
+                        replication::gossip::holders_among(holders, founders as usize, *left as usize);
+                    u64::from(needed) <= *left
+                };
+                (1..=founders).find(needed).unwrap_or(founders)
+            }
+            Scheme::Backup { backups } => u64::from(backups) + 1,
+            _ => 1,
+        }
+    }
+
     /// Whether too few nodes are alive for anything more to be acknowledged.
     #[must_use]
     pub fn shortfall(&self, roll: &Roll) -> Option<Shortfall> {
@@ -322,7 +346,7 @@ impl BackendPlan {
             Scheme::RaftSubset { .. } => {
                 short(&roll.voters, "voters", majority_of(roll.voters.len()), Why::Majority)
             }
-            Scheme::Gossip { holders, .. } => all(holders as usize, Why::Holders),
+            Scheme::Gossip { holders, .. } => all(roll.holders(holders), Why::Holders),
             Scheme::Backup { backups } => all(backups as usize + 1, Why::Holders),
         };
         (shortfall.alive < shortfall.needed).then_some(shortfall)
@@ -341,7 +365,7 @@ impl BackendPlan {
                 Expected::AnyOf(majority_of(count as usize))
             }
             Scheme::RaftSubset { .. } => living(&roll.voters),
-            Scheme::Gossip { holders, .. } => Expected::AnyOf((holders as usize).min(roll.alive.len())),
+            Scheme::Gossip { holders, .. } => Expected::AnyOf(roll.holders(holders).min(roll.alive.len())),
             Scheme::Backup { backups } => Expected::AnyOf((backups as usize + 1).min(roll.alive.len())),
         }
     }
@@ -383,7 +407,8 @@ mod tests {
         alive: impl IntoIterator<Item = u64>,
         voters: impl IntoIterator<Item = u64>,
     ) -> Roll {
-        Roll { members: ids(members), alive: ids(alive), voters: ids(voters) }
+        let members = ids(members);
+        Roll { founders: members.len(), members, alive: ids(alive), voters: ids(voters) }
     }
 
     const SUBSET: Scheme = Scheme::RaftSubset { voters: 3, voter_grace_ns: 10_000_000_000 };
@@ -414,6 +439,9 @@ mod tests {
         let after = roll([3, 4, 5], [4, 5], [3, 4, 5]);
         assert_eq!(plan(Scheme::Raft).shortfall(&after), None);
         assert_eq!(plan(Scheme::Raft).expected(&after), Expected::Nodes(ids([4, 5])));
+        // Gossip's holders remain a majority.
+        let grown = Roll { founders: 10, ..roll(1..=13, 1..=6, []) };
+        assert_eq!(plan(GOSSIP).shortfall(&grown).map(|short| (short.alive, short.needed)), Some((6, 7)));
         // The group votes as it is, whatever is about to join.
         let joining = roll(1..=6, [1, 2, 6], 1..=5);
         assert_eq!(plan(Scheme::Raft).shortfall(&joining).map(|short| (short.alive, short.of)), Some((2, 5)));

@@ -112,12 +112,18 @@ impl Trial {
         for change in &self.changes {
             if plan.backend.has_fixed_members(&plan.founders()) {
                 let wrong = format!("nobody joins or leaves with --backend {}", plan.backend.backend());
-                return Err(Usage::option("--member", change, wrong, "use --backend raft or raft-subset"));
+                return Err(Usage::option("--member", change, wrong, "use a backend that elects"));
             }
             self.validate_moment("--member", change, change.when(), change.leaver())?;
             match change {
                 Change::Join { .. } => nodes += 1,
                 Change::Leave { .. } => nodes = nodes.saturating_sub(1),
+            }
+            let least = plan.backend.least_members(plan.founders);
+            if nodes < least {
+                let wrong = format!("it leaves {nodes} nodes, and {least} hold a checkpoint");
+                let remedy = "have fewer leave, or have fewer hold it";
+                return Err(Usage::option("--member", change, wrong, remedy));
             }
             let workers = workers_of(nodes, plan.job.aggregator_trains);
             if nodes < 2 || workers < u64::from(plan.job.min_fit_clients) {
@@ -196,6 +202,18 @@ mod tests {
         assert!(message.starts_with("--member leave@worker,round:2: it leaves 1 nodes"), "{message}");
         assert!(refused(&trial(&["leave@node:5,round:1"])).contains("there is no node 5; nodes are 1 to 4"));
         assert!(refused(&trial(&["join@round:4"])).contains("the run has 3 rounds"));
+        let mut shrinks = trial(&["leave@worker,round:1"]);
+        shrinks.plan.job.min_fit_clients = 1;
+        shrinks.plan.backend.payload = Payload::Digest;
+        for scheme in
+            [Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 }, Scheme::Backup { backups: 2 }]
+        {
+            shrinks.plan.backend.scheme = scheme;
+            let message = refused(&shrinks);
+            assert!(message.contains("it leaves 2 nodes, and 3 hold a checkpoint"), "{message}");
+        }
+        shrinks.plan.backend.scheme = Scheme::Backup { backups: 1 };
+        assert_eq!(shrinks.validate(), Ok(()));
         let mut fixed = trial(&["join@round:1"]);
         fixed.plan.backend.scheme = Scheme::None;
         let message = refused(&fixed);

@@ -116,6 +116,8 @@ pub struct Cluster {
     past: Vec<(NodeId, NodeView)>,
     /// Nodes that belong to the cluster no more: they have left, or another one came in their place.
     departed: BTreeSet<NodeId>,
+    /// How many nodes there were at the beginning.
+    founders: usize,
     /// The newest aggregator any node told of.
     pub aggregator: Option<Epoch>,
     /// Every aggregator any node told of.
@@ -148,6 +150,7 @@ impl Cluster {
             nodes: nodes.iter().map(|node| (*node, NodeView::beginning(1))).collect(),
             past: Vec::new(),
             departed: BTreeSet::new(),
+            founders: nodes.len(),
             aggregator: None,
             epochs: BTreeSet::new(),
             round: 0,
@@ -209,7 +212,7 @@ impl Cluster {
         let member = |node: &NodeId| !self.departed.contains(node);
         let of = |nodes: Vec<NodeId>| nodes.into_iter().filter(member).collect();
         let members = of(self.nodes.keys().copied().collect());
-        Roll { members, alive: of(self.alive()), voters: of(self.voters.clone()) }
+        Roll { members, alive: of(self.alive()), voters: of(self.voters.clone()), founders: self.founders }
     }
 
     /// Takes note of a node that joins.

@@ -10,7 +10,7 @@ use crate::store::NodeId;
 /// Parameters of the primary-backup backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupConfig {
-    /// Every node. Their order is the order of succession.
+    /// Every node that the cluster begins with. Their order is the order of succession.
     pub nodes: BTreeSet<NodeId>,
     /// Nodes beside the aggregator that hold a checkpoint's bytes before `put` returns.
     pub backups: u32,

@@ -5,7 +5,8 @@
 //!   succession     who is next and when, which epoch is in force: pure
 //!   office         the task that says "I aggregate", or succeeds who does not any more
 //!   writing        one write: its bytes to as many backups as promised
-//!   node           what a node knows             network        messages and their answers
+//!   membership     nodes that join and leave     node           what a node knows
+//!   network        messages and their answers
 //! ```
 //!
 //! There is no consensus: the cheap control arm. Whoever suspects the aggregator, reaches enough backups and finds nobody
@@ -14,6 +15,7 @@
 //! superseded. The guarantees say so. Nodes that hold nothing ask the aggregator.
 
 mod config;
+mod membership;
 mod network;
 mod node;
 mod office;
@@ -22,6 +24,7 @@ mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +45,7 @@ use crate::error::StoreError;
 use crate::forward;
 use crate::ledger::{Ledger, Record};
 use crate::lifeline::Follower;
+use crate::members::{self, Members};
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
@@ -79,16 +83,23 @@ impl BackupStore {
     /// Contradictory parameters, a node that is not among the nodes, or a storage that cannot be used.
     pub async fn open(config: BackupConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let Site { transport, observer, storage, lifeline, .. } = site;
-        let local = transport.local();
+        let Site { transport, observer, storage, lifeline, joins, replaces, .. } = site;
+        let (local, mut config) = (transport.local(), config);
         if !config.nodes.contains(&local) {
             return Err(ConfigError::NotANode(local));
+        }
+        if joins {
+            // What is left are the nodes that the cluster began with.
+            config.nodes.remove(&local);
         }
         let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (nodes, backups) = (config.nodes.clone(), config.backups);
         let names: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
         let cluster = format!("{backups} backups among nodes {}", names.join(", "));
         let Opened { archive, rows, blobs } = Archive::open(storage, local, &cluster).await?;
+        let begins = || if joins { Members::unknown() } else { Members::founding(nodes) };
+        let members: Members = archive.fact(members::FACT)?.unwrap_or_else(begins);
+        let nodes = members.nodes().clone();
         let mut succession = Succession::new(nodes, local, backups, config.window, rng, Instant::now());
         if archive.is_durable() {
             succession = succession.remembering(archive.fact(node::EPOCH)?);
@@ -99,6 +110,9 @@ impl BackupStore {
             pending: BTreeSet::new(),
             resigning: false,
             appointed: false,
+            proposed: members.place().1,
+            members,
+            leaving: None,
             closed: false,
         };
         let node = Arc::new(Node {
@@ -110,11 +124,16 @@ impl BackupStore {
             aggregator: watch::Sender::new(None),
             state: Mutex::new(state),
             changed: Notify::new(),
+            changing: tokio::sync::Mutex::new(()),
+            leaves: AtomicBool::new(false),
             background: Mutex::default(),
         });
         transport.serve(Arc::new(network::Inbox(node.clone())));
         let mut tasks = JoinSet::new();
         tasks.spawn(office::run(node.clone(), Follower::new(lifeline, local)));
+        if joins {
+            tasks.spawn(membership::join(node.clone(), replaces));
+        }
         Ok(Arc::new(Self { node, shown: Mutex::default(), tasks: tokio::sync::Mutex::new(tasks) }))
     }
 
@@ -224,19 +243,21 @@ impl CheckpointStore for BackupStore {
     }
 
     fn candidates(&self) -> Vec<NodeId> {
-        let mut candidates = self.node.state().succession.candidates(&self.node.connected());
+        let connected = self.node.connected();
+        let mut candidates = self.node.state().succession.candidates(&connected);
         candidates.sort();
         candidates
     }
 
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {
+        let connected = self.node.connected();
         let (epoch, successor) = {
             let mut state = self.node.state();
             let current = state.succession.epoch();
             let Some(epoch) = current.filter(|_| state.succession.leads()) else {
                 return Err(StoreError::NotAggregator { current });
             };
-            let candidates = state.succession.candidates(&self.node.connected());
+            let candidates = state.succession.candidates(&connected);
             let successor = to.or(candidates.first().copied()).filter(|to| candidates.contains(to));
             state.resigning = successor.is_some();
             (epoch, successor)
@@ -262,15 +283,22 @@ impl CheckpointStore for BackupStore {
     }
 
     async fn leave(&self) -> Result<(), StoreError> {
-        Err(StoreError::FixedMembers)
+        self.node.may_leave()?;
+        self.node.leaves.store(true, Ordering::Relaxed);
+        let pause = Duration::from_millis(self.node.config.heartbeat_ms);
+        let outcome = members::leave(self, self.node.transport.as_ref(), pause).await;
+        if outcome.is_err() {
+            self.node.leaves.store(false, Ordering::Relaxed);
+        }
+        outcome
     }
 
     fn guarantees(&self) -> Guarantees {
-        let (nodes, backups) = (self.node.config.nodes.len() as u32, self.node.config.backups);
+        let (nodes, backups) = (self.node.state().members.len() as u32, self.node.config.backups);
         Guarantees {
             acknowledged: Guarantee::Holders { holders: backups + 1 },
             // Those that are left must be enough backups for whoever succeeds.
-            tolerated_losses: backups.min(nodes - 1 - backups),
+            tolerated_losses: backups.min(nodes.saturating_sub(1 + backups)),
             linear: false,
             minority_refuses: false,
             fails_over: true,

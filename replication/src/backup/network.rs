@@ -10,6 +10,7 @@ use super::node::{Node, Wanted};
 use crate::error::StoreError;
 use crate::forward;
 use crate::ledger::Record;
+use crate::members::{Members, Place};
 use crate::store::{Carrier, Checkpoint, Epoch, MAX_PARAMETER_BYTES, NodeId, StoreEvent};
 use crate::transport::{Frame, Handler, Refusal};
 use crate::wire;
@@ -34,12 +35,29 @@ pub(super) struct Order {
     pub(super) epoch: Epoch,
     pub(super) record: Record,
     pub(super) source: Source,
+    /// It is acknowledged, and may be older than what the backup has.
+    pub(super) fills: bool,
+}
+
+/// The head of a [`wire::BACKUP_HEARTBEAT`]: who aggregates; and its answer: which epoch and which members the receiver knows.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Beat {
+    pub(super) epoch: Epoch,
+    pub(super) members: Place,
+}
+
+/// The head of a [`wire::BACKUP_MEMBERS`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Roster {
+    pub(super) epoch: Epoch,
+    pub(super) members: Members,
 }
 
 /// The answer to a [`wire::BACKUP_ENQUIRE`]; what the node took is in the body.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Standing {
     pub(super) epoch: Option<Epoch>,
+    pub(super) members: Members,
     /// It has heard of the aggregator of that epoch just now.
     pub(super) content: bool,
 }
@@ -56,7 +74,7 @@ impl Inbox {
     fn authentic(&self, epoch: Epoch, from: NodeId) -> Result<(), Refusal> {
         if epoch.node != from {
             Err(self.refuse(from, format!("node {from} may not speak as node {}", epoch.node)))
-        } else if epoch.counter > MAX_COUNTER || !self.0.config.nodes.contains(&from) {
+        } else if epoch.counter > MAX_COUNTER {
             Err(self.refuse(from, format!("{epoch} is no epoch of this cluster")))
         } else {
             Ok(())
@@ -69,10 +87,20 @@ impl Inbox {
     }
 
     fn heartbeat(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
-        let epoch: Epoch = wire::decode(&request.head)?;
+        let Beat { epoch, .. } = wire::decode(&request.head)?;
         self.authentic(epoch, from)?;
-        let current = self.0.hear_from_aggregator(epoch).err().unwrap_or(epoch);
-        Ok(answer(&current))
+        let epoch = self.0.hear_from_aggregator(epoch).err().unwrap_or(epoch);
+        Ok(answer(&Beat { epoch, members: self.0.state().members.place() }))
+    }
+
+    async fn members(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
+        let Roster { epoch, members } = wire::decode(&request.head)?;
+        self.authentic(epoch, from)?;
+        if let Err(current) = self.0.hear_from_aggregator(epoch) {
+            let fenced = StoreError::Fenced { epoch, current: Some(current) };
+            return Ok(answer(&Err::<Place, _>(fenced)));
+        }
+        Ok(answer(&self.0.on_roster(&members).await))
     }
 
     async fn store(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
@@ -90,7 +118,7 @@ impl Inbox {
     }
 
     async fn obtain(&self, from: NodeId, order: Order, request: Frame) -> Result<(), StoreError> {
-        let Order { epoch, record, source } = order;
+        let Order { epoch, record, source, fills } = order;
         let blobs = self.0.exchange.blobs();
         self.0.archive.room().await;
         if source == Source::Here {
@@ -105,14 +133,15 @@ impl Inbox {
         let Record { id, digest, metadata, .. } = record;
         let checkpoint = Checkpoint::already_verified(id, digest, parameters, metadata);
         checkpoint.within_limits()?;
-        self.0.take(Record::from(&checkpoint), epoch).await
+        self.0.take(Record::from(&checkpoint), epoch, fills).await
     }
 
     fn enquire(&self) -> Frame {
         let state = self.0.state();
         let (epoch, content) = (state.succession.epoch(), state.succession.content(Instant::now()));
         let records: Vec<&Record> = state.ledger.records().collect();
-        answer(&Standing { epoch, content }).with_segment(wire::encode(&records))
+        let members = state.members.clone();
+        answer(&Standing { epoch, members, content }).with_segment(wire::encode(&records))
     }
 
     fn hand_over(&self, from: NodeId, request: &Frame) -> Result<Frame, Refusal> {
@@ -153,6 +182,8 @@ impl Handler for Inbox {
             wire::BACKUP_HAND_OVER => self.hand_over(from, &request),
             wire::BACKUP_READ => self.read(&request),
             wire::BACKUP_FORWARD => self.forwarded(from, request).await,
+            wire::BACKUP_MEMBERS => self.members(from, &request).await,
+            wire::MEMBERSHIP => Ok(answer(&self.0.on_membership(from, wire::decode(&request.head)?).await)),
             wire::BLOB_PULL => self.0.exchange.on_pull(&request),
             unknown => Err(Refusal(format!("unknown message {unknown}"))),
         }

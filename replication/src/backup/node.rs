@@ -1,6 +1,7 @@
 //! One node's state: who aggregates, and which checkpoints it took; what follows when it hears of an epoch.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::archive::Archive;
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
 use crate::ledger::{Admission, Ledger, Record};
+use crate::members::Members;
 use crate::store::{CheckpointId, Epoch, Held, NodeId, Observer, Slot, StoreEvent};
 use crate::transport::Transport;
 
@@ -41,6 +43,12 @@ pub(super) struct State {
     pub(super) resigning: bool,
     /// The aggregator asked this node to take over.
     pub(super) appointed: bool,
+    /// Who belongs to the cluster.
+    pub(super) members: Members,
+    /// The highest version of a configuration that this node made: no two share a place.
+    pub(super) proposed: u64,
+    /// A node that is about to leave: no write counts on it.
+    pub(super) leaving: Option<NodeId>,
     pub(super) closed: bool,
 }
 
@@ -53,6 +61,10 @@ pub(super) struct Node {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) aggregator: watch::Sender<Option<Epoch>>,
     pub(super) state: Mutex<State>,
+    /// Held while members change: one change at a time.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    /// This node wants to be let go.
+    pub(super) leaves: AtomicBool,
     /// The state changed so that what this node does next may be something else.
     pub(super) changed: Notify,
     /// What outlives the call that began it.
@@ -78,10 +90,11 @@ impl Node {
         *self.aggregator.borrow()
     }
 
-    /// Nodes of the cluster with a live connection, in ascending order.
+    /// Members with a live connection, in ascending order.
     pub(super) fn connected(&self) -> Vec<NodeId> {
         let mut connected = self.transport.connected().borrow().clone();
-        connected.retain(|node| self.config.nodes.contains(node));
+        let state = self.state();
+        connected.retain(|node| state.members.contains(*node));
         connected
     }
 
@@ -132,9 +145,33 @@ impl Node {
 
     /// Takes a checkpoint, whose bytes are here, on the word of the aggregator of `epoch`; returns once a restart does not
     /// lose it.
-    pub(super) async fn take(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {
-        self.note_taken(record, epoch)?;
+    pub(super) async fn take(&self, record: Record, epoch: Epoch, fills: bool) -> Result<(), StoreError> {
+        if fills {
+            self.note_filled(record, epoch)?
+        } else {
+            self.note_taken(record, epoch)?
+        };
         Ok(self.archive.flush().await?)
+    }
+
+    /// Takes what is acknowledged and may be older than what is here.
+    fn note_filled(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let current = state.succession.epoch();
+        if state.closed || current != Some(epoch) {
+            return Err(StoreError::Fenced { epoch, current });
+        }
+        let (id, digest, bytes) = (record.id, record.digest, record.bytes);
+        let (filled, released) = state.ledger.fill(record);
+        if filled {
+            self.exchange.blobs().refer(digest);
+            self.observer.observe(StoreEvent::Applied { id, digest, bytes });
+            self.archive.save(&state.ledger, [id.slot]);
+        }
+        for digest in released {
+            self.exchange.blobs().release(digest);
+        }
+        Ok(())
     }
 
     fn note_taken(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {

@@ -9,11 +9,12 @@ use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::network::{Source, Standing};
+use super::network::{Beat, Source, Standing};
 use super::node::{EPOCH, Node, Wanted};
 use super::succession::Step;
 use crate::ledger::{Ledger, Record};
 use crate::lifeline::{self, Follower};
+use crate::members;
 use crate::store::{Checkpoint, Epoch, NodeId, Slot, StoreEvent};
 use crate::transport::{Class, Frame};
 use crate::wire;
@@ -100,20 +101,27 @@ async fn lead(node: &Arc<Node>) {
         let epoch = node.state().succession.epoch();
         let Some(epoch) = epoch.filter(|epoch| epoch.node == node.local()) else { return };
         while beats.try_join_next().is_some() {}
-        for peer in node.connected() {
+        // Whoever is about to join, too.
+        let connected = node.transport.connected().borrow().clone();
+        for peer in connected {
             beats.spawn(beat(node.clone(), peer, epoch));
         }
     }
 }
 
 async fn beat(node: Arc<Node>, peer: NodeId, epoch: Epoch) {
-    let frame = Frame::new(wire::BACKUP_HEARTBEAT, wire::encode(&epoch));
+    let members = node.state().members.clone();
+    let sent = Beat { epoch, members: members.place() };
+    let frame = Frame::new(wire::BACKUP_HEARTBEAT, wire::encode(&sent));
     let request = node.transport.request(peer, Class::Heartbeat, frame);
     let Ok(Ok(response)) = tokio::time::timeout(node.patience(), request).await else { return };
-    match wire::decode::<Epoch>(&response.head) {
-        Ok(current) => {
+    match wire::decode::<Beat>(&response.head) {
+        Ok(heard) => {
             // An error says that a still higher one is known here.
-            let _ = node.hear(current);
+            let _ = node.hear(heard.epoch);
+            if heard.epoch == epoch && heard.members < members.place() {
+                node.tell_members(peer, epoch, members).await;
+            }
         }
         Err(refusal) => tracing::debug!(%peer, %refusal, "answered a heartbeat with nonsense"),
     }
@@ -142,6 +150,12 @@ async fn take_over(node: &Arc<Node>, peers: &[NodeId], turn: Turn) -> bool {
     if highest > before {
         // Whoever holds it will be heard of, or not, in a window from now.
         let _ = highest.map(|epoch| node.hear(epoch));
+        return false;
+    }
+    // Those that it names may have to be asked, too.
+    let newest =
+        answers.values().map(|(standing, _)| &standing.members).max_by_key(|members| members.place());
+    if newest.is_some_and(|newest| node.install(newest)) {
         return false;
     }
     let content = answers.values().any(|(standing, _)| standing.content);
@@ -216,16 +230,19 @@ fn merge(own: &Ledger, retained: usize, reported: &[Record]) -> Ledger {
 /// Begins the next epoch, unless another one began meanwhile.
 async fn assume_office(node: &Node, before: Option<Epoch>, reported: &[Record]) -> bool {
     let next = node.state().succession.next_epoch();
+    let members = node.state().members.renewed(next);
     node.archive.note(EPOCH, &next);
+    node.archive.note(members::FACT, &members);
     // Another life must not begin it again.
     if let Err(error) = node.archive.flush_facts().await {
         tracing::warn!(%error, "no succession");
         return false;
     }
     let state = &mut *node.state();
-    if state.closed || state.succession.epoch() != before {
+    if state.closed || state.succession.epoch() != before || state.members.nodes() != members.nodes() {
         return false;
     }
+    state.members = members;
     let merged = merge(&state.ledger, node.config.retained, reported);
     let slots: BTreeSet<Slot> = state.ledger.slots().chain(merged.slots()).collect();
     node.archive.save(&merged, slots);
@@ -249,7 +266,7 @@ async fn restore(node: &Node) {
     let (Some(epoch), Some(parameters)) = (node.current(), node.exchange.blobs().get(digest)) else { return };
     let checkpoint = Checkpoint::already_verified(id, digest, parameters, metadata);
     let timeout = node.put_timeout(checkpoint.parameters().len() as u64);
-    match tokio::time::timeout(timeout, node.spread(epoch, &checkpoint, Source::There)).await {
+    match tokio::time::timeout(timeout, node.spread(epoch, &checkpoint, Source::There, false)).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::info!(%error, %id, "not restored"),
         Err(_) => tracing::warn!(%id, "too few backups to restore the newest checkpoint"),

@@ -78,6 +78,11 @@ impl Succession {
         new
     }
 
+    /// From now on these succeed each other.
+    pub(super) fn among(&mut self, nodes: BTreeSet<NodeId>) {
+        self.nodes = nodes;
+    }
+
     /// The same after a restart: with the highest epoch that an earlier life heard of.
     pub(super) fn remembering(self, epoch: Option<Epoch>) -> Self {
         Self { epoch, durable: true, ..self }
@@ -87,7 +92,7 @@ impl Succession {
     /// heard of anybody asks so many that somebody among them holds whatever was acknowledged: all may have been gone.
     pub(super) fn needed(&self) -> usize {
         if self.durable && !self.heard {
-            self.backups.max(self.nodes.len() - 1 - self.backups)
+            self.backups.max(self.nodes.len().saturating_sub(1 + self.backups))
         } else {
             self.backups
         }
@@ -141,7 +146,7 @@ impl Succession {
         if self.leads() {
             return Step::Lead;
         }
-        if connected.len() < self.needed() {
+        if connected.len() < self.needed() || !self.nodes.contains(&self.local) {
             return Step::Wait(None);
         }
         if self.epoch.is_none() && self.nodes.first() == Some(&self.local) {

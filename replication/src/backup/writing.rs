@@ -61,6 +61,11 @@ impl Node {
         if state.closed || state.resigning || state.succession.epoch() != Some(epoch) {
             return late("this node lost its office meanwhile".into());
         }
+        // What counts on a node that leaves is brought to others first: the caller tries again.
+        let stay = holders.iter().filter(|node| Some(**node) != state.leaving).count();
+        if stay <= self.config.backups as usize {
+            return late("one of the backups leaves".into());
+        }
         state.pending.remove(&id);
         let guarantee = Guarantee::Holders { holders: holders.len() as u32 };
         Ok(Receipt { id, digest, guarantee, holders: holders.into_iter().collect() })
@@ -74,7 +79,7 @@ impl Node {
         source: Source,
     ) -> Result<BTreeSet<NodeId>, StoreError> {
         let held = async { Ok::<_, StoreError>(self.archive.flush().await?) };
-        let ((), holders) = futures_util::try_join!(held, self.spread(epoch, checkpoint, source))?;
+        let ((), holders) = futures_util::try_join!(held, self.spread(epoch, checkpoint, source, false))?;
         Ok(holders)
     }
 
@@ -127,6 +132,7 @@ impl Node {
         epoch: Epoch,
         checkpoint: &Checkpoint,
         source: Source,
+        fills: bool,
     ) -> Result<BTreeSet<NodeId>, StoreError> {
         let wanted = self.config.backups as usize + 1;
         let mut holders = BTreeSet::from([self.local()]);
@@ -138,13 +144,24 @@ impl Node {
             patience += self.carried_patience();
         }
         loop {
-            let candidates = self.state().succession.candidates(&self.connected());
-            let mut next =
-                candidates.into_iter().filter(|node| !holders.contains(node)).collect::<Vec<_>>().into_iter();
+            let connected = self.connected();
+            let (candidates, leaving) = {
+                let state = self.state();
+                (state.succession.candidates(&connected), state.leaving)
+            };
+            let stays = |node: &NodeId| Some(*node) != leaving;
+            holders.retain(stays);
+            let mut next = candidates
+                .into_iter()
+                .filter(|node| !holders.contains(node) && stays(node))
+                .collect::<Vec<_>>()
+                .into_iter();
             let mut asked = FuturesUnordered::new();
             let mut due = wanted - holders.len();
             while holders.len() < wanted {
-                asked.extend(next.by_ref().take(due).map(|node| self.ask(node, epoch, checkpoint, source)));
+                asked.extend(
+                    next.by_ref().take(due).map(|node| self.ask(node, epoch, checkpoint, (source, fills))),
+                );
                 if asked.is_empty() {
                     break;
                 }
@@ -170,9 +187,9 @@ impl Node {
         backup: NodeId,
         epoch: Epoch,
         checkpoint: &Checkpoint,
-        source: Source,
+        (source, fills): (Source, bool),
     ) -> (NodeId, Result<(), StoreError>) {
-        let order = Order { epoch, record: Record::from(checkpoint), source };
+        let order = Order { epoch, record: Record::from(checkpoint), source, fills };
         let mut frame = Frame::new(wire::BACKUP_STORE, wire::encode(&order));
         let mut class = Class::Digest;
         if source == Source::Here {

@@ -3,10 +3,9 @@
 //! chitchat's values are strings, and one too large to fit holds back all later ones of its node: whatever is written
 //! here stays below [`MAX_VALUE_BYTES`]. Parsing is total: what is malformed is no announcement.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
+use super::office::MAX_COUNTER;
 use crate::ledger::Record;
 use crate::store::{CheckpointId, Digest, Epoch, MAX_PARAMETER_BYTES, Metadata, NodeId, Phase, Slot};
 use crate::wire;
@@ -18,7 +17,7 @@ pub(super) const MAX_VALUE_BYTES: usize = 256;
 pub(super) type Order = (Epoch, u64, Phase);
 
 /// A checkpoint by name, without its bytes and metadata.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Announcement {
     /// Its name.
     pub(super) id: CheckpointId,
@@ -55,11 +54,9 @@ impl Announcement {
         }
     }
 
-    /// Whether a member of `nodes` can have written such a checkpoint.
-    pub(super) fn plausible(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.bytes <= MAX_PARAMETER_BYTES
-            && nodes.contains(&self.id.epoch.node)
-            && nodes.contains(&self.writer())
+    /// Whether there can be such a checkpoint. Who wrote it may have left.
+    pub(super) fn plausible(&self) -> bool {
+        self.bytes <= MAX_PARAMETER_BYTES && self.id.epoch.counter <= MAX_COUNTER
     }
 
     /// As a value of gossip state.

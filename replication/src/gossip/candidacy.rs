@@ -14,6 +14,7 @@ use super::messages::{Candidacy, Promised};
 use super::office::Decision;
 use crate::blob::transfer_timeout;
 use crate::lifeline::Follower;
+use crate::members::Members;
 use crate::store::{Epoch, NodeId, Slot};
 use crate::transport::{Class, Frame};
 use crate::wire;
@@ -27,7 +28,10 @@ pub(super) async fn run(core: Arc<Core>) {
         let mut wait = None;
         let turn = core.changes.until(|| {
             let state = &mut *core.state();
-            let live = state.live(core.local);
+            if !state.members.contains(core.local) {
+                return None;
+            }
+            let live = state.live_members(core.local);
             match state.office.decide(&live, &state.fitness, Instant::now(), &mut state.rng) {
                 Decision::Rest => None,
                 Decision::WaitUntil(until) => Some(Turn::WaitUntil(until)),
@@ -74,6 +78,8 @@ struct Standing {
     blessing: Option<Epoch>,
     /// What was promised before.
     before: Epoch,
+    /// Among whom.
+    members: Members,
 }
 
 impl Standing {
@@ -81,22 +87,23 @@ impl Standing {
         let before = state.office.promised();
         let (epoch, blessing) = state.office.stand();
         core.keep_promises(state);
-        Self { epoch, blessing, before }
+        Self { epoch, blessing, before, members: state.members.clone() }
     }
 }
 
-async fn stand(core: &Arc<Core>, Standing { epoch, blessing, before }: Standing) {
+async fn stand(core: &Arc<Core>, Standing { epoch, blessing, before, members }: Standing) {
     // Another life must not stand for the same epoch.
     let kept = core.archive.flush_facts().await.inspect_err(|error| tracing::warn!(%error, "no candidacy"));
     let elected = kept.is_ok()
-        && match ask(core, Candidacy { epoch, blessing }).await {
+        && match ask(core, Candidacy { epoch, blessing, members: members.clone() }).await {
             Some(newest) => take_over(core, newest).await,
             None => false,
         };
     let in_office = elected && {
         let state = core.state();
         // Nobody was promised a higher epoch meanwhile.
-        state.office.promised() == epoch && state.office.in_force() < Some(epoch)
+        let among_them = state.members.place() == members.place() && members.place().0 < epoch;
+        state.office.promised() == epoch && state.office.in_force() < Some(epoch) && among_them
     };
     if !in_office {
         let state = &mut *core.state();
@@ -107,6 +114,7 @@ async fn stand(core: &Arc<Core>, Standing { epoch, blessing, before }: Standing)
     let base = core.global_base();
     core.state().base = base;
     core.follow(epoch);
+    core.install(&members.renewed(epoch));
     let connected = core.state().connected();
     core.claim(connected);
 }
@@ -119,7 +127,8 @@ async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> Option<Option<Announceme
         let state = core.state();
         let live = state.live(core.local);
         let asked = |peer: &NodeId| core.config.linear() || live.contains(peer);
-        state.connected().into_iter().filter(asked).collect()
+        let members = state.connected().into_iter().filter(|peer| candidacy.members.contains(*peer));
+        members.filter(asked).collect()
     };
     let frame = Frame::new(wire::GOSSIP_PROMISE, wire::encode(&candidacy));
     let mut answers: FuturesUnordered<_> = peers
@@ -145,7 +154,8 @@ async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> Option<Option<Announceme
                     core.learn(announced, None, Some(peer));
                 }
             }
-            Promised::Refused { promised, in_force } => {
+            Promised::Refused { promised, in_force, members } => {
+                core.install(&members);
                 core.state().office.seen(promised);
                 if let Some(in_force) = in_force.filter(|epoch| epoch.node != core.local) {
                     core.follow(in_force);

@@ -120,6 +120,15 @@ impl Catalogue {
         }
     }
 
+    /// Forgets who accepted what worker `local` writes, but for itself: they are to say so again.
+    pub(super) fn forget_accepted(&mut self, local: NodeId) {
+        let own = |slot: &Slot| matches!(slot, Slot::Worker { node, .. } if *node == local);
+        let slots = self.slots.iter_mut().filter(|(slot, _)| own(slot));
+        for entry in slots.flat_map(|(_, entries)| entries.values_mut()) {
+            entry.accepted.retain(|node| *node == local);
+        }
+    }
+
     /// Says that `node` is said to hold a checkpoint.
     pub(super) fn held_by(&mut self, id: CheckpointId, node: NodeId) {
         if let Some(entry) = self.find_mut(id) {

@@ -15,7 +15,7 @@ const MAX_INTERVAL_MS: u64 = 3_600_000;
 /// Parameters of the gossip backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GossipConfig {
-    /// Every node.
+    /// Every node that the cluster begins with.
     pub nodes: BTreeSet<NodeId>,
     /// Nodes, the writer included, that hold a checkpoint's bytes before `put` returns.
     pub holders: u32,
@@ -31,6 +31,12 @@ pub struct GossipConfig {
     pub retained: usize,
     /// Seed of every random choice of this node.
     pub seed: u64,
+}
+
+/// Holders that a write awaits among `members`, where `holders` of `founders` were configured.
+#[must_use]
+pub fn holders_among(holders: u32, founders: usize, members: usize) -> u32 {
+    if holders as usize > founders / 2 { holders.max(members as u32 / 2 + 1) } else { holders }
 }
 
 impl GossipConfig {
@@ -75,6 +81,13 @@ impl GossipConfig {
     #[must_use]
     pub fn linear(&self) -> bool {
         self.holders as usize > self.nodes.len() / 2
+    }
+
+    /// Holders awaited by a write among `members` nodes: never fewer than configured, and a majority where it was one among
+    /// those that the cluster began with.
+    #[must_use]
+    pub fn holders_among(&self, members: usize) -> u32 {
+        holders_among(self.holders, self.nodes.len(), members)
     }
 
     pub(super) fn interval(&self) -> Duration {

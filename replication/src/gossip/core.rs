@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use super::office::{Fitness, Followed, Office};
 use super::past::{Past, keep_promises, keep_slot};
 use crate::archive::Archive;
 use crate::blob::Blobs;
+use crate::members::{Members, Place};
 use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId, Observer, StoreEvent};
 use crate::transport::{Class, Frame, Transport, TransportError};
 use crate::wire;
@@ -75,6 +77,10 @@ pub(super) struct State {
     pub(super) uploads: Uploads,
     pub(super) peers: BTreeMap<NodeId, Peer>,
     pub(super) fitness: BTreeMap<NodeId, Fitness>,
+    pub(super) members: Members,
+    /// Which configuration each node has confirmed to this aggregator, and which was found settled.
+    pub(super) confirmed: BTreeMap<NodeId, Place>,
+    pub(super) settled: Option<Place>,
     /// What this node as aggregator continues from.
     pub(super) base: Option<CheckpointId>,
     /// Being fetched.
@@ -99,6 +105,10 @@ pub(super) struct Core {
     pub(super) blobs: Blobs,
     pub(super) changes: Changes,
     pub(super) aggregator: watch::Sender<Option<Epoch>>,
+    /// Held while members change: one change at a time.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    /// This node wants to be let go.
+    pub(super) leaving: AtomicBool,
     state: Mutex<State>,
     background: Mutex<JoinSet<()>>,
 }
@@ -139,21 +149,24 @@ impl Core {
         rng: ChaCha8Rng,
     ) -> Self {
         let local = transport.local();
-        let Past { archive, blobs, catalogue, promises, .. } = past;
-        let among = (config.nodes.len(), config.linear());
+        let Past { archive, blobs, catalogue, promises, members, .. } = past;
+        let among = (members.len(), config.linear());
         let office = Office::new(local, among, config.interval(), promises, Instant::now());
         let freshest = catalogue.held_global().map(|entry| entry.announced.order());
         let state = State {
             office,
             catalogue,
             uploads: Uploads::default(),
-            peers: config
-                .nodes
+            peers: members
+                .nodes()
                 .iter()
                 .filter(|node| **node != local)
                 .map(|node| (*node, Peer::default()))
                 .collect(),
             fitness: BTreeMap::from([(local, Fitness { freshest, score: Some(score) })]),
+            members,
+            confirmed: BTreeMap::new(),
+            settled: None,
             base: None,
             fetching: BTreeSet::new(),
             rng,
@@ -172,6 +185,8 @@ impl Core {
             blobs,
             changes: Changes::default(),
             aggregator: watch::Sender::new(None),
+            changing: tokio::sync::Mutex::new(()),
+            leaving: AtomicBool::new(false),
             state: Mutex::new(state),
             background: Mutex::default(),
         }
@@ -222,7 +237,7 @@ impl Core {
         metadata: Option<Metadata>,
         holder: Option<NodeId>,
     ) -> Learned {
-        if !announced.plausible(&self.config.nodes) {
+        if !announced.plausible() {
             return Learned::Refused;
         }
         let learned = {
@@ -286,7 +301,8 @@ impl Core {
             }
             // Whoever is promised a later epoch from here on is told that it is held.
             if core.state().office.fences(id.epoch).is_none() {
-                let have = Frame::new(wire::GOSSIP_HAVE, wire::encode(&Have { id, digest }));
+                let members = core.state().members.place();
+                let have = Frame::new(wire::GOSSIP_HAVE, wire::encode(&Have { id, digest, members }));
                 let request = core.transport.request(writer, Class::Digest, have);
                 let _ = tokio::time::timeout(MESSAGE_TIMEOUT, request).await;
             }
@@ -338,11 +354,13 @@ impl Core {
 
     /// Follows `epoch` if it is newer than the one in force, and tells of what that means.
     pub(super) fn follow(self: &Arc<Self>, epoch: Epoch) -> bool {
-        if !self.config.nodes.contains(&epoch.node) {
-            return false;
-        }
         let (followed, yields) = {
             let mut state = self.state();
+            // Who is neither a member nor connected is nobody.
+            let known = epoch.node == self.local || state.peers.contains_key(&epoch.node);
+            if !known && !state.members.contains(epoch.node) {
+                return false;
+            }
             let followed = state.office.follow(epoch);
             let Followed::Now { before } = followed else { return false };
             self.keep_promises(&state);

@@ -125,7 +125,14 @@ impl Driver {
 
     fn on_connected(&self, now: &[NodeId]) {
         let mut new = Vec::new();
-        for (node, peer) in &mut self.core.state().peers {
+        let mut state = self.core.state();
+        for node in now {
+            // It may be about to join.
+            if self.addresses.learn(*node) {
+                state.peers.entry(*node).or_default();
+            }
+        }
+        for (node, peer) in &mut state.peers {
             let connected = now.contains(node);
             if connected && !peer.connected {
                 new.push(*node);
@@ -133,6 +140,7 @@ impl Driver {
             }
             peer.connected = connected;
         }
+        drop(state);
         for node in &new {
             self.gossip_with(*node);
         }
@@ -152,9 +160,7 @@ impl Driver {
     }
 
     fn gossip_with(&self, peer: NodeId) {
-        if let Some(addr) = self.addresses.gossip_address(peer)
-            && self.handle.gossip(addr).is_err()
-        {
+        if self.addresses.learn(peer) && self.handle.gossip(self.addresses.gossip_address(peer)).is_err() {
             tracing::warn!("chitchat has ended");
         }
     }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::catalogue::Learned;
 use super::core::Core;
-use super::messages::{Candidacy, Have, Heard, Promised, Rumour, Yield};
+use super::messages::{Candidacy, Convene, Have, Heard, Promised, Rumour, Yield};
 use super::network::Bridge;
 use crate::store::{Epoch, NodeId, StoreEvent};
 use crate::transport::{Frame, Handler, Refusal};
@@ -21,9 +21,6 @@ pub(super) struct Inbox {
 #[async_trait]
 impl Handler for Inbox {
     async fn handle(&self, from: NodeId, request: Frame) -> Result<Frame, Refusal> {
-        if !self.core.config.nodes.contains(&from) {
-            return Err(self.refuse(from, "it is outside of the cluster"));
-        }
         match request.tag {
             wire::GOSSIP_MESSAGE => self.bridge.on_message(from, request).await,
             wire::GOSSIP_RUMOUR => self.on_rumour(from, wire::decode(&request.head)?),
@@ -34,6 +31,15 @@ impl Handler for Inbox {
             wire::GOSSIP_CLAIM => self.on_claim(from, wire::decode(&request.head)?),
             wire::GOSSIP_HAND_OVER => self.on_hand_over(from, wire::decode(&request.head)?),
             wire::GOSSIP_YIELD => self.on_yield(from, wire::decode(&request.head)?),
+            wire::GOSSIP_MEMBERS => {
+                let convene: Convene = wire::decode(&request.head)?;
+                self.speaks(from, convene.epoch)?;
+                self.core.on_convene(convene).await
+            }
+            wire::MEMBERSHIP => {
+                let answer = self.core.on_membership(from, wire::decode(&request.head)?).await;
+                Ok(Frame::new(0, wire::encode(&answer)))
+            }
             tag => Err(Refusal(format!("a message of the unknown kind {tag}"))),
         }
     }
@@ -82,7 +88,15 @@ impl Inbox {
     }
 
     fn on_have(&self, from: NodeId, have: Have) -> Result<Frame, Refusal> {
-        self.core.state().catalogue.accepted_by(have.id, have.digest, from);
+        {
+            let mut state = self.core.state();
+            // What a worker writes does not go through the aggregator, which alone knows the newest configuration.
+            if have.id.epoch.node == self.core.local || have.members == state.members.place() {
+                state.catalogue.accepted_by(have.id, have.digest, from);
+            } else {
+                state.catalogue.held_by(have.id, from);
+            }
+        }
         self.core.changes.announce();
         Ok(Frame::default())
     }
@@ -90,20 +104,23 @@ impl Inbox {
     async fn on_candidacy(
         &self,
         from: NodeId,
-        Candidacy { epoch, blessing }: Candidacy,
+        Candidacy { epoch, blessing, members }: Candidacy,
     ) -> Result<Frame, Refusal> {
         self.speaks(from, epoch)?;
+        self.core.install(&members);
         let answer = {
             let mut state = self.core.state();
+            let knows = members.place() >= state.members.place() && members.contains(from);
             let live = state.live(self.core.local);
             // Only the aggregator itself can know whom it asked.
             let mine = state.office.is_mine();
             let blessing = blessing.filter(|blessing| !mine || state.handing_over == Some(*blessing));
-            if state.office.promise(epoch, blessing, &live, tokio::time::Instant::now()) {
+            if knows && state.office.promise(epoch, blessing, &live, tokio::time::Instant::now()) {
                 self.core.keep_promises(&state);
                 Promised::Granted { holds: state.catalogue.to_announce(super::MAX_ANNOUNCED) }
             } else {
-                Promised::Refused { promised: state.office.promised(), in_force: state.office.in_force() }
+                let (promised, in_force) = (state.office.promised(), state.office.in_force());
+                Promised::Refused { promised, in_force, members: state.members.clone() }
             }
         };
         self.core.changes.announce();

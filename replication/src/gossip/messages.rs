@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::announce::Announcement;
+use crate::members::{Members, Place};
 use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId};
 
 /// Metadata up to this size, in bytes, goes with a rumour.
@@ -32,6 +33,8 @@ pub(super) struct Heard {
 pub(super) struct Have {
     pub(super) id: CheckpointId,
     pub(super) digest: Digest,
+    /// The newest configuration that the sender knows.
+    pub(super) members: Place,
 }
 
 /// Asks for a chunk.
@@ -55,11 +58,13 @@ pub(super) enum Pulled {
 }
 
 /// A candidate asks for a promise of its epoch.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Candidacy {
     pub(super) epoch: Epoch,
     /// The aggregator that asked it to take over.
     pub(super) blessing: Option<Epoch>,
+    /// Among whom it stands.
+    pub(super) members: Members,
 }
 
 /// The answer to a candidate.
@@ -68,7 +73,25 @@ pub(super) enum Promised {
     /// Promised, by a node that holds these checkpoints.
     Granted { holds: Vec<Announcement> },
     /// Refused, because of these.
-    Refused { promised: Epoch, in_force: Option<Epoch> },
+    Refused { promised: Epoch, in_force: Option<Epoch>, members: Members },
+}
+
+/// Who belongs to the cluster, from the aggregator of an epoch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Convene {
+    pub(super) epoch: Epoch,
+    pub(super) members: Members,
+    /// It wants to know what the receiver holds.
+    pub(super) counts: bool,
+}
+
+/// The answer to the aggregator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Convened {
+    /// This is the newest configuration here, on disk if there is one, and these are held so.
+    Yes { members: Place, holds: Vec<Announcement> },
+    /// A later epoch is promised.
+    No { promised: Epoch },
 }
 
 /// Two nodes aggregated at the same time; the sender is the one that yields.

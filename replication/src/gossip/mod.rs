@@ -13,6 +13,7 @@ mod core;
 mod driver;
 mod fetch;
 mod inbox;
+mod membership;
 mod messages;
 mod network;
 mod office;
@@ -23,6 +24,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,11 +35,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::announce::Announcement;
-pub use self::config::GossipConfig;
+pub use self::config::{GossipConfig, holders_among};
 use self::core::{Core, MESSAGE_TIMEOUT};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::lifeline::Follower;
+use crate::members;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
@@ -75,12 +78,17 @@ impl GossipStore {
     /// # Errors
     /// A configuration that contradicts itself, or a storage that cannot be used.
     pub async fn open(config: GossipConfig, site: Site) -> Result<Arc<Self>, ConfigError> {
-        let Site { transport, observer, resources, storage, lifeline, .. } = site;
-        let local = transport.local();
+        let Site { transport, observer, resources, storage, lifeline, joins, replaces } = site;
+        let (local, mut config) = (transport.local(), config);
         config.validate(local)?;
+        if joins {
+            // What is left are the nodes that the cluster began with: they say what is promised.
+            config.nodes.remove(&local);
+        }
         let addresses = network::Addresses::new(&config.nodes);
-        let past = past::Past::read(&config, local, storage).await?;
-        let id = addresses.id(local, past.life).ok_or(ConfigError::NotANode(local))?;
+        addresses.learn(local);
+        let past = past::Past::read(&config, local, joins, storage).await?;
+        let id = network::Addresses::id(local, past.life);
         let rng = ChaCha8Rng::seed_from_u64(config.seed ^ local.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let chitchat = driver::chitchat_config(&config, id);
         let score = resources.score();
@@ -96,6 +104,14 @@ impl GossipStore {
             driver::Driver { core: core.clone(), handle, bridge, addresses, places: BTreeMap::new() };
         tasks.spawn(driver.run());
         tasks.spawn(candidacy::run(core.clone()));
+        tasks.spawn(membership::run(core.clone()));
+        if joins {
+            let core = core.clone();
+            tasks.spawn(async move {
+                let (aggregator, pause) = (core.aggregator.subscribe(), core.config.interval());
+                members::join(&*core.transport, aggregator, pause, || core.wants_in(replaces)).await;
+            });
+        }
         tasks.spawn(candidacy::heed(core.clone(), Follower::new(lifeline, local)));
         Ok(Arc::new(Self { core, tasks: Mutex::new(tasks) }))
     }
@@ -135,10 +151,10 @@ impl GossipStore {
     /// Who takes over: the one named, or the fittest that lives.
     fn successor(&self, to: Option<NodeId>) -> Option<NodeId> {
         let state = self.core.state();
-        let mut live = state.live(self.core.local);
+        let mut live = state.live_members(self.core.local);
         live.remove(&self.core.local);
         match to {
-            Some(to) => Some(to).filter(|to| *to != self.core.local && self.core.config.nodes.contains(to)),
+            Some(to) => Some(to).filter(|to| *to != self.core.local && state.members.contains(*to)),
             None => office::ranked(&live, &state.fitness).first().copied(),
         }
     }
@@ -216,7 +232,7 @@ impl CheckpointStore for GossipStore {
     }
 
     fn candidates(&self) -> Vec<NodeId> {
-        let mut live = self.core.state().live(self.core.local);
+        let mut live = self.core.state().live_members(self.core.local);
         live.remove(&self.core.local);
         live.into_iter().collect()
     }
@@ -234,15 +250,31 @@ impl CheckpointStore for GossipStore {
     }
 
     async fn leave(&self) -> Result<(), StoreError> {
-        Err(StoreError::FixedMembers)
+        let (inside, left) = {
+            let state = self.core.state();
+            (state.members.contains(self.core.local), state.members.len().saturating_sub(1))
+        };
+        let needed = self.core.config.holders_among(left);
+        if inside && (left as u32) < needed {
+            return Err(StoreError::TooFewWouldBeLeft { left: left as u32, needed });
+        }
+        self.core.leaving.store(true, Ordering::Relaxed);
+        let outcome = members::leave(self, &*self.core.transport, self.core.config.interval()).await;
+        if outcome.is_err() {
+            self.core.leaving.store(false, Ordering::Relaxed);
+        }
+        outcome
     }
 
     fn guarantees(&self) -> Guarantees {
-        let (holders, of) = (self.core.config.holders, self.core.config.nodes.len() as u32);
+        let (holders, of) = {
+            let state = self.core.state();
+            (state.holders(&self.core.config), state.members.len() as u32)
+        };
         let linear = self.core.config.linear();
         Guarantees {
             acknowledged: Guarantee::Holders { holders },
-            tolerated_losses: (holders - 1).min(of - holders),
+            tolerated_losses: (holders - 1).min(of.saturating_sub(holders)),
             linear,
             minority_refuses: linear,
             fails_over: of > 2,

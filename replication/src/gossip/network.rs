@@ -4,7 +4,8 @@
 //! a message came from, so a request under way has an address of its own; and it chooses its own peers without a seed, so
 //! what it sends by itself is dropped: only what is asked of [`gossip_address`] goes out.
 //!
-//! chitchat believes whatever it is told of any node: a message that names one outside of the cluster is refused.
+//! chitchat believes whatever it is told of any node, and nodes join while others run: a message that names one whose address
+//! is not its own, or more nodes than a cluster has, is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -40,44 +41,69 @@ const FIRST_TICKET: u16 = 10_000;
 /// Bytes of a node's heartbeat and versions in a digest.
 const NODE_DIGEST_BYTES: usize = 24;
 
-/// Addresses of the nodes, as chitchat knows them: places in the order of their ids.
+/// Nodes that are known by name: those of a cluster, and many that joined and left.
+const MAX_NODES: usize = 4096;
+
+/// Addresses of the nodes, as chitchat knows them: the lower half of their ids. Clones are the same.
 #[derive(Debug, Clone)]
-pub(super) struct Addresses(Arc<Vec<NodeId>>);
+pub(super) struct Addresses(Arc<Mutex<BTreeMap<u32, NodeId>>>);
 
 impl Addresses {
     pub(super) fn new(nodes: &BTreeSet<NodeId>) -> Self {
-        Self(Arc::new(nodes.iter().copied().collect()))
+        let addresses = Self(Arc::default());
+        nodes.iter().for_each(|node| {
+            addresses.learn(*node);
+        });
+        addresses
     }
 
-    fn with_port(&self, node: NodeId, port: u16) -> Option<SocketAddr> {
-        let place = self.0.binary_search(&node).ok()?;
-        Some((Ipv4Addr::from(u32::try_from(place).ok()?), port).into())
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u32, NodeId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn host(node: NodeId) -> u32 {
+        (node.0 & u64::from(u32::MAX)) as u32
+    }
+
+    /// Takes note of a node; false if there are too many, or another one has its address.
+    pub(super) fn learn(&self, node: NodeId) -> bool {
+        let mut known = self.known();
+        let full = known.len() >= MAX_NODES;
+        match known.get(&Self::host(node)) {
+            Some(there) => *there == node,
+            None if full => false,
+            None => known.insert(Self::host(node), node).is_none(),
+        }
+    }
+
+    fn with_port(node: NodeId, port: u16) -> SocketAddr {
+        (Ipv4Addr::from(Self::host(node)), port).into()
     }
 
     fn node(&self, addr: SocketAddr) -> Option<NodeId> {
         let SocketAddr::V4(addr) = addr else { return None };
-        self.0.get(u32::from(*addr.ip()) as usize).copied()
+        self.known().get(&u32::from(*addr.ip())).copied()
     }
 
     /// A node's name in gossip state, in its life of this number.
-    pub(super) fn id(&self, node: NodeId, life: u64) -> Option<ChitchatId> {
-        Some(ChitchatId::new(node.to_string(), life, self.with_port(node, NODE_PORT)?))
+    pub(super) fn id(node: NodeId, life: u64) -> ChitchatId {
+        ChitchatId::new(node.to_string(), life, Self::with_port(node, NODE_PORT))
     }
 
     /// Whose name this is, and in which life.
     pub(super) fn named(&self, id: &ChitchatId) -> Option<(NodeId, u64)> {
-        let (node, life) = (self.node(id.gossip_advertise_addr)?, id.generation_id);
-        (self.id(node, life).as_ref() == Some(id)).then_some((node, life))
+        let (node, life) = (NodeId(id.node_id.parse().ok()?), id.generation_id);
+        (Self::id(node, life) == *id && self.learn(node)).then_some((node, life))
     }
 
     /// Where to send for a round of gossip with `node`.
-    pub(super) fn gossip_address(&self, node: NodeId) -> Option<SocketAddr> {
-        self.with_port(node, GOSSIP_PORT)
+    pub(super) fn gossip_address(&self, node: NodeId) -> SocketAddr {
+        Self::with_port(node, GOSSIP_PORT)
     }
 
-    /// Decodes a message that names members only.
+    /// Decodes a message that names possible nodes only.
     fn decode(&self, bytes: &[u8]) -> Result<ChitchatMessage, Refusal> {
-        self.names_members_only(bytes).ok_or_else(|| Refusal("gossip of a node outside".into()))?;
+        self.names_nodes_only(bytes).ok_or_else(|| Refusal("gossip of what is no node".into()))?;
         let mut rest = bytes;
         match ChitchatMessage::deserialize(&mut rest) {
             Ok(message) if rest.is_empty() => Ok(message),
@@ -88,7 +114,7 @@ impl Addresses {
 
     /// Nodes come into being by a digest, which Syn (0) and SynAck (1) begin with: after magic, version and type a count,
     /// then ids, each with its heartbeat and versions.
-    fn names_members_only(&self, bytes: &[u8]) -> Option<()> {
+    fn names_nodes_only(&self, bytes: &[u8]) -> Option<()> {
         let (head, mut rest) = bytes.split_at_checked(4)?;
         if head[3] > 1 {
             return Some(());
@@ -164,8 +190,10 @@ impl Bridge {
             _ => return Err(Refusal("an answer to no question".into())),
         };
         let (port, answer) = if asks { self.ticket().ok_or_else(busy)? } else { (NODE_PORT, None) };
-        let addr = self.addresses.with_port(from, port);
-        let addr = addr.ok_or_else(|| Refusal(format!("node {from} is outside of the cluster")))?;
+        if !self.addresses.learn(from) {
+            return Err(Refusal(format!("there are too many nodes for node {from}")));
+        }
+        let addr = Addresses::with_port(from, port);
         self.inbound.try_send((addr, message)).map_err(|_| busy())?;
         let Some(answer) = answer else { return Ok(Frame::default()) };
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
@@ -204,7 +232,10 @@ impl Bridge {
         let request = Frame::new(wire::GOSSIP_MESSAGE, post.message);
         let request = transport.request(post.to, Class::Heartbeat, request);
         let Ok(Ok(response)) = tokio::time::timeout(ANSWER_TIMEOUT, request).await else { return };
-        let Some(addr) = self.addresses.with_port(post.to, NODE_PORT).filter(|_| post.asks) else { return };
+        if !post.asks {
+            return;
+        }
+        let addr = Addresses::with_port(post.to, NODE_PORT);
         if let Ok(message @ ChitchatMessage::SynAck { .. }) = self.addresses.decode(&response.head) {
             let _ = self.inbound.try_send((addr, message));
         }
@@ -283,11 +314,20 @@ mod tests {
     fn every_node_has_an_address_and_no_other() {
         let addresses = addresses();
         for node in [3, 70_000, u64::MAX].map(NodeId) {
-            let id = addresses.id(node, 7).unwrap();
+            let id = Addresses::id(node, 7);
             assert_eq!(addresses.named(&id), Some((node, 7)));
             assert_eq!(addresses.named(&ChitchatId { node_id: "4".into(), ..id }), None);
         }
-        assert!(addresses.id(NodeId(4), 0).is_none());
+        let joins = Addresses::id(NodeId(4), 0);
+        assert_eq!(addresses.named(&joins), Some((NodeId(4), 0)));
+        assert!(!addresses.learn(NodeId(4 + (1 << 32))), "its address is another node's");
+    }
+
+    #[test]
+    fn only_so_many_nodes_are_known() {
+        let addresses = Addresses::new(&(0..MAX_NODES as u64).map(NodeId).collect());
+        assert!(addresses.learn(NodeId(7)) && !addresses.learn(NodeId(MAX_NODES as u64)));
+        assert_eq!(addresses.named(&Addresses::id(NodeId(70_000), 0)), None);
     }
 
     #[test]
@@ -299,7 +339,7 @@ mod tests {
             "run".to_owned().serialize(&mut bytes);
             bytes
         };
-        let member = addresses().id(NodeId(3), 0).unwrap();
+        let member = Addresses::id(NodeId(3), 0);
         assert!(addresses().decode(&syn(&member)).is_ok());
         let stranger = ChitchatId::new("4", 0, member.gossip_advertise_addr);
         assert!(addresses().decode(&syn(&stranger)).is_err());

@@ -67,6 +67,7 @@ pub(super) struct Promises {
 #[derive(Debug)]
 pub(super) struct Office {
     local: NodeId,
+    /// Members of the cluster.
     nodes: usize,
     linear: bool,
     interval: Duration,
@@ -102,6 +103,11 @@ impl Office {
             blessing: None,
             due: None,
         }
+    }
+
+    /// From now on there are so many members.
+    pub(super) fn among(&mut self, nodes: usize) {
+        self.nodes = nodes;
     }
 
     pub(super) fn in_force(&self) -> Option<Epoch> {
@@ -158,7 +164,7 @@ impl Office {
         }
     }
 
-    /// What to do, given who lives (this node included) and how fit they are.
+    /// What to do, given which members live (this node included) and how fit they are.
     pub(super) fn decide(
         &mut self,
         live: &BTreeSet<NodeId>,

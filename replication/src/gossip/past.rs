@@ -10,6 +10,7 @@ use super::config::GossipConfig;
 use super::office::Promises;
 use crate::archive::{Archive, Opened};
 use crate::blob::Blobs;
+use crate::members::{self, Members};
 use crate::storage::{Storage, StorageError};
 use crate::store::{NodeId, Slot};
 
@@ -24,6 +25,8 @@ pub(super) struct Past {
     pub(super) blobs: Blobs,
     pub(super) catalogue: Catalogue,
     pub(super) promises: Promises,
+    /// Who belongs to the cluster.
+    pub(super) members: Members,
     /// Number of this life, from 1; always 0 without a storage. No two lives share one.
     pub(super) life: u64,
 }
@@ -36,6 +39,7 @@ impl Past {
     pub(super) async fn read(
         config: &GossipConfig,
         local: NodeId,
+        joins: bool,
         storage: Option<Storage>,
     ) -> Result<Self, StorageError> {
         let nodes: Vec<String> = config.nodes.iter().map(NodeId::to_string).collect();
@@ -52,16 +56,23 @@ impl Past {
             catalogue.arrived(record.digest, local);
         }
         let promises = archive.fact(PROMISES)?.unwrap_or_default();
+        let begins = || if joins { Members::unknown() } else { Members::founding(config.nodes.clone()) };
+        let members = archive.fact(members::FACT)?.unwrap_or_else(begins);
         let life = if archive.is_durable() { archive.fact::<u64>(LIFE)?.unwrap_or(0) + 1 } else { 0 };
         archive.note(LIFE, &life);
         archive.flush_facts().await?;
-        Ok(Self { archive, blobs, catalogue, promises, life })
+        Ok(Self { archive, blobs, catalogue, promises, members, life })
     }
 }
 
 /// Writes what is promised now. It counts once it is flushed.
 pub(super) fn keep_promises(archive: &Archive, promises: Promises) {
     archive.note(PROMISES, &promises);
+}
+
+/// Writes who belongs to the cluster now. It counts once it is flushed.
+pub(super) fn keep_members(archive: &Archive, members: &Members) {
+    archive.note(members::FACT, members);
 }
 
 /// Writes what is held of a slot now.

@@ -58,12 +58,12 @@ impl Core {
         let core = self.clone();
         self.spawn(async move {
             if carried {
-                let patience = announced.bytes * core.config.nodes.len() as u64 / FAIR_BYTES_PER_MS;
+                let patience = announced.bytes * core.state().members.len() as u64 / FAIR_BYTES_PER_MS;
                 let patience = CARRIER_PATIENCE + Duration::from_millis(patience);
                 let _ = tokio::time::timeout(patience, core.blobs.arrival(digest)).await;
             }
             if core.describe(&announced).await && core.blobs.get(digest).is_none() {
-                let timeout = transfer_timeout(announced.bytes) * core.config.nodes.len() as u32;
+                let timeout = transfer_timeout(announced.bytes) * (core.state().members.len() as u32).max(1);
                 let _ = tokio::time::timeout(timeout, core.pull(&announced)).await;
             }
             core.settle(digest);
@@ -174,7 +174,7 @@ impl Core {
                 let mut state = self.state();
                 fetch.put_off(peer, Instant::now(), pause, &mut state.rng);
                 for holder in holders.into_iter().take(MAX_REFERRALS) {
-                    if holder != self.local && self.config.nodes.contains(&holder) && !fetch.refuses(holder) {
+                    if state.peers.contains_key(&holder) && !fetch.refuses(holder) {
                         state.catalogue.held_by(announced.id, holder);
                     }
                 }

@@ -12,7 +12,7 @@ use super::office::Office;
 use crate::blob::transfer_timeout;
 use crate::error::StoreError;
 use crate::ledger::Record;
-use crate::store::{Carrier, Checkpoint, CheckpointId, Epoch, Guarantee, NodeId, Receipt, Slot};
+use crate::store::{Carrier, Checkpoint, CheckpointId, Digest, Epoch, Guarantee, NodeId, Receipt, Slot};
 use crate::transport::{Class, Frame};
 use crate::wire;
 
@@ -48,7 +48,7 @@ impl Core {
             }),
             () = tokio::time::sleep(timeout) => {
                 let had = self.accepted(id).len();
-                let reason = format!("{had} of {} holders within {timeout:?}", self.config.holders);
+                let reason = format!("{had} of {} holders within {timeout:?}", self.state().holders(&self.config));
                 Err(StoreError::Unavailable { reason })
             }
         }
@@ -97,7 +97,20 @@ impl Core {
 
     fn accepted(&self, id: CheckpointId) -> BTreeSet<NodeId> {
         let state = self.state();
-        state.catalogue.find(id).map(|entry| entry.accepted.clone()).unwrap_or_default()
+        let accepted = state.catalogue.find(id).map(|entry| &entry.accepted);
+        accepted.map(|accepted| accepted & state.members.nodes()).unwrap_or_default()
+    }
+
+    /// The receipt of a checkpoint, once enough members hold it.
+    fn receipt(&self, id: CheckpointId, digest: Digest) -> Option<Receipt> {
+        let (accepted, holders) = {
+            let state = self.state();
+            let accepted = state.catalogue.find(id).map(|entry| &entry.accepted & state.members.nodes());
+            (accepted?, state.holders(&self.config))
+        };
+        let guarantee = Guarantee::Holders { holders };
+        let enough = accepted.len() >= holders as usize;
+        enough.then(|| Receipt { id, digest, guarantee, holders: accepted.into_iter().collect() })
     }
 
     /// Spreads word of a checkpoint until enough nodes hold it.
@@ -107,27 +120,20 @@ impl Core {
         carrier: Carrier,
     ) -> Result<Receipt, StoreError> {
         let Announcement { id, digest, .. } = announced;
-        let holders = self.config.holders;
         let mut rumour = self.rumour(announced, carrier == Carrier::Caller);
         if id.epoch.node != self.local {
             self.ask_aggregator(&rumour, id.epoch).await?;
         }
         loop {
-            let accepted = self.accepted(id);
-            let last_word = accepted.len() >= holders as usize;
+            let last_word = self.receipt(id, digest);
             // Those that have not answered are told again; gossip brings the news to whom nobody tells.
-            self.spread(&rumour, &accepted);
-            if last_word {
-                let guarantee = Guarantee::Holders { holders };
-                return Ok(Receipt { id, digest, guarantee, holders: accepted.into_iter().collect() });
+            self.spread(&rumour, &self.accepted(id));
+            if let Some(receipt) = last_word {
+                return Ok(receipt);
             }
-            let enough = self.changes.until(|| {
-                let accepted = self.accepted(id);
-                (accepted.len() >= holders as usize).then_some(accepted)
-            });
-            if let Ok(accepted) = tokio::time::timeout(self.config.interval(), enough).await {
-                let guarantee = Guarantee::Holders { holders };
-                return Ok(Receipt { id, digest, guarantee, holders: accepted.into_iter().collect() });
+            let enough = self.changes.until(|| self.receipt(id, digest));
+            if let Ok(receipt) = tokio::time::timeout(self.config.interval(), enough).await {
+                return Ok(receipt);
             }
             rumour.carried = false;
         }

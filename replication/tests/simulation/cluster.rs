@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::disk::Disk;
 use super::history::{Ended, History, Learned, Life, Read, Recorder, Sighting, Write, content};
 use super::lifelines::Lifelines;
-use super::schedule::{Bounds, Fault, Kinds, schedule};
+use super::schedule::{Bounds, Fault, Kinds, member_track, schedule};
 
 /// When the last fault has ended.
 const FAULTS_UNTIL: Duration = Duration::from_secs(22);
@@ -62,23 +62,47 @@ pub(crate) async fn run(seed: u64, subject: &Subject, kinds: Kinds) -> (History,
     let guarantees = cluster.members[&NodeId(1)].store.guarantees();
     let bounds = Bounds {
         nodes: nodes(),
-        losses: guarantees.tolerated_losses,
+        // One who leaves is a loss, too.
+        losses: guarantees.tolerated_losses.min(if kinds == Kinds::Members { 1 } else { u32::MAX }),
         // A node whose memory is gone must not come back under its id.
         restarts: subject.on_disk,
         kinds,
         lifelines: subject.lifelines,
         until: FAULTS_UNTIL,
     };
-    for (at, fault) in schedule(seed, &bounds) {
+    let mut happens: Vec<(Duration, Happens)> =
+        schedule(seed, &bounds).into_iter().map(|(at, fault)| (at, Happens::Fault(fault))).collect();
+    if kinds == Kinds::Members {
+        let (joins, (at, leaver)) = member_track(seed);
+        happens.extend(joins.into_iter().map(|(at, node)| (at, Happens::Join(node))));
+        happens.push((at, Happens::Leave(leaver)));
+        happens.sort_by_key(|(at, _)| *at);
+    }
+    for (at, next) in happens {
         sleep_until(cluster.begun + at).await;
-        cluster.strike(fault).await;
+        match next {
+            Happens::Fault(fault) => cluster.strike(fault).await,
+            Happens::Join(node) => cluster.open(Life { node, number: 0 }).await,
+            Happens::Leave(node) => cluster.let_leave(node),
+        }
     }
     sleep_until(cluster.begun + JOB_UNTIL).await;
+    cluster.see_off().await;
     cluster.settle().await;
+    if kinds == Kinds::Members {
+        cluster.newcomers_are_in().await;
+    }
     cluster.read_the_end().await;
     let history = std::mem::take(&mut *cluster.recorder.history());
     cluster.close().await;
     (history, guarantees)
+}
+
+/// What is next.
+enum Happens {
+    Fault(Fault),
+    Join(NodeId),
+    Leave(NodeId),
 }
 
 struct Member {
@@ -97,6 +121,7 @@ struct Cluster {
     recorder: Recorder,
     running: Arc<AtomicBool>,
     members: BTreeMap<NodeId, Member>,
+    leaving: JoinSet<Option<NodeId>>,
 }
 
 /// Notes who aggregates, as one life of a node learns it.
@@ -126,6 +151,7 @@ impl Cluster {
             recorder: Recorder::new(),
             running: Arc::new(AtomicBool::new(true)),
             members: BTreeMap::new(),
+            leaving: JoinSet::new(),
         };
         for node in nodes() {
             cluster.open(Life { node, number: 0 }).await;
@@ -139,12 +165,23 @@ impl Cluster {
         let mut site = Site::new(self.network.join(life.node), Arc::new(witness));
         site.resources.cpu_mb_per_s = 1000 * life.node.0;
         if self.subject.on_disk {
-            site.storage = Some(Storage::inline_on(self.disks[&life.node].clone()).unwrap());
+            let disk = self.disks.entry(life.node).or_default().clone();
+            site.storage = Some(Storage::inline_on(disk).unwrap());
         }
         if self.subject.lifelines {
             site.lifeline = Some(self.lifelines.of(life.node));
         }
-        let store = open(self.subject.backend.clone(), site).await.unwrap();
+        let mut backend = self.subject.backend.clone();
+        if !nodes().contains(&life.node) {
+            site.joins = true;
+            match &mut backend {
+                Backend::Raft(config) => config.nodes.insert(life.node),
+                Backend::Gossip(config) => config.nodes.insert(life.node),
+                Backend::Backup(config) => config.nodes.insert(life.node),
+                Backend::Local(_) => unreachable!("nobody joins"),
+            };
+        }
+        let store = open(backend, site).await.unwrap();
         let client = |purpose: u64| Client {
             life,
             store: store.clone(),
@@ -156,6 +193,44 @@ impl Cluster {
         tasks.spawn(client(1).write());
         tasks.spawn(client(2).read());
         self.members.insert(life.node, Member { life, store, tasks });
+    }
+
+    /// Asks a node to leave, if it lives.
+    fn let_leave(&mut self, node: NodeId) {
+        let Some(member) = self.members.get(&node) else { return };
+        let store = member.store.clone();
+        self.leaving.spawn(async move { store.leave().await.is_ok().then_some(node) });
+    }
+
+    /// Ends whoever has left.
+    async fn see_off(&mut self) {
+        while let Some(left) = self.leaving.join_next().await {
+            let Ok(Some(node)) = left else { continue };
+            let Some(mut left) = self.members.remove(&node) else { continue };
+            self.network.crash(node);
+            left.tasks.abort_all();
+            let end = (left.life, self.recorder.now());
+            self.recorder.history().deaths.push(end);
+            left.store.close().await;
+        }
+    }
+
+    /// Waits until the aggregator could hand over to everybody who joined.
+    async fn newcomers_are_in(&self) {
+        let ends = Instant::now() + SETTLING;
+        let joined = || self.members.keys().filter(|node| !nodes().contains(node));
+        let inside = || {
+            self.members.values().any(|member| {
+                let candidates = member.store.candidates();
+                let leads = *member.store.aggregator().borrow();
+                let leads = leads.is_some_and(|epoch| epoch.node == member.life.node);
+                leads && joined().all(|node| *node == member.life.node || candidates.contains(node))
+            })
+        };
+        while !inside() {
+            assert!(Instant::now() < ends, "who joined is no member after {SETTLING:?}");
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn strike(&mut self, fault: Fault) {

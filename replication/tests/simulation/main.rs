@@ -166,6 +166,17 @@ fn repeats(test: &'static str, subject: impl Fn(u64) -> Subject) {
     }
 }
 
+/// Members come and go under faults.
+macro_rules! simulated_members {
+    ($name:ident, $backend:expr) => {
+        #[test]
+        fn $name() {
+            let test = stringify!($name);
+            schedules(test, Kinds::Members, 0..15, $backend);
+        }
+    };
+}
+
 /// The tests of one backend, given as a function of the seed.
 macro_rules! simulated {
     ($name:ident, $backend:expr) => {
@@ -223,3 +234,7 @@ simulated!(backup_2_lifelines, |seed| with_lifelines(in_memory(backup(2, seed)))
 simulated!(gossip_3_on_disk, |seed| on_disk(gossip(3, seed)));
 simulated!(backup_1_on_disk, |seed| on_disk(backup(1, seed)));
 simulated!(backup_2_on_disk, |seed| on_disk(backup(2, seed)));
+simulated_members!(members_of_gossip_3, |seed| in_memory(gossip(3, seed)));
+simulated_members!(members_of_gossip_3_on_disk, |seed| on_disk(gossip(3, seed)));
+simulated_members!(members_of_gossip_1, |seed| in_memory(gossip(1, seed)));
+simulated_members!(members_of_backup_2, |seed| in_memory(backup(2, seed)));

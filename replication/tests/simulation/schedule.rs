@@ -50,6 +50,8 @@ pub(crate) enum Kinds {
     Any,
     /// Nodes crash; links are well.
     Crashes,
+    /// All, while two nodes join and one leaves.
+    Members,
 }
 
 /// What a schedule is drawn for.
@@ -78,7 +80,7 @@ fn between(rng: &mut ChaCha8Rng, from_ms: u64, to_ms: u64) -> Duration {
 pub(crate) fn schedule(seed: u64, bounds: &Bounds) -> Vec<(Duration, Fault)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut schedule = node_track(&mut rng, bounds);
-    if bounds.kinds == Kinds::Any {
+    if bounds.kinds != Kinds::Crashes {
         schedule.extend(link_track(&mut rng, bounds));
     }
     if bounds.lifelines && bounds.kinds == Kinds::Any {
@@ -86,6 +88,14 @@ pub(crate) fn schedule(seed: u64, bounds: &Bounds) -> Vec<(Duration, Fault)> {
     }
     schedule.sort_by_key(|(at, _)| *at);
     schedule
+}
+
+/// When nodes 6 and 7 join, and which of the first five leaves when: under the other faults of `seed`.
+pub(crate) fn member_track(seed: u64) -> (Vec<(Duration, NodeId)>, (Duration, NodeId)) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x6d65_6d62_6572_7321);
+    let joins = [6, 7].map(|node| (FIRST_FAULT + between(&mut rng, 0, 12_000), NodeId(node)));
+    let leaves = (FIRST_FAULT + between(&mut rng, 0, 16_000), NodeId(rng.random_range(1..=5)));
+    (joins.into(), leaves)
 }
 
 fn node_track(rng: &mut ChaCha8Rng, bounds: &Bounds) -> Vec<(Duration, Fault)> {
@@ -109,7 +119,7 @@ fn node_track(rng: &mut ChaCha8Rng, bounds: &Bounds) -> Vec<(Duration, Fault)> {
             } else {
                 down.insert(node);
             }
-        } else if bounds.kinds == Kinds::Any {
+        } else if bounds.kinds != Kinds::Crashes {
             track.push((at, Fault::Pause(node)));
             track.push((ends, Fault::Resume(node)));
         }

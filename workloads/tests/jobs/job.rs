@@ -164,12 +164,15 @@ impl Job {
         self.enter(node, self.backend.clone(), false).await;
     }
 
-    /// Starts a node that joins the Raft group that runs.
+    /// Starts a node that joins the cluster that runs.
     pub(crate) async fn join(&mut self, node: NodeId) {
         let mut backend = self.backend.clone();
-        if let Backend::Raft(raft) = &mut backend {
-            raft.nodes.insert(node);
-        }
+        match &mut backend {
+            Backend::Raft(config) => config.nodes.insert(node),
+            Backend::Gossip(config) => config.nodes.insert(node),
+            Backend::Backup(config) => config.nodes.insert(node),
+            Backend::Local(_) => unreachable!("nobody joins"),
+        };
         self.enter(node, backend, true).await;
     }
 
