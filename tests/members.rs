@@ -43,6 +43,8 @@ fn five_nodes_become_seven_and_then_four_within_ten_rounds() {
         &["--backend", "raft"][..],
         &["--backend", "raft", "--payload", "digest"],
         &["--backend", "raft-subset"],
+        &["--backend", "gossip"],
+        &["--backend", "backup"],
     ] {
         let job = ["--nodes", "5", "--rounds", "10"];
         let run = run(&[&job[..], backend, &ROUNDS, &changes].concat());

@@ -101,9 +101,10 @@ fn says(curves: &[Curve]) -> String {
             let below = curve.agreed.partition_point(|ns| *ns < ms * 1_000_000);
             format!("{:.1} % below {ms} ms", 100.0 * below as f64 / curve.agreed.len() as f64)
         });
-        let floor = estimate(&curve.floor, CONFIDENCE).map(|floor| {
-            format!(", {:.2} times the floor's", agreed.median as f64 / floor.median.max(1) as f64)
-        });
+        // With lifelines the floor is 0.
+        let floor = estimate(&curve.floor, CONFIDENCE).filter(|floor| floor.median > 0);
+        let floor = floor
+            .map(|floor| format!(", {:.2} times the floor's", agreed.median as f64 / floor.median as f64));
         Some(format!(
             "{}: median {} ({} to {}){}, 99th percentile {}; {}",
             curve.label,
