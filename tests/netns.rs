@@ -170,13 +170,21 @@ fn namespaces_in_use() -> BTreeMap<String, i32> {
     pids.filter_map(|pid| Some((of(pid)?.to_string_lossy().into_owned(), pid))).collect()
 }
 
-pub(crate) fn await_some<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn await_some<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    await_some_for(what, PATIENCE, condition)
+}
+
+pub(crate) fn await_some_for<T>(
+    what: &str,
+    patience: Duration,
+    mut condition: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -3,13 +3,16 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use crate::capability::{self, NET_RAW};
+use crate::data;
 use crate::meter::field_bytes;
 use crate::record::Machine;
+use crate::resources;
 
 /// A board, or any other machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,10 +25,27 @@ pub struct Board {
     pub temperature_millicelsius: Option<i64>,
     /// Why a Raspberry Pi throttles or has throttled since it was started, as its firmware's bits; 0: it has not.
     pub throttled_bits: Option<u64>,
+    /// Its wireless link, if it has one.
+    #[serde(default)]
+    pub wifi: Option<Wifi>,
+    /// Whether it has no battery of its own, or a supply that is plugged in.
+    #[serde(default)]
+    pub mains_power: bool,
     /// Memory that is free or can be freed, in bytes.
     pub memory_available_bytes: u64,
     /// Space that is free where temporary files go, in bytes.
     pub disk_available_bytes: u64,
+}
+
+/// A wireless link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wifi {
+    /// Its interface.
+    pub interface: String,
+    /// Strength of the signal, in dBm.
+    pub signal_dbm: Option<i64>,
+    /// Rate at which it sends, in bit/s, as `iw` says.
+    pub sent_bits_per_s: Option<u64>,
 }
 
 /// Bits of `throttled_bits` that speak of now: under-voltage, frequency capped, throttled, temperature limit.
@@ -51,7 +71,17 @@ impl Board {
             governor: text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             temperature_millicelsius: text("sys/class/thermal/thermal_zone0/temp")
                 .and_then(|text| text.parse().ok()),
-            throttled_bits: text("sys/devices/platform/soc/soc:firmware/get_throttled").and_then(bits),
+            throttled_bits: text("sys/devices/platform/soc/soc:firmware/get_throttled")
+                .or_else(|| {
+                    said(&["vcgencmd"], &["get_throttled"])?.strip_prefix("throttled=").map(Into::into)
+                })
+                .and_then(bits),
+            wifi: text("proc/net/wireless").and_then(|table| wireless(&table)).map(|wifi| Wifi {
+                sent_bits_per_s: said(&["iw", "/usr/sbin/iw"], &["dev", &wifi.interface, "link"])
+                    .and_then(|words| sent_bits_per_s(&words)),
+                ..wifi
+            }),
+            mains_power: resources::mains_power(&root.join("sys/class/power_supply")),
             memory_available_bytes: field_bytes(&text("proc/meminfo").unwrap_or_default(), "MemAvailable:"),
             disk_available_bytes: disk.map_or(0, |disk| disk.f_bavail * disk.f_frsize),
         }
@@ -64,6 +94,66 @@ impl Board {
     }
 }
 
+/// What the first of these `programs` that there is says.
+fn said(programs: &[&str], arguments: &[&str]) -> Option<String> {
+    let run = |program: &&str| {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()
+    };
+    let output = programs.iter().find_map(run)?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The first link of `/proc/net/wireless`.
+fn wireless(table: &str) -> Option<Wifi> {
+    let line = table.lines().find(|line| line.contains(':') && !line.contains('|'))?;
+    let (interface, rest) = line.split_once(':')?;
+    let level = rest.split_whitespace().nth(2).map(|level| level.trim_end_matches('.'));
+    // Some drivers give no strength but a quality, which is above 0.
+    let signal_dbm = level.and_then(|level| level.parse().ok()).filter(|level| *level < 0);
+    Some(Wifi { interface: interface.trim().into(), signal_dbm, sent_bits_per_s: None })
+}
+
+/// The rate that `iw dev ... link` tells: `tx bitrate: 72.2 MBit/s MCS 7 short GI`.
+fn sent_bits_per_s(words: &str) -> Option<u64> {
+    let line = words.lines().find_map(|line| line.trim().strip_prefix("tx bitrate:"))?;
+    let mbit_per_s: f64 = line.split_whitespace().next()?.parse().ok()?;
+    (mbit_per_s >= 0.0).then_some((mbit_per_s * 1e6) as u64)
+}
+
+/// Bits of `throttled_bits` that speak of the time since the start of the board.
+const THROTTLED_SINCE: u64 = 0xf_0000;
+
+/// Looks at this board now and then, and remembers whether it has throttled since the first look.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// What had happened before, as the firmware remembers.
+    before: Option<u64>,
+    throttled: bool,
+}
+
+impl Watch {
+    /// Begins.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The board now, and whether it throttles or has since the first look.
+    pub fn look(&mut self) -> (Board, bool) {
+        let board = Board::this();
+        let throttled = self.note(&board);
+        (board, throttled)
+    }
+
+    fn note(&mut self, board: &Board) -> bool {
+        let since = board.throttled_bits.unwrap_or(0) & THROTTLED_SINCE;
+        let before = *self.before.get_or_insert(since);
+        self.throttled |= board.is_throttled() || since & !before != 0;
+        self.throttled
+    }
+}
+
 /// What a node needs of its host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needs {
@@ -71,6 +161,9 @@ pub struct Needs {
     pub address: Ipv4Addr,
     /// UDP ports it binds there.
     pub ports: Vec<u16>,
+    /// Where its data is; none: it needs none.
+    #[serde(default)]
+    pub data: Option<PathBuf>,
 }
 
 /// What a host has of it.
@@ -90,6 +183,12 @@ pub struct Facts {
     pub interface: Option<String>,
     /// Ports that cannot be bound, each with the system's reason.
     pub refused_ports: Vec<(u16, String)>,
+    /// Size of the program's file, which tells builds apart.
+    #[serde(default)]
+    pub program_bytes: u64,
+    /// Why the data cannot be used.
+    #[serde(default)]
+    pub data_refused: Option<String>,
     /// Capabilities that a capture needs and the program lacks.
     pub missing_capabilities: Option<String>,
 }
@@ -115,6 +214,12 @@ impl Facts {
             machine: Machine::this(),
             board: Board::this(),
             refused_ports: ports.iter().filter_map(refused).collect(),
+            program_bytes: fs::metadata("/proc/self/exe").map_or(0, |file| file.len()),
+            data_refused: needs
+                .data
+                .as_deref()
+                .and_then(|data| data::check(data).err())
+                .map(|error| error.to_string()),
             missing_capabilities: capability::missing(&[NET_RAW]),
             interface,
             interfaces: interfaces.into_iter().map(|interface| interface.name).collect(),
@@ -145,19 +250,38 @@ mod tests {
         assert_eq!((board.temperature_millicelsius, board.throttled_bits), (Some(61_376), Some(0x50005)));
         assert_eq!(board.memory_available_bytes, 700_000 * 1024);
         assert!(board.is_throttled());
+        write(
+            "proc/net/wireless",
+            "Inter-| sta-|   Quality        |   Discarded packets\n face | tus | link level noise |  nwid\n wlan0: 0000   70.  -39.  -256        0\n",
+        );
+        let wifi = Board::at(root.path()).wifi.unwrap();
+        assert_eq!((wifi.interface.as_str(), wifi.signal_dbm), ("wlan0", Some(-39)));
+        assert_eq!(sent_bits_per_s("Connected\n\ttx bitrate: 72.2 MBit/s MCS 7\n"), Some(72_200_000));
+        assert_eq!(sent_bits_per_s("Not connected."), None);
         write("sys/devices/platform/soc/soc:firmware/get_throttled", "50000\n");
         assert!(!Board::at(root.path()).is_throttled(), "only earlier");
         assert_eq!(Board::at(&root.path().join("nothing")).model, None);
     }
 
     #[test]
+    fn only_what_throttles_while_it_is_watched_counts() {
+        let board = |bits| Board { throttled_bits: Some(bits), ..Board::default() };
+        let mut watch = Watch::new();
+        assert!(!watch.note(&board(0x4_0000)), "before the first look");
+        assert!(!watch.note(&board(0x4_0000)) && !watch.note(&Board::default()));
+        assert!(watch.note(&board(0x5_0000)), "in between");
+        assert!(watch.note(&board(0x5_0000)), "and it is remembered");
+        assert!(Watch::new().note(&board(0x4)));
+    }
+
+    #[test]
     fn a_host_without_the_address_or_with_a_taken_port_says_so() {
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let facts = Facts::of(&Needs { address: Ipv4Addr::LOCALHOST, ports: vec![port] });
+        let facts = Facts::of(&Needs { address: Ipv4Addr::LOCALHOST, ports: vec![port], data: None });
         assert_eq!(facts.interface.as_deref(), Some("lo"));
         assert_eq!(facts.refused_ports[0].0, port);
-        let facts = Facts::of(&Needs { address: Ipv4Addr::new(192, 0, 2, 1), ports: vec![port] });
+        let facts = Facts::of(&Needs { address: Ipv4Addr::new(192, 0, 2, 1), ports: vec![port], data: None });
         assert_eq!((facts.interface, facts.refused_ports), (None, vec![]));
     }
 }

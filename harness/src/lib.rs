@@ -10,14 +10,14 @@
 //!     fault             pure: events in, actions out         meter      memory and processor time of this process
 //!                                                            resources  what the node has to offer
 //!     experiment        many runs from a file, resumable
-//!     place, link       where nodes run: child processes, in network namespaces on request; links between them
+//!     place, link       where nodes run: child processes, in network namespaces, on hosts over ssh; links between them
 //!     record, progress  results folder; display
 //!     kv                the key-value workload: its nodes, its clients, its controller, its prompt
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
 //!   report, stats: recorded files to a page, figures and tables; medians and intervals
 //!   ---------------------------------------------------------------------------------------------------
-//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, board, probe, ssh (hosts), resume (a run that is continued), identity (credentials), clock, units, exit
+//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, board, probe, examine, ssh, tend (hosts), shards (data of one node), resume (a run that is continued), identity (credentials), clock, units, exit
 //! ```
 //!
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
@@ -33,6 +33,7 @@ pub mod control;
 pub mod data;
 pub mod disk;
 pub mod election;
+pub mod examine;
 pub mod exit;
 pub mod experiment;
 pub mod fault;
@@ -52,7 +53,9 @@ pub mod report;
 pub mod resources;
 pub mod resume;
 pub mod run;
+pub mod shards;
 pub mod ssh;
 mod standby;
 pub mod stats;
+pub mod tend;
 pub mod units;

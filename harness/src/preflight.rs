@@ -21,21 +21,26 @@ use crate::plan::{Durability, PlacementKind, Plan, Trial};
 /// # Errors
 /// The first obstacle, by option, with its remedy.
 pub fn check(trial: &Trial) -> Result<(), Usage> {
-    check_engine(trial.plan.job.engine)?;
-    if let Some(path) = &trial.plan.job.data {
+    let here = trial.plan.placement != PlacementKind::Ssh;
+    if here {
+        check_engine(trial.plan.job.engine)?;
+    }
+    if let (Some(path), true) = (&trial.plan.job.data, here) {
         data::check(path)?;
     }
     check_out(&trial.out)?;
     if let Durability::Disk { dir: Some(dir) } = &trial.durability {
         disk::check(dir, &trial.plan, !trial.changes.is_empty())?;
     }
-    if trial.plan.capture == CaptureMode::Required && capability::missing(&[NET_RAW]).is_some() {
+    if here && trial.plan.capture == CaptureMode::Required && capability::missing(&[NET_RAW]).is_some() {
         let remedy = format!("{}; or use --capture auto", capture_remedy());
         return Err(Usage::option("--capture", "required", CaptureError::NotPermitted, remedy));
     }
     match trial.plan.placement {
         PlacementKind::Process => check_ports(&trial.plan),
         PlacementKind::Netns => check_namespaces(&trial.plan),
+        // The hosts are asked before anything is started there.
+        PlacementKind::Ssh => Ok(()),
     }
 }
 

@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn questions_are_answered_in_order_until_the_stream_ends() {
-        let needs = Needs { address: Ipv4Addr::LOCALHOST, ports: vec![] };
+        let needs = Needs { address: Ipv4Addr::LOCALHOST, ports: vec![], data: None };
         let ask = |question: &Question| serde_json::to_string(question).unwrap() + "\n";
         let text = ask(&Question::Clocks) + &ask(&Question::Facts(needs)) + &ask(&Question::Clocks);
         let mut answers = Vec::new();

@@ -289,6 +289,7 @@ mod tests {
             replication_s_per_checkpoint: Some(9.25),
             voters_replaced: 1,
             failovers: FailoverSummary {
+                uncertain: 0,
                 count: 2,
                 median_ns: [("agreed".into(), 1_400_000_000), ("suspected".into(), 1_200_000_000)].into(),
             },

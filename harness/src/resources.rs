@@ -163,7 +163,7 @@ fn interface_of(routes: &str, address: Ipv4Addr) -> Option<&str> {
 }
 
 /// Whether the machine has no battery of its own, or a supply that is plugged in.
-fn mains_power(supplies: &Path) -> bool {
+pub(crate) fn mains_power(supplies: &Path) -> bool {
     let Ok(found) = fs::read_dir(supplies) else { return true };
     let (mut battery, mut plugged) = (false, false);
     for supply in found.flatten() {

@@ -46,6 +46,16 @@ pub fn arguments(host: &Host, config: Option<&Path>, words: &[&str]) -> Vec<Stri
     arguments
 }
 
+/// As [`arguments`], over a connection of its own: what runs on the host shall end with this ssh, not with a connection that
+/// several share.
+#[must_use]
+pub fn session_arguments(host: &Host, config: Option<&Path>, words: &[&str]) -> Vec<String> {
+    let mut all: Vec<String> =
+        ["-o", "ControlMaster=no", "-o", "ControlPath=none"].map(String::from).to_vec();
+    all.extend(arguments(host, config, words));
+    all
+}
+
 /// What is wrong, and what helps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {

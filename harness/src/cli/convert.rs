@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use replication::NodeId;
 use workloads::federated::model::ENCODED_BYTES;
 use workloads::federated::{Config, EngineKind, Profile, Training};
 
@@ -12,9 +13,13 @@ use crate::capture::CaptureMode;
 use crate::exit::Usage;
 use crate::fault::Kind;
 use crate::link::{self, Link};
-use crate::plan::{self, Durability, PlacementKind, Plan, Trial};
+use crate::place::inventory::{self, Shelf};
+use crate::plan::{self, Durability, Member, PlacementKind, Plan, Trial};
+use crate::resources::Override;
 use crate::units::MAX_DURATION;
 
+/// How many nodes there are by default.
+const DEFAULT_NODES: u64 = 10;
 /// What `--round-deadline` is by default, unless the parameters need longer.
 const SHORTEST_ROUND_DEADLINE: Duration = Duration::from_secs(120);
 /// What all links together carry at least, for that.
@@ -26,7 +31,8 @@ impl RunArgs {
     /// # Errors
     /// The first contradiction, by option, with its remedy.
     pub fn to_trial(&self, random_seed: u64) -> Result<Trial, Usage> {
-        plan::validate_nodes(self.nodes)?;
+        plan::validate_nodes(self.nodes())?;
+        let shelf = self.shelf()?;
         let network = self.effective_network();
         if network.octets()[3] != 0 {
             let wrong = "not the first address of a /24";
@@ -39,27 +45,31 @@ impl RunArgs {
         }
         let durability = self.durability()?;
         let (newcomers, spares) = (self.newcomers(), self.spares(&durability));
-        let members = self.nodes + newcomers + spares;
+        let members = self.nodes() + newcomers + spares;
         if members > plan::MAX_NODES {
             let wrong = format!(
                 "with {newcomers} that join and {spares} that come back under a new id more than a /24 of addresses has"
             );
             let most = plan::MAX_NODES.saturating_sub(newcomers + spares);
-            return Err(Usage::option("--nodes", self.nodes, wrong, format_args!("use at most {most}")));
+            return Err(Usage::option("--nodes", self.nodes(), wrong, format_args!("use at most {most}")));
         }
-        let (job, backend) = (self.job(random_seed), self.store.to_plan(self.nodes)?);
+        let (job, backend) = (self.job(random_seed), self.store.to_plan(self.nodes())?);
         let trial = Trial {
             plan: Plan {
                 kv: self.kv.to_plan(backend.backend(), job.seed)?,
                 job,
                 backend,
-                suitability: self.store.suitability.clone(),
+                suitability: self.suitability(shelf.as_ref()),
                 placement: match self.placement {
                     PlacementArg::Process => PlacementKind::Process,
                     PlacementArg::Netns => PlacementKind::Netns,
+                    PlacementArg::Ssh => PlacementKind::Ssh,
                 },
-                members: Plan::members_in(network, members),
-                founders: self.nodes,
+                members: match &shelf {
+                    None => Plan::members_in(network, members),
+                    Some(shelf) => members_on(shelf, members)?,
+                },
+                founders: self.nodes(),
                 spares,
                 learning_port: self.learning_port,
                 replication_port: self.replication_port,
@@ -74,12 +84,82 @@ impl RunArgs {
             durability,
             faults: self.fault.clone(),
             changes: self.member.clone(),
+            shelf,
             out: self.out.clone(),
             json: self.json,
             quiet: self.quiet,
         };
         trial.validate()?;
         Ok(trial)
+    }
+
+    /// How many nodes there are, unless the hosts of an inventory were counted ([`with_hosts`](Self::with_hosts)).
+    #[must_use]
+    pub fn nodes(&self) -> u64 {
+        self.nodes.unwrap_or(DEFAULT_NODES)
+    }
+
+    /// These options with as many nodes as there are hosts for them, where they do not say how many.
+    ///
+    /// # Errors
+    /// An inventory that cannot be used.
+    pub fn with_hosts(mut self) -> Result<Self, Usage> {
+        if let (None, Some(shelf)) = (self.nodes, self.shelf()?) {
+            let others = self.newcomers() + self.spares(&self.durability()?);
+            self.nodes = Some((shelf.hosts.len() as u64).saturating_sub(others));
+        }
+        Ok(self)
+    }
+
+    /// The hosts of the inventory, if nodes run on them.
+    fn shelf(&self) -> Result<Option<Shelf>, Usage> {
+        let over_ssh = self.placement == PlacementArg::Ssh;
+        let Some(file) = &self.inventory else {
+            if over_ssh {
+                let wrong = "nothing says where the hosts are";
+                return Err(Usage::option("--placement", "ssh", wrong, "add --inventory FILE"));
+            }
+            return Ok(None);
+        };
+        if !over_ssh {
+            let wrong = format!("not for --placement {}", word(self.placement));
+            return Err(Usage::option("--inventory", file.display(), wrong, "add --placement ssh"));
+        }
+        if let Some(network) = self.network {
+            let wrong = "the inventory says which addresses nodes have";
+            return Err(Usage::option("--network", network, wrong, "leave it out"));
+        }
+        let refuse = |error| {
+            let remedy = "correct the file; docs/BOARDS.md explains it";
+            Usage::option("--inventory", file.display(), error, remedy)
+        };
+        let hosts = inventory::load(file, self.group.as_deref()).map_err(refuse)?;
+        Ok(Some(Shelf { file: file.clone(), ssh_config: self.ssh_config.clone(), hosts }))
+    }
+
+    /// What nodes are said to have to offer: by option, else by the inventory.
+    fn suitability(&self, shelf: Option<&Shelf>) -> Vec<Override> {
+        let mut all = self.store.suitability.clone();
+        for (node, host) in (1..).map(NodeId).zip(shelf.iter().flat_map(|shelf| &shelf.hosts)) {
+            let given = Override {
+                node,
+                cpu_mb_per_s: host.cpu_mb_per_s,
+                memory_bytes: host.memory_bytes,
+                bandwidth_bits_per_s: host.bandwidth_bits_per_s,
+                mains_power: host.mains_power,
+            };
+            let nothing = Override {
+                node,
+                cpu_mb_per_s: None,
+                memory_bytes: None,
+                bandwidth_bits_per_s: None,
+                mains_power: None,
+            };
+            if given != nothing && !all.iter().any(|other| other.node == node) && node.0 <= self.nodes() {
+                all.push(given);
+            }
+        }
+        all
     }
 
     /// How many nodes join.
@@ -92,7 +172,7 @@ impl RunArgs {
         if *durability != Durability::Memory {
             return 0;
         }
-        let most = self.nodes + self.newcomers();
+        let most = self.nodes() + self.newcomers();
         let restarts = self.fault.iter().filter(|fault| matches!(fault.kind, Kind::Restart { .. }));
         restarts.map(|fault| fault.who.most_of(most as usize) as u64).sum()
     }
@@ -158,7 +238,7 @@ impl RunArgs {
     fn effective_network(&self) -> Ipv4Addr {
         self.network.unwrap_or(match self.placement {
             PlacementArg::Process => Ipv4Addr::new(127, 0, 0, 0),
-            PlacementArg::Netns => Ipv4Addr::new(10, 0, 0, 0),
+            PlacementArg::Netns | PlacementArg::Ssh => Ipv4Addr::new(10, 0, 0, 0),
         })
     }
 
@@ -170,7 +250,7 @@ impl RunArgs {
     /// Time for the parameters to go to all workers and back over a slow link, unless said otherwise.
     fn effective_round_deadline(&self) -> Span {
         self.round_deadline.unwrap_or_else(|| {
-            let workers = plan::workers_of(self.nodes, self.aggregator_trains);
+            let workers = plan::workers_of(self.nodes(), self.aggregator_trains);
             let bytes = self.effective_parameter_bytes().saturating_mul(2 * workers);
             let travel = Duration::from_millis(bytes / SLOWEST_BYTES_PER_MS);
             Span(travel.max(SHORTEST_ROUND_DEADLINE).min(MAX_DURATION))
@@ -179,7 +259,7 @@ impl RunArgs {
 
     /// Half of the workers, rounded up, unless said otherwise.
     fn effective_min_fit_clients(&self) -> u32 {
-        let workers = plan::workers_of(self.nodes, self.aggregator_trains);
+        let workers = plan::workers_of(self.nodes(), self.aggregator_trains);
         self.min_fit_clients.unwrap_or(workers.div_ceil(2) as u32)
     }
 
@@ -191,16 +271,16 @@ impl RunArgs {
         let mut option = |name: &str, value: &dyn std::fmt::Display| {
             words.extend([format!("--{name}"), value.to_string()])
         };
-        for (name, value) in self.store.repeat(self.nodes) {
+        for (name, value) in self.store.repeat(self.nodes()) {
             option(name, &value);
         }
-        let backend = self.store.to_plan(self.nodes).map(|plan| plan.backend());
+        let backend = self.store.to_plan(self.nodes()).map(|plan| plan.backend());
         for (name, value) in backend.map(|backend| self.kv.repeat(backend, seed)).unwrap_or_default() {
             option(name, &value);
         }
         option("durability", &word(self.effective_durability()));
         option("profile", &word(self.profile));
-        option("nodes", &self.nodes);
+        option("nodes", &self.nodes());
         option("rounds", &self.rounds);
         option("min-fit-clients", &self.effective_min_fit_clients());
         option("round-deadline", &self.effective_round_deadline());
@@ -220,7 +300,17 @@ impl RunArgs {
         option("test-examples-per-node", &self.test_examples_per_node);
         option("partition", &self.partition);
         option("placement", &word(self.placement));
-        option("network", &self.effective_network());
+        if let Some(inventory) = &self.inventory {
+            option("inventory", &inventory.display());
+        } else {
+            option("network", &self.effective_network());
+        }
+        if let Some(group) = &self.group {
+            option("group", group);
+        }
+        if let Some(config) = &self.ssh_config {
+            option("ssh-config", &config.display());
+        }
         if let Some(link) = &self.link {
             option("link", link);
         }
@@ -247,6 +337,20 @@ impl RunArgs {
         }
         words
     }
+}
+
+/// The first `count` hosts as nodes.
+fn members_on(shelf: &Shelf, count: u64) -> Result<Vec<Member>, Usage> {
+    let hosts = shelf.hosts.len() as u64;
+    if hosts < count {
+        let wrong = format!(
+            "it lists {hosts} hosts, and the run needs {count} (those that join or come back included)"
+        );
+        let file = shelf.file.display();
+        return Err(Usage::option("--inventory", file, wrong, "use fewer --nodes, or add hosts"));
+    }
+    let nodes = (1..=count).map(NodeId).zip(&shelf.hosts);
+    Ok(nodes.map(|(node, host)| Member { node, ip: host.address }).collect())
 }
 
 pub(super) fn word(value: impl ValueEnum) -> String {

@@ -97,6 +97,10 @@ impl ElectionArgs {
             let wrong = "nobody could be elected when one of them is gone";
             return Err(Usage::option("--nodes", self.nodes, wrong, format!("use {MIN_NODES} or more")));
         }
+        if self.placement == PlacementArg::Ssh {
+            let wrong = "elections are measured on this machine";
+            return Err(Usage::option("--placement", "ssh", wrong, "use process or netns, or `harness run`"));
+        }
         if !(1..=MAX_TRIALS).contains(&self.trials) {
             let wrong = "outside of what can be done";
             return Err(Usage::option("--trials", self.trials, wrong, format!("use 1 to {MAX_TRIALS}")));
@@ -123,7 +127,7 @@ impl ElectionArgs {
         let defaults = defaults.map_err(|error| Usage(error.to_string()))?;
         Ok(RunArgs {
             store: self.store.clone(),
-            nodes: self.nodes,
+            nodes: Some(self.nodes),
             seed: self.seed,
             // No node has a shard of the data.
             examples_per_node: 1,

@@ -90,7 +90,7 @@ impl RunArgs {
             Usage(first.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" "))
         };
         match Cli::try_parse_from(all).map_err(in_a_line)?.command {
-            Command::Run(args) => Ok(*args),
+            Command::Run(args) => args.with_hosts(),
             _ => Err(Usage("not a command line of `harness run`".into())),
         }
     }

@@ -63,6 +63,9 @@ pub enum Command {
     /// Shows what the store holds. With --accept-loss it writes stores for a new cluster that begins with that; continue
     /// with `harness run --resume RESULTS_DIR --store DIR`. What was acknowledged without the survivor is lost.
     Recover(RecoverArgs),
+    /// Start a node on this host and stand between it and its controller, at the other end of ssh.
+    #[command(hide = true)]
+    Tend,
     /// Be a node: controlled over stdin and stdout, started by `run`.
     #[command(hide = true)]
     Node,
@@ -211,6 +214,9 @@ pub struct DoctorArgs {
     /// Configuration of ssh [default: ssh's own].
     #[arg(long, value_name = "FILE")]
     pub ssh_config: Option<PathBuf>,
+    /// Where the data is on every host, if runs are to use it.
+    #[arg(long, value_name = "DIR|ARCHIVE")]
+    pub data: Option<PathBuf>,
     /// UDP port of the learning plane on every node.
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub learning_port: u16,
@@ -262,6 +268,32 @@ pub enum DataCommand {
     Status {
         /// Folder that holds the batch files or cifar-10-batches-bin, or the .tar.gz archive.
         dir: PathBuf,
+    },
+    /// Cut CIFAR-10 into an archive for each node, with the images of its own shard only, for boards.
+    ///
+    /// The same --nodes, --seed, --partition and numbers of examples as in the run that uses them: an archive is of no use to
+    /// another one.
+    Shards {
+        /// Folder that receives node-1.tar.gz, node-2.tar.gz, ...
+        dir: PathBuf,
+        /// CIFAR-10: a folder or the .tar.gz archive.
+        #[arg(long, value_name = "DIR|ARCHIVE")]
+        from: PathBuf,
+        /// Number of nodes, those that join later included.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=244))]
+        nodes: u64,
+        /// Seed of the run.
+        #[arg(long, value_name = "N")]
+        seed: u64,
+        /// As in the run.
+        #[arg(long, value_name = "iid|dirichlet:ALPHA", default_value = "iid")]
+        partition: PartitionArg,
+        /// Training examples of each worker.
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        examples_per_node: u32,
+        /// Test examples of each worker.
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        test_examples_per_node: u32,
     },
     /// Write the built-in synthetic set in CIFAR-10's binary layout (185 MB).
     Synthesize {
@@ -327,6 +359,8 @@ pub enum PlacementArg {
     Process,
     /// Child processes on this machine, each in a network namespace of its own; needs root.
     Netns,
+    /// Each on a host of --inventory, reached over ssh.
+    Ssh,
 }
 
 /// Whether nodes capture their packets.
@@ -385,9 +419,9 @@ pub struct RunArgs {
     #[arg(long = "store", value_name = "DIR", help_heading = "Replication")]
     pub store_dir: Option<PathBuf>,
 
-    /// Number of nodes, 2 to 244: one aggregates, the others train.
-    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Job")]
-    pub nodes: u64,
+    /// Number of nodes, 2 to 244: one aggregates, the others train [default: 10; with --placement ssh all hosts].
+    #[arg(long, value_name = "N", help_heading = "Job")]
+    pub nodes: Option<u64>,
     /// Federated rounds.
     #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Job")]
     pub rounds: u64,
@@ -430,7 +464,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Training")]
     pub parameter_bytes: Option<Size>,
 
-    /// CIFAR-10 in its binary layout: a folder or the .tar.gz archive [default: the built-in synthetic set].
+    /// CIFAR-10 in its binary layout: a folder or the .tar.gz archive, with --placement ssh on every host [default: the
+    /// built-in synthetic set].
     #[arg(long, value_name = "DIR|ARCHIVE", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Training examples of each worker.
@@ -446,6 +481,16 @@ pub struct RunArgs {
     /// Where nodes run.
     #[arg(long, value_enum, default_value_t = PlacementArg::Process, help_heading = "Placement")]
     pub placement: PlacementArg,
+    /// Ansible inventory of the hosts for --placement ssh, YAML if its name ends in .yml or .yaml, otherwise INI: node i is on
+    /// the i-th. docs/BOARDS.md explains it.
+    #[arg(long, value_name = "FILE", help_heading = "Placement")]
+    pub inventory: Option<PathBuf>,
+    /// Only the hosts of this group of the inventory [default: all].
+    #[arg(long, value_name = "NAME", requires = "inventory", help_heading = "Placement")]
+    pub group: Option<String>,
+    /// Configuration of ssh [default: ssh's own].
+    #[arg(long, value_name = "FILE", requires = "inventory", help_heading = "Placement")]
+    pub ssh_config: Option<PathBuf>,
     /// The /24 of the nodes: node i, from 1, gets the address ending in 10+i [default: 127.0.0.0, or 10.0.0.0 with
     /// --placement netns].
     #[arg(long, value_name = "A.B.C.0", help_heading = "Placement")]
@@ -466,7 +511,7 @@ pub struct RunArgs {
 
     /// Break something: KIND@WHO,WHEN or KIND@WHO,WHEN,for:DURATION. Repeatable; faults strike in the order given.
     ///
-    /// KIND is kill (SIGKILL), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
+    /// KIND is kill (SIGKILL), power-off (by harness_power_off of the inventory), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
     /// without --durability disk under a new id, in the place of the one that lost its memory), stop (SIGSTOP), partition (between WHO and the others), loss:P (P percent of the
     /// datagrams to and from WHO) or delay:DURATION (what WHO sends leaves later by this, milliseconds unless a unit is given). WHO is aggregator, worker, random (any node), majority or minority (that side of all
     /// nodes, with the aggregator), node:ID or all. WHEN is round:N, when a worker begins to train in the first round from N

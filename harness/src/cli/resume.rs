@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn everything_is_as_it_was_but_for_the_faults() {
         let args = continued("").unwrap();
-        assert_eq!((args.nodes, args.rounds, args.seed, args.resend), (4, 9, Some(7), true));
+        assert_eq!((args.nodes(), args.rounds, args.seed, args.resend), (4, 9, Some(7), true));
         assert_eq!((args.fault.len(), args.out.to_str()), (0, Some("a")));
         let args =
             continued("--out b --json --nodes 4 --heartbeat 0.09s --fault kill@worker,round:8").unwrap();

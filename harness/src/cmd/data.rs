@@ -13,6 +13,7 @@ use super::print;
 use crate::cli::DataCommand;
 use crate::data::{self, Download};
 use crate::exit::Exit;
+use crate::shards::{self, Cut};
 use crate::units::show_bytes;
 
 pub(super) fn run(command: &DataCommand) -> anyhow::Result<Exit> {
@@ -21,6 +22,26 @@ pub(super) fn run(command: &DataCommand) -> anyhow::Result<Exit> {
             let status = data::status(dir)?;
             print(table(&status).as_bytes())?;
             Ok(if status.is_complete() { Exit::Success } else { Exit::Failed })
+        }
+        DataCommand::Shards {
+            dir,
+            from,
+            nodes,
+            seed,
+            partition,
+            examples_per_node,
+            test_examples_per_node,
+        } => {
+            let cut = Cut {
+                nodes: usize::try_from(*nodes)?,
+                partition: partition.0,
+                examples_per_node: *examples_per_node,
+                test_examples_per_node: *test_examples_per_node,
+                seed: *seed,
+            };
+            let files = shards::write(from, &cut, dir)?;
+            print(format!("{} archives in {}\n", files.len(), dir.display()).as_bytes())?;
+            Ok(Exit::Success)
         }
         DataCommand::Synthesize { dir } => installed(&data::synthesize(dir)?, dir),
         DataCommand::Fetch { dir, url, sha256, quiet } => {

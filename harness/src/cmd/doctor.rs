@@ -1,52 +1,14 @@
 //! `harness doctor`: what would keep the hosts of an inventory from running nodes, and what to do about it.
-//!
-//! Asks every host at once over ssh; `judge` decides from the answers alone.
-
-use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::print;
-use crate::board::{Facts, Needs};
-use crate::capability::CAPTURE_SETCAP;
 use crate::cli::DoctorArgs;
-use crate::clock::{self, Exchange, Offset, offset};
+use crate::examine::{self, Examined, Finding, Wanted};
 use crate::exit::{Exit, Usage};
-use crate::place::inventory::{self, Host};
-use crate::probe::{Answer, Question};
-use crate::ssh::{self, Trouble};
-use crate::units::{show_bytes, show_ns};
-
-/// How long a host may take for everything.
-const PATIENCE: Duration = Duration::from_secs(40);
-/// Exchanges of the time; the shortest counts.
-const EXCHANGES: usize = 8;
-/// Below this a node has no room.
-const MIN_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
-const MIN_DISK_BYTES: u64 = 64 * 1024 * 1024;
-/// A clock that is this far away makes logs of different hosts hard to compare.
-const MAX_UTC_OFFSET_NS: u64 = 1_000_000_000;
-/// Most bytes of a host's words that are kept.
-const MAX_SAID_BYTES: u64 = 64 * 1024;
-
-/// What was found out about a host.
-struct Examined {
-    facts: Facts,
-    utc: Offset,
-    monotonic: Offset,
-}
-
-/// Something about a host that is not in order.
-#[derive(Debug, PartialEq, Eq)]
-struct Finding {
-    /// Whether a run would fail; otherwise its figures may suffer.
-    fatal: bool,
-    trouble: Trouble,
-}
+use crate::place::inventory;
+use crate::units::show_ns;
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
     let refuse = |error| {
@@ -58,19 +20,21 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
         )
     };
     let hosts = inventory::load(&args.inventory, args.group.as_deref()).map_err(refuse)?;
+    let wanted = Wanted { ports: vec![args.learning_port, args.replication_port], data: args.data.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let examined = runtime.context("cannot start the runtime")?.block_on(examine_all(args, &hosts));
+    let examined = runtime.context("cannot start the runtime")?.block_on(examine::examine_all(
+        &hosts,
+        args.ssh_config.as_deref(),
+        &wanted,
+    ));
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["host", "", "found", "what to do"]);
     let mut failed = false;
-    for (host, examined) in hosts.iter().zip(examined) {
-        let findings = match &examined {
-            Ok(examined) => judge(host, examined),
-            Err(trouble) => vec![Finding { fatal: true, trouble: trouble.clone() }],
-        };
+    let findings = examine::findings(&hosts, &examined);
+    for ((host, examined), findings) in hosts.iter().zip(&examined).zip(findings) {
         failed |= findings.iter().any(|finding| finding.fatal);
-        if let (true, Ok(examined)) = (findings.is_empty(), &examined) {
+        if let (true, Ok(examined)) = (findings.is_empty(), examined) {
             table.add_row([&host.name, "ok", &describe(examined), ""]);
         }
         for Finding { fatal, trouble } in findings {
@@ -89,216 +53,4 @@ fn describe(examined: &Examined) -> String {
     let interface = facts.interface.as_deref().unwrap_or("-");
     let uncertainty = show_ns(monotonic.uncertainty_ns);
     format!("{machine}, {}, {interface}, clock within {uncertainty}", facts.machine.architecture)
-}
-
-async fn examine_all(args: &DoctorArgs, hosts: &[Host]) -> Vec<Result<Examined, Trouble>> {
-    let mut tasks = Vec::new();
-    for host in hosts {
-        let needs = Needs { address: host.address, ports: vec![args.learning_port, args.replication_port] };
-        let arguments = ssh::arguments(host, args.ssh_config.as_deref(), &["probe"]);
-        tasks.push((host, tokio::spawn(examine(host.clone(), arguments, needs))));
-    }
-    let mut examined = Vec::new();
-    for (host, task) in tasks {
-        let lost = |_| Err(ssh::trouble(host, None, "the examination was given up"));
-        examined.push(task.await.unwrap_or_else(lost));
-    }
-    examined
-}
-
-async fn examine(host: Host, arguments: Vec<String>, needs: Needs) -> Result<Examined, Trouble> {
-    let mut command = Command::new("ssh");
-    command.args(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.kill_on_drop(true);
-    let spawned = command.spawn();
-    let mut child = spawned.map_err(|error| Trouble {
-        wrong: format!("ssh cannot be started here ({error})"),
-        remedy: "install openssh-client".into(),
-    })?;
-    match tokio::time::timeout(PATIENCE, ask(&mut child, needs)).await {
-        Ok(Some(examined)) => return Ok(examined),
-        // What ended by itself has an exit code that tells why.
-        Ok(None) => {}
-        Err(_) => {
-            let _ = child.start_kill();
-        }
-    }
-    let last_words = async {
-        let mut said = String::new();
-        if let Some(stderr) = child.stderr.take() {
-            let _ = stderr.take(MAX_SAID_BYTES).read_to_string(&mut said).await;
-        }
-        (child.wait().await.ok().and_then(|status| status.code()), said)
-    };
-    let (code, said) = tokio::time::timeout(PATIENCE, last_words).await.unwrap_or_default();
-    Err(ssh::trouble(&host, code, &said))
-}
-
-/// The answers to all questions; none if the stream ended before.
-async fn ask(child: &mut Child, needs: Needs) -> Option<Examined> {
-    let mut stdin = child.stdin.take()?;
-    let mut lines = BufReader::new(child.stdout.take()?).lines();
-    let (mut utc, mut monotonic) = (Vec::new(), Vec::new());
-    for _ in 0..EXCHANGES {
-        let asked = (clock::monotonic_ns(), clock::utc_ns());
-        let answer = question(&mut stdin, &mut lines, &Question::Clocks).await?;
-        let answered = (clock::monotonic_ns(), clock::utc_ns());
-        let Answer::Clocks { monotonic_ns, utc_ns } = answer else { return None };
-        monotonic.push(Exchange { asked_ns: asked.0, shown_ns: monotonic_ns, answered_ns: answered.0 });
-        utc.push(Exchange { asked_ns: asked.1, shown_ns: utc_ns, answered_ns: answered.1 });
-    }
-    let Answer::Facts(facts) = question(&mut stdin, &mut lines, &Question::Facts(needs)).await? else {
-        return None;
-    };
-    Some(Examined { facts: *facts, utc: offset(&utc)?, monotonic: offset(&monotonic)? })
-}
-
-async fn question(
-    stdin: &mut ChildStdin,
-    lines: &mut Lines<BufReader<ChildStdout>>,
-    question: &Question,
-) -> Option<Answer> {
-    let line = serde_json::to_string(question).ok()? + "\n";
-    stdin.write_all(line.as_bytes()).await.ok()?;
-    serde_json::from_str(&lines.next_line().await.ok()??).ok()
-}
-
-/// What is not in order.
-fn judge(host: &Host, examined: &Examined) -> Vec<Finding> {
-    let Examined { facts, utc, .. } = examined;
-    let mut findings = Vec::new();
-    let mut find = |fatal, wrong: String, remedy: String| {
-        findings.push(Finding { fatal, trouble: Trouble { wrong, remedy } });
-    };
-    let ours = (env!("CARGO_PKG_VERSION"), crate::control::VERSION);
-    if (facts.version.as_str(), facts.protocol) != ours {
-        let theirs = format!("its program is version {} (protocol {})", facts.version, facts.protocol);
-        find(true, theirs, format!("copy version {} (protocol {}) there", ours.0, ours.1));
-    }
-    let interfaces = facts.interfaces.join(", ");
-    match (&facts.interface, &host.interface) {
-        (None, _) => find(
-            true,
-            format!("none of its interfaces ({interfaces}) has the address {}", host.address),
-            "correct harness_address in the inventory".into(),
-        ),
-        (Some(has), Some(wanted)) if has != wanted => find(
-            true,
-            format!("{} is the address of {has}, not of {wanted}; it has {interfaces}", host.address),
-            "correct harness_interface or harness_address in the inventory".into(),
-        ),
-        _ => {}
-    }
-    for (port, reason) in &facts.refused_ports {
-        let wrong = format!("UDP port {port} cannot be used ({reason})");
-        find(true, wrong, format!("see who has it: ss -ulpn sport = :{port}"));
-    }
-    let board = &facts.board;
-    for (what, available, least) in [
-        ("memory", board.memory_available_bytes, MIN_MEMORY_BYTES),
-        ("space for temporary files", board.disk_available_bytes, MIN_DISK_BYTES),
-    ] {
-        if available < least {
-            let wrong = format!("only {} of {what} are free", show_bytes(available));
-            find(true, wrong, format!("free at least {}", show_bytes(least)));
-        }
-    }
-    if let Some(missing) = &facts.missing_capabilities {
-        let wrong = format!("it cannot capture packets: {missing} is missing");
-        find(false, wrong, format!("{CAPTURE_SETCAP} {}", host.program));
-    }
-    let away_ns = utc.offset_ns.unsigned_abs();
-    if away_ns > MAX_UTC_OFFSET_NS + utc.uncertainty_ns {
-        let side = if utc.offset_ns > 0 { "ahead" } else { "behind" };
-        find(false, format!("its clock is {} {side}", show_ns(away_ns)), "run chrony on it".into());
-    }
-    if board.is_throttled() {
-        find(false, "it is throttled now".into(), "give it a better supply or cooling".into());
-    }
-    if let Some(governor) = board.governor.as_ref().filter(|governor| *governor != "performance") {
-        let remedy = "set the governor performance, or its figures depend on its load".into();
-        find(false, format!("its governor is {governor}"), remedy);
-    }
-    findings
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::board::Board;
-
-    fn examined() -> Examined {
-        let board = Board {
-            memory_available_bytes: MIN_MEMORY_BYTES,
-            disk_available_bytes: MIN_DISK_BYTES,
-            governor: Some("performance".into()),
-            ..Board::default()
-        };
-        let facts = Facts {
-            version: env!("CARGO_PKG_VERSION").into(),
-            protocol: crate::control::VERSION,
-            board,
-            interface: Some("wlan0".into()),
-            interfaces: vec!["lo".into(), "wlan0".into()],
-            ..Facts::default()
-        };
-        let exact = Offset { offset_ns: 0, uncertainty_ns: 1_000_000 };
-        Examined { facts, utc: exact, monotonic: exact }
-    }
-
-    fn wrong(change: impl FnOnce(&mut Examined)) -> Vec<(bool, String)> {
-        let text = "pi1 ansible_host=10.0.0.1 harness_interface=wlan0";
-        let host = inventory::parse(text, false, None).unwrap().remove(0);
-        let mut examined = examined();
-        change(&mut examined);
-        let findings = judge(&host, &examined).into_iter();
-        findings.map(|finding| (finding.fatal, finding.trouble.wrong)).collect()
-    }
-
-    #[test]
-    fn a_host_in_order_has_no_findings() {
-        assert_eq!(wrong(|_| {}), []);
-    }
-
-    #[test]
-    fn what_keeps_a_run_from_working_is_told_from_what_spoils_it() {
-        let one = |change: fn(&mut Examined)| {
-            let findings = wrong(change);
-            assert_eq!(findings.len(), 1, "{findings:?}");
-            findings.into_iter().next().unwrap()
-        };
-        let fatal = |text: &str| (true, text.to_owned());
-        let warning = |text: &str| (false, text.to_owned());
-        assert_eq!(
-            one(|it| it.facts.version = "0.0.9".into()),
-            fatal("its program is version 0.0.9 (protocol 1)")
-        );
-        assert_eq!(
-            one(|it| it.facts.interface = None),
-            fatal("none of its interfaces (lo, wlan0) has the address 10.0.0.1")
-        );
-        assert_eq!(
-            one(|it| it.facts.interface = Some("eth0".into())),
-            fatal("10.0.0.1 is the address of eth0, not of wlan0; it has lo, wlan0")
-        );
-        assert_eq!(
-            one(|it| it.facts.refused_ports = vec![(5000, "in use".into())]),
-            fatal("UDP port 5000 cannot be used (in use)")
-        );
-        assert_eq!(
-            one(|it| it.facts.board.disk_available_bytes = 5000),
-            fatal("only 5.0 kB of space for temporary files are free")
-        );
-        assert_eq!(
-            one(|it| it.facts.missing_capabilities = Some("CAP_NET_RAW".into())),
-            warning("it cannot capture packets: CAP_NET_RAW is missing")
-        );
-        assert_eq!(
-            one(|it| it.facts.board.governor = Some("ondemand".into())),
-            warning("its governor is ondemand")
-        );
-        assert_eq!(one(|it| it.facts.board.throttled_bits = Some(1)), warning("it is throttled now"));
-        let (fatal, text) = one(|it| it.utc.offset_ns = -3_600_000_000_000);
-        assert!(!fatal && text.ends_with("behind"), "{text}");
-    }
 }

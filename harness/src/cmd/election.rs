@@ -59,6 +59,7 @@ pub(super) fn run(args: &ElectionArgs) -> anyhow::Result<Exit> {
                 let placement = Namespaces::build(&setup.plan)?;
                 Box::pin(election::run(setup, placement, progress, stops)).await
             }
+            PlacementKind::Ssh => anyhow::bail!("elections are not measured over ssh"),
         }
     })?;
     report(&summary, args.json)

@@ -11,6 +11,7 @@ mod node;
 mod recover;
 mod report;
 mod run;
+mod tend;
 
 use clap::CommandFactory as _;
 
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Election(args) => election::run(&args),
         Command::Recover(args) => recover::run(&args),
         Command::Node => node::run(),
+        Command::Tend => tend::run(),
         Command::Doctor(args) => doctor::run(&args),
         Command::Probe => {
             probe::serve(std::io::stdin().lock(), std::io::stdout().lock())?;

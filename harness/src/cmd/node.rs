@@ -15,7 +15,7 @@ const IO_THREADS: usize = 2;
 /// How long background work may take to stop at the end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 /// What is logged where `RUST_LOG` does not say otherwise.
-const DEFAULT_LOG: &str = "info,openraft=warn,quinn=warn";
+pub(super) const DEFAULT_LOG: &str = "info,openraft=warn,quinn=warn";
 
 pub(super) fn run() -> anyhow::Result<Exit> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));

@@ -9,23 +9,29 @@ use tokio::sync::mpsc;
 use workloads::federated::EngineKind;
 
 use super::print;
+use crate::capability::CAPTURE_SETCAP;
+use crate::capture::CaptureMode;
 use crate::cli::{RunArgs, shell_line};
+use crate::examine::{self, Examined, Finding, Wanted};
 use crate::exit::{Exit, Usage, print_error};
 use crate::identity;
 use crate::kv;
+use crate::place::HostRecord;
 use crate::place::netns::Namespaces;
 use crate::place::process::Processes;
+use crate::place::ssh::Hosts;
 use crate::plan::{PlacementKind, Trial};
 use crate::preflight;
 use crate::progress::{Progress, summary_text};
 use crate::record::{Outcome, Summary};
 use crate::resume::Earlier;
 use crate::run::{self, Setup, Stop, Timeouts};
+use crate::ssh::Trouble;
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     let words: Vec<String> = std::env::args().collect();
     let (args, earlier) = match &args.resume {
-        None => (args.clone(), None),
+        None => (args.clone().with_hosts()?, None),
         Some(dir) => {
             let earlier = Earlier::read(dir, args.store_dir.as_deref())?;
             let mut args = args.continuing(&earlier.repeat, &words)?;
@@ -34,6 +40,10 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         }
     };
     let trial = args.to_trial(random_seed())?;
+    if let (Some(dir), PlacementKind::Ssh) = (&args.resume, trial.plan.placement) {
+        let wrong = "hosts keep no files after a run";
+        return Err(Usage::option("--resume", dir.display(), wrong, "begin a new run").into());
+    }
     if let Some(earlier) = &earlier {
         earlier.check(&trial)?;
     }
@@ -92,7 +102,43 @@ pub(super) async fn carry_out(
             let placement = Namespaces::build(&setup.trial.plan)?;
             Box::pin(run::run(setup, placement, progress, stops)).await
         }
+        PlacementKind::Ssh => {
+            let placement = hosts(&setup.trial, &progress).await?;
+            Box::pin(run::run(setup, placement, progress, stops)).await
+        }
     }
+}
+
+/// The hosts of a trial, after everything that is wrong with one of them was named.
+async fn hosts(trial: &Trial, progress: &Progress) -> anyhow::Result<Hosts> {
+    let shelf = trial.shelf.as_ref().context("the trial has no hosts")?;
+    let plan = &trial.plan;
+    let hosts = &shelf.hosts[..plan.members.len().min(shelf.hosts.len())];
+    let wanted =
+        Wanted { ports: vec![plan.learning_port, plan.replication_port], data: plan.job.data.clone() };
+    let examined = examine::examine_all(hosts, shelf.ssh_config.as_deref(), &wanted).await;
+    let mut refusals = Vec::new();
+    for (host, findings) in hosts.iter().zip(examine::findings(hosts, &examined)) {
+        for Finding { fatal, trouble: Trouble { wrong, remedy } } in findings {
+            let line = format!("host {}: {wrong}; {remedy}", host.name);
+            if fatal { refusals.push(line) } else { progress.warn(&line) }
+        }
+    }
+    let (mut records, members) = (Vec::new(), plan.members.iter());
+    for ((member, host), examined) in members.zip(hosts).zip(examined) {
+        let Ok(Examined { facts, .. }) = examined else { continue };
+        if let (Some(missing), CaptureMode::Required) = (&facts.missing_capabilities, plan.capture) {
+            let remedy = format!("{CAPTURE_SETCAP} {}", host.program);
+            refusals.push(format!("host {}: it cannot capture, {missing} is missing; {remedy}", host.name));
+        }
+        let (name, address) = (host.name.clone(), Some(host.address));
+        let record = HostRecord { node: member.node, name, address, before: facts, ..HostRecord::default() };
+        records.push(record);
+    }
+    if !refusals.is_empty() {
+        return Err(Usage(format!("nothing was started:\n  {}", refusals.join("\n  "))).into());
+    }
+    Ok(Hosts::new(hosts.to_vec(), shelf.ssh_config.clone(), records))
 }
 
 /// A seed from the operating system's randomness, below 2^53 so that every JSON reader keeps all of its digits.

@@ -15,13 +15,14 @@ use replication::{Epoch, NodeId, StoreEvent};
 use serde::{Deserialize, Serialize};
 use workloads::federated;
 
+use crate::board::Board;
 use crate::capture::Interval;
 use crate::identity::Identity;
 use crate::meter;
 use crate::plan::Plan;
 
 /// Version of this protocol. Both ends come from the same binary, except on boards that hold an older copy.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Controller to node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,10 +52,27 @@ pub enum ToNode {
         /// Its round, beyond those that were written before.
         round: u64,
     },
+    /// For what starts nodes on another host: send the node a signal.
+    Signal {
+        /// Which.
+        signal: Signal,
+    },
     /// Leave the cluster, and end.
     Leave,
     /// End in order.
     Finish,
+}
+
+/// What is done to a node's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signal {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP.
+    Stop,
+    /// SIGCONT.
+    Continue,
 }
 
 /// What faults do to what a node sends, on both planes.
@@ -152,6 +170,20 @@ pub enum FromNode {
     },
     /// What its capture counted in a second.
     Capture(Box<Captured>),
+    /// What started the node on another host has sent it a signal; after a kill this is the last line.
+    Signalled {
+        /// Which.
+        signal: Signal,
+        /// When, on that host's CLOCK_MONOTONIC.
+        at_ns: u64,
+    },
+    /// The board of a node on another host, when the node starts, now and then, and when it has ended.
+    Board {
+        /// As it is now.
+        board: Box<Board>,
+        /// Whether it has throttled since the node was started.
+        throttled: bool,
+    },
 }
 
 /// Packets of a node.

@@ -164,7 +164,7 @@ async fn await_start<R: AsyncBufRead + Unpin>(
             }
             Some(ToNode::ClockProbe { request_id }) => answer_clock(outbox, request_id),
             Some(ToNode::Status { request_id }) => outbox.status(Status { request_id, ..Status::default() }),
-            Some(ToNode::Impair(_) | ToNode::Put { .. }) => {
+            Some(ToNode::Impair(_) | ToNode::Put { .. } | ToNode::Signal { .. }) => {
                 tracing::warn!("ignored an order before that to start");
             }
             // The order to start says it, too.
@@ -206,6 +206,8 @@ async fn obey<R: AsyncBufRead + Unpin>(
                 tracing::warn!("ignored a second order to start");
                 continue;
             }
+            // Meant for whoever started this process.
+            Ok(Some(ToNode::Signal { .. })) => continue,
             Err(error) if error.is_skippable() => {
                 tracing::warn!("ignored an order: {error}");
                 continue;
@@ -335,7 +337,7 @@ mod tests {
         let ((mut from, mut to), task) = node(echo);
         from.next::<FromNode>().await.unwrap();
         to.send(&start_order(VERSION + 1)).await.unwrap();
-        assert!(task.await.unwrap().unwrap_err().to_string().contains("speaks version 2"));
+        assert!(task.await.unwrap().unwrap_err().to_string().contains("speaks version 3"));
 
         let ((mut from, mut to), task) = node(|_, _, _| async { bail!("no disk") });
         from.next::<FromNode>().await.unwrap();

@@ -67,6 +67,7 @@ mod tests {
             durability: crate::plan::Durability::Memory,
             faults: Vec::new(),
             changes: Vec::new(),
+            shelf: None,
             out: "out".into(),
             json: false,
             quiet: true,

@@ -63,7 +63,9 @@ impl Ended {
 
     /// Whether nothing speaks against the trial's figures.
     fn valid(&self) -> bool {
-        self.summary.as_ref().is_ok_and(|summary| summary.traffic.valid && summary.unexpected_deaths == 0)
+        self.summary.as_ref().is_ok_and(|summary| {
+            summary.traffic.valid && summary.unexpected_deaths == 0 && summary.throttled_nodes == 0
+        })
     }
 
     /// Why it did not complete.

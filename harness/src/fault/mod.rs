@@ -33,6 +33,8 @@ pub enum Kind {
         /// How long after the kill.
         after_ns: u64,
     },
+    /// The power of the host is cut.
+    PowerOff,
     /// SIGSTOP, at the end SIGCONT.
     Stop,
     /// No datagram passes between those struck and the others.
@@ -59,7 +61,7 @@ impl Kind {
     /// Whether the processes of those struck end.
     #[must_use]
     pub const fn ends_processes(self) -> bool {
-        matches!(self, Self::Kill | Self::Restart { .. })
+        matches!(self, Self::Kill | Self::Restart { .. } | Self::PowerOff)
     }
 
     /// Whether it is done by the nodes, to what they send.
@@ -133,6 +135,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Kill => f.write_str("kill"),
             Self::Restart { .. } => f.write_str("restart"),
+            Self::PowerOff => f.write_str("power-off"),
             Self::Stop => f.write_str("stop"),
             Self::Partition => f.write_str("partition"),
             Self::Loss { percent } => write!(f, "loss:{percent}"),
@@ -189,11 +192,12 @@ impl FromStr for Kind {
         match (text, text.strip_prefix("loss:").map(str::parse)) {
             ("kill", _) => Ok(Self::Kill),
             ("restart", _) => Ok(Self::Restart { after_ns: DEFAULT_AFTER_NS }),
+            ("power-off", _) => Ok(Self::PowerOff),
             ("stop", _) => Ok(Self::Stop),
             ("partition", _) => Ok(Self::Partition),
             (_, Some(Ok(percent @ 1..=99))) => Ok(Self::Loss { percent }),
             _ => Err(format!(
-                "unknown kind '{text}'; use kill, restart, stop, partition, loss:P, P from 1 to 99 percent, or delay:DURATION"
+                "unknown kind '{text}'; use kill, restart, power-off, stop, partition, loss:P, P from 1 to 99 percent, or delay:DURATION"
             )),
         }
     }
@@ -252,7 +256,7 @@ impl FromStr for Fault {
                 continue;
             }
             let lasts = part.strip_prefix("for:").ok_or(form)?;
-            if fault.kind == Kind::Kill {
+            if matches!(fault.kind, Kind::Kill | Kind::PowerOff) {
                 return Err("what is killed stays dead: leave 'for:' out".into());
             }
             if matches!(fault.kind, Kind::Restart { .. }) {
@@ -279,6 +283,7 @@ mod tests {
             "kill@worker,round:1",
             "kill@node:7,voters-changed",
             "kill@random,random:2",
+            "power-off@node:2,round:2",
             "stop@aggregator,round:2,for:2500ms",
             "stop@majority,round:2",
             "partition@minority,random:3,for:4000ms",
@@ -311,6 +316,7 @@ mod tests {
             ("kill@worker,round:0", "unknown moment"),
             ("kill@worker,random:1", "N from 2"),
             ("kill@worker,round:1,for:2s", "stays dead"),
+            ("power-off@worker,round:1,for:2s", "stays dead"),
             ("kill@worker,round:1,after:2s", "comes back"),
             ("restart@worker,round:1,for:2s", "'after:'"),
             ("restart@worker,round:1,after:soon", "not a duration"),

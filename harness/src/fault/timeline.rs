@@ -437,7 +437,7 @@ impl Standing {
     fn disables(&self, node: NodeId, size: usize) -> bool {
         let struck = self.nodes.contains(&node);
         match self.fault.kind {
-            Kind::Kill | Kind::Restart { .. } | Kind::Stop => struck,
+            Kind::Kill | Kind::Restart { .. } | Kind::PowerOff | Kind::Stop => struck,
             Kind::Partition => {
                 let side = if struck { self.nodes.len() } else { size - self.nodes.len() };
                 side * 2 <= size

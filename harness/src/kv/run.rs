@@ -254,7 +254,7 @@ impl<P: Placement> Controller<P> {
     }
 
     fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
-        self.recorder.node_event(node, at_ns, event)?;
+        self.recorder.node_event(node, (at_ns, at_ns), event)?;
         match event {
             NodeEvent::Node(Lifecycle::Listening { .. }) => {
                 self.listening.insert(node);
@@ -433,7 +433,7 @@ impl<P: Placement> Controller<P> {
             // Nodes wait for their last words to be read.
             let next = tokio::time::timeout(Duration::from_millis(20), self.links.next());
             if let Ok(Some((node, links::News::Message(FromNode::Event { at_ns, event })))) = next.await {
-                let _ = self.recorder.node_event(node, at_ns, &event);
+                let _ = self.recorder.node_event(node, (at_ns, at_ns), &event);
             }
         }
         self.placement.kill_all();

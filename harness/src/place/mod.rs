@@ -5,12 +5,17 @@
 pub mod inventory;
 pub mod netns;
 pub mod process;
+pub mod ssh;
 
+use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
 
 use replication::NodeId;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::board::{Board, Facts};
 use crate::control::Captured;
 
 /// The control streams of a started node.
@@ -25,6 +30,23 @@ impl std::fmt::Debug for Pipes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Pipes")
     }
+}
+
+/// A host that nodes run on, as it was found before the run and is after it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// The node that runs there.
+    pub node: NodeId,
+    /// Its name in the inventory.
+    pub name: String,
+    /// The node's address.
+    pub address: Option<Ipv4Addr>,
+    /// What was found before the run.
+    pub before: Facts,
+    /// The board when the node was last heard of; none: nothing was told.
+    pub after: Option<Board>,
+    /// Whether the board throttled during the run.
+    pub throttled: bool,
 }
 
 /// Starts and ends nodes. Dropping it kills every node it started, and waits until they are gone.
@@ -53,11 +75,29 @@ pub trait Placement {
     /// If it could not be told.
     fn resume(&mut self, node: NodeId) -> anyhow::Result<()>;
 
+    /// Cuts the power of the host of `node`; returns how long that took. Waits.
+    ///
+    /// # Errors
+    /// If its power cannot be cut.
+    fn power_off(&mut self, node: NodeId) -> anyhow::Result<Duration> {
+        anyhow::bail!("node {node} has no power of its own")
+    }
+
     /// How `node` ended, if it has; does not wait.
     fn ended(&mut self, node: NodeId) -> Option<String>;
 
     /// Kills every node that is left, and waits until they are gone.
     fn kill_all(&mut self);
+
+    /// Whether nodes share the controller's CLOCK_MONOTONIC.
+    fn shares_clock(&self) -> bool {
+        true
+    }
+
+    /// The hosts that nodes run on, if they are others than the controller's.
+    fn hosts(&self) -> Vec<HostRecord> {
+        Vec::new()
+    }
 
     /// What captures outside of the nodes have counted since the last call. Does not wait.
     fn captured(&mut self) -> Vec<(NodeId, Captured)> {

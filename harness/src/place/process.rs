@@ -41,33 +41,6 @@ impl Processes {
         Ok(Self { program, arguments: vec!["node".into()], children: BTreeMap::new() })
     }
 
-    fn command(&self, log: &Path, namespace: Option<&Namespace>) -> anyhow::Result<Command> {
-        let log = OpenOptions::new().create(true).append(true).open(log);
-        let log = log.context("cannot open the log of a node")?;
-        let mut command = Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .kill_on_drop(true);
-        // Its own group: Ctrl-C in a terminal reaches the controller alone, which then ends the nodes in order.
-        command.process_group(0);
-        let controller = getpid();
-        let namespace = namespace.map(Namespace::handle).transpose().context("cannot enter a namespace")?;
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, setns and getppid are system
-        // calls, and making an error from a number does not allocate.
-        unsafe {
-            command.pre_exec(move || {
-                set_parent_process_death_signal(Some(Signal::KILL))?;
-                namespace.as_ref().map_or(Ok(()), enter)?;
-                // The parent may have died before the line above; then no signal will come.
-                if getppid() == Some(controller) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
-            });
-        }
-        Ok(command)
-    }
-
     /// Signals `node`, unless it is gone.
     fn signal(&self, node: NodeId, signal: Signal) -> anyhow::Result<()> {
         // As in `kill`: a child that has ended but was not reaped keeps its pid, and a signal to it does nothing.
@@ -78,6 +51,22 @@ impl Processes {
         }
     }
 
+    /// Kills `children`, and waits until they are gone.
+    pub(super) fn end<'a>(children: impl Iterator<Item = &'a mut Child>) {
+        let mut children: Vec<&mut Child> = children.collect();
+        for child in &mut children {
+            let _ = child.start_kill();
+        }
+        let deadline = Instant::now() + REAP_TIMEOUT;
+        while children.iter_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
+            if Instant::now() > deadline {
+                tracing::warn!("a killed node has not disappeared within {REAP_TIMEOUT:?}");
+                return;
+            }
+            std::thread::sleep(REAP_INTERVAL);
+        }
+    }
+
     /// Starts `node` in `namespace`, or in that of this process.
     pub(super) fn start_in(
         &mut self,
@@ -85,7 +74,7 @@ impl Processes {
         log: &Path,
         namespace: Option<&Namespace>,
     ) -> anyhow::Result<Pipes> {
-        let child = self.command(log, namespace)?.spawn();
+        let child = child_command(&self.program, &self.arguments, log, namespace)?.spawn();
         let mut child =
             child.with_context(|| format!("cannot start {} as node {node}", self.program.display()))?;
         let pipes = child.stdin.take().zip(child.stdout.take());
@@ -126,17 +115,7 @@ impl Placement for Processes {
     }
 
     fn kill_all(&mut self) {
-        for child in self.children.values_mut() {
-            let _ = child.start_kill();
-        }
-        let deadline = Instant::now() + REAP_TIMEOUT;
-        while self.children.values_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
-            if Instant::now() > deadline {
-                tracing::warn!("a killed node has not disappeared within {REAP_TIMEOUT:?}");
-                return;
-            }
-            std::thread::sleep(REAP_INTERVAL);
-        }
+        Self::end(self.children.values_mut());
     }
 }
 
@@ -146,7 +125,35 @@ impl Drop for Processes {
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+/// A command whose process dies with this thread, with pipes, and standard error appended to `log`.
+pub(super) fn child_command(
+    program: &Path,
+    arguments: &[String],
+    log: &Path,
+    namespace: Option<&Namespace>,
+) -> anyhow::Result<Command> {
+    let log = OpenOptions::new().create(true).append(true).open(log);
+    let log = log.context("cannot open the log of a node")?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+    // Its own group: Ctrl-C in a terminal reaches the controller alone, which then ends the nodes in order.
+    command.process_group(0);
+    let controller = getpid();
+    let namespace = namespace.map(Namespace::handle).transpose().context("cannot enter a namespace")?;
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, setns and getppid are system
+    // calls, and making an error from a number does not allocate.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            namespace.as_ref().map_or(Ok(()), enter)?;
+            // The parent may have died before the line above; then no signal will come.
+            if getppid() == Some(controller) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+        });
+    }
+    Ok(command)
+}
+
+pub(super) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(9)) => "killed (SIGKILL)".into(),

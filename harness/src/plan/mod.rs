@@ -20,6 +20,7 @@ use crate::capture::CaptureMode;
 use crate::fault::{Change, Fault};
 use crate::kv::plan::KvPlan;
 use crate::link::Link;
+use crate::place::inventory::Shelf;
 use crate::resources::Override;
 
 /// Training examples of CIFAR-10, and of the synthetic set.
@@ -41,6 +42,8 @@ pub enum PlacementKind {
     Process,
     /// Child processes on this host, each in a network namespace of its own.
     Netns,
+    /// Each on a host of its own, reached over ssh.
+    Ssh,
 }
 
 /// One node and its address.
@@ -126,6 +129,9 @@ pub struct Trial {
     pub faults: Vec<Fault>,
     /// Members that come and go, in order.
     pub changes: Vec<Change>,
+    /// The hosts that nodes run on with [`PlacementKind::Ssh`].
+    #[serde(default)]
+    pub shelf: Option<Shelf>,
     /// Folder that receives the results folder.
     pub out: PathBuf,
     /// Whether the summary goes to standard output as JSON.

@@ -2,10 +2,11 @@
 //!
 //! [`validate`]: super::validate
 
-use super::{Backend, Durability, Trial, workers_of};
+use super::{Backend, Durability, PlacementKind, Trial, workers_of};
 use crate::exit::Usage;
 use crate::fault::{Change, Fault, Kind, When, Who};
 use crate::kv::plan::Disturbance;
+use crate::place::inventory::Host;
 
 impl Trial {
     /// Checks the plan and the faults.
@@ -26,6 +27,7 @@ impl Trial {
             return Err(Usage::option("--durability", "memory", wrong, remedy));
         }
         self.validate_disturbances()?;
+        self.validate_shelf()?;
         for fault in &self.faults {
             self.validate_restart(fault)?;
             self.validate_moment("--fault", fault, fault.when, Some(fault.who))?;
@@ -52,6 +54,36 @@ impl Trial {
                 wrong,
                 "use --durability disk, or stop or partition",
             ));
+        }
+        Ok(())
+    }
+
+    /// What nodes on other hosts cannot do, and what only they can.
+    fn validate_shelf(&self) -> Result<(), Usage> {
+        let over_ssh = self.plan.placement == PlacementKind::Ssh;
+        if let (true, Durability::Disk { dir: Some(dir) }) = (over_ssh, &self.durability) {
+            let wrong = "hosts keep no files after a run";
+            return Err(Usage::option("--store", dir.display(), wrong, "leave it out"));
+        }
+        for fault in self.faults.iter().filter(|fault| fault.kind == Kind::PowerOff) {
+            let Some(shelf) = &self.shelf else {
+                let wrong = "only hosts of an inventory have power of their own";
+                return Err(Usage::option("--fault", fault, wrong, "use kill, or --placement ssh"));
+            };
+            let struck = |(at, _): &(usize, &Host)| match fault.who {
+                Who::Node(node) => node.0 == *at as u64 + 1,
+                _ => *at < self.plan.devices().len(),
+            };
+            let hosts = shelf.hosts.iter().enumerate().filter(struck);
+            if let Some((_, host)) = hosts.into_iter().find(|(_, host)| host.power_off.is_none()) {
+                let wrong = format!("nobody knows how to cut the power of {}", host.name);
+                return Err(Usage::option(
+                    "--fault",
+                    fault,
+                    wrong,
+                    "give it harness_power_off in the inventory",
+                ));
+            }
         }
         Ok(())
     }
@@ -143,6 +175,7 @@ mod tests {
     use super::super::tests::plan;
     use super::super::{Plan, Scheme};
     use super::*;
+    use crate::place::inventory::{self, Shelf};
 
     #[test]
     fn faults_must_be_able_to_strike() {
@@ -151,6 +184,7 @@ mod tests {
             durability: Durability::Memory,
             faults: vec![fault.parse().unwrap()],
             changes: Vec::new(),
+            shelf: None,
             out: "out".into(),
             json: false,
             quiet: false,
@@ -183,12 +217,33 @@ mod tests {
     }
 
     #[test]
+    fn power_is_cut_only_where_a_hook_says_how() {
+        let faults = vec!["power-off@aggregator,round:2".parse().unwrap()];
+        let (durability, changes, out) = (Durability::Memory, Vec::new(), "out".into());
+        let plan = plan(2);
+        let mut trial =
+            Trial { plan, durability, faults, changes, shelf: None, out, json: false, quiet: false };
+        let refused = |trial: &Trial| trial.validate().unwrap_err().to_string();
+        assert!(refused(&trial).ends_with("use kill, or --placement ssh"));
+        let text = "10.0.0.1 harness_power_off='plug 1 off'\n10.0.0.2\n";
+        let hosts = inventory::parse(text, false, None).unwrap();
+        trial.shelf = Some(Shelf { file: "boards.ini".into(), ssh_config: None, hosts });
+        trial.plan.placement = PlacementKind::Ssh;
+        assert!(refused(&trial).contains("how to cut the power of 10.0.0.2; give it harness_power_off"));
+        trial.faults = vec!["power-off@node:1,round:2".parse().unwrap()];
+        assert_eq!(trial.validate(), Ok(()));
+        trial.durability = Durability::Disk { dir: Some("stores".into()) };
+        assert!(refused(&trial).starts_with("--store stores: hosts keep no files after a run"));
+    }
+
+    #[test]
     fn members_must_be_able_to_come_and_go() {
         let trial = |changes: &[&str]| Trial {
             plan: Plan { founders: 3, ..plan(4) },
             durability: Durability::Memory,
             faults: Vec::new(),
             changes: changes.iter().map(|text| text.parse().unwrap()).collect(),
+            shelf: None,
             out: "out".into(),
             json: false,
             quiet: false,

@@ -72,9 +72,14 @@ impl Plan {
         if self.kv.is_none() {
             return Ok(());
         }
-        if self.placement == PlacementKind::Netns {
-            let wrong = "not for --workload kv: its clients run in the controller, outside of the namespaces";
-            return Err(Usage::option("--placement", "netns", wrong, "use --placement process"));
+        let elsewhere = match self.placement {
+            PlacementKind::Process => None,
+            PlacementKind::Netns => Some(("netns", "outside of the namespaces")),
+            PlacementKind::Ssh => Some(("ssh", "on this machine")),
+        };
+        if let Some((placement, clients)) = elsewhere {
+            let wrong = format!("not for --workload kv: its clients run in the controller, {clients}");
+            return Err(Usage::option("--placement", placement, wrong, "use --placement process"));
         }
         if self.capture == CaptureMode::Required {
             let wrong = "not for --workload kv: it captures nothing";
@@ -325,15 +330,23 @@ impl Plan {
                 "not a private network, which --placement netns needs",
                 "use for example 10.X.Y.0",
             ),
+            PlacementKind::Ssh => (
+                |ip| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+                "no address of a host",
+                "correct harness_address in the inventory",
+            ),
         };
         match self.members.iter().find(|member| !fits(&member.ip)) {
             None => self.validate_link(),
+            Some(member) if self.placement == PlacementKind::Ssh => {
+                Err(Usage::option("--inventory", member.ip, wrong, remedy))
+            }
             Some(member) => Err(Usage::option("--network", member.ip, wrong, remedy)),
         }
     }
 
     fn validate_link(&self) -> Result<(), Usage> {
-        if self.placement == PlacementKind::Process && self.link.netem {
+        if self.placement != PlacementKind::Netns && self.link.netem {
             let wrong = "netem is on the interfaces of network namespaces";
             return Err(Usage::option(
                 "--link",
@@ -342,8 +355,11 @@ impl Plan {
                 "use --placement netns, or leave netem out",
             ));
         }
-        if let (PlacementKind::Process, Some(rate)) = (self.placement, self.link.rate_mbit_per_s) {
-            let wrong = format!("its rate of {rate} Mbit/s needs an interface for each node");
+        if let (PlacementKind::Process | PlacementKind::Ssh, Some(rate)) =
+            (self.placement, self.link.rate_mbit_per_s)
+        {
+            let wrong =
+                format!("its rate of {rate} Mbit/s needs an interface for each node that is ours to set");
             return Err(Usage::option("--link", "with a rate", wrong, "use --placement netns"));
         }
         Ok(())

@@ -11,6 +11,10 @@ use crate::control::NodeEvent;
 /// Stages in the order in which they follow, in the order of [`FailoverRow`]'s columns.
 pub const STAGES: [&str; 6] = ["suspected", "elected", "agreed", "restored", "serving", "resumed"];
 
+/// A fail-over is uncertain if its times may be wrong by more than this share of the time until all agreed (or, if they did
+/// not, until one was elected).
+pub const UNCERTAIN_SHARE_PERCENT: u64 = 5;
+
 /// A row of failovers.csv. Stages are in ns since the fault struck; none: it was not reached, or nobody told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FailoverRow {
@@ -29,11 +33,13 @@ pub struct FailoverRow {
     restored_ns: Option<u64>,
     serving_ns: Option<u64>,
     resumed_ns: Option<u64>,
+    uncertainty_ns: u64,
+    uncertain: bool,
 }
 
 impl FailoverRow {
     /// Names of the columns, in order.
-    pub const COLUMNS: [&str; 15] = [
+    pub const COLUMNS: [&str; 17] = [
         "fault",
         "struck_nodes",
         "struck_at_ns",
@@ -49,6 +55,8 @@ impl FailoverRow {
         "restored_ns",
         "serving_ns",
         "resumed_ns",
+        "uncertainty_ns",
+        "uncertain",
     ];
 
     /// Nanoseconds since the fault, by stage, in the order of [`STAGES`].
@@ -70,6 +78,9 @@ impl FailoverRow {
 pub struct FailoverSummary {
     /// Rows of failovers.csv whose fault struck the aggregator.
     pub count: u64,
+    /// Those of them whose times may be wrong by more than [`UNCERTAIN_SHARE_PERCENT`].
+    #[serde(default)]
+    pub uncertain: u64,
     /// Lower median of each stage over these rows, as far as it was reached, in ns since the fault.
     pub median_ns: BTreeMap<String, u64>,
 }
@@ -87,7 +98,8 @@ impl FailoverSummary {
         let medians = STAGES.iter().enumerate();
         let median_ns =
             medians.filter_map(|(stage, name)| Some(((*name).to_owned(), median(stage)?))).collect();
-        Self { count: rows.len() as u64, median_ns }
+        let uncertain = rows.iter().filter(|row| row.uncertain).count() as u64;
+        Self { count: rows.len() as u64, uncertain, median_ns }
     }
 }
 
@@ -95,6 +107,10 @@ impl FailoverSummary {
 #[derive(Debug, Clone)]
 struct Strike {
     at_ns: u64,
+    /// How much later it may have been.
+    uncertainty_ns: u64,
+    /// Nodes that have told when it reached them.
+    reached: BTreeSet<NodeId>,
     fault: String,
     nodes: Vec<NodeId>,
     /// Who was left to agree on a new aggregator.
@@ -155,9 +171,26 @@ impl Failovers {
         }
     }
 
-    /// Takes note of a fault that struck `nodes` at `at_ns` and left `survivors`.
-    pub fn struck(&mut self, at_ns: u64, fault: String, nodes: &[NodeId], survivors: Vec<NodeId>) {
-        self.strikes.push(Strike { at_ns, fault, nodes: nodes.to_vec(), survivors });
+    /// Takes note of a fault that struck `nodes` at `at_ns`, or later by at most `uncertainty_ns`, and left `survivors`.
+    pub fn struck(
+        &mut self,
+        (at_ns, uncertainty_ns): (u64, u64),
+        fault: String,
+        nodes: &[NodeId],
+        survivors: Vec<NodeId>,
+    ) {
+        let (nodes, reached) = (nodes.to_vec(), BTreeSet::new());
+        self.strikes.push(Strike { at_ns, uncertainty_ns, reached, fault, nodes, survivors });
+    }
+
+    /// Takes note that the last fault that struck `node` reached it at `at_ns`. Over a link that is later than it was
+    /// ordered; the first of its nodes counts.
+    pub fn reached(&mut self, at_ns: u64, node: NodeId) {
+        let strike = self.strikes.iter_mut().rfind(|strike| strike.nodes.contains(&node));
+        if let Some(strike) = strike.filter(|strike| !strike.reached.contains(&node)) {
+            strike.at_ns = if strike.reached.is_empty() { at_ns } else { strike.at_ns.min(at_ns) };
+            strike.reached.insert(node);
+        }
     }
 
     /// Takes note that the aggregator of `epoch` is asked at `at_ns` to leave, and hands over.
@@ -183,17 +216,28 @@ impl Failovers {
 
     /// A row for each change of aggregator after a fault, by the last fault before it. Planned hand-overs are none.
     #[must_use]
-    pub fn rows(&self) -> Vec<FailoverRow> {
+    ///
+    /// `uncertainties_ns` says how wrong a node's moments may be; of nodes that share the controller's clock it says nothing.
+    pub fn rows(&self, uncertainties_ns: &BTreeMap<NodeId, u64>) -> Vec<FailoverRow> {
         // An aggregator is elected when it knows it.
         let elected = self.offices.iter().filter_map(|(epoch, office)| {
             let at_ns = office.known.get(&epoch.node)?;
             Some((*at_ns, *epoch))
         });
         let elected: BTreeSet<(u64, Epoch)> = elected.collect();
-        elected.iter().filter_map(|(at_ns, epoch)| self.row(&elected, *at_ns, *epoch)).collect()
+        elected
+            .iter()
+            .filter_map(|(at_ns, epoch)| self.row(&elected, *at_ns, *epoch, uncertainties_ns))
+            .collect()
     }
 
-    fn row(&self, elected: &BTreeSet<(u64, Epoch)>, elected_ns: u64, epoch: Epoch) -> Option<FailoverRow> {
+    fn row(
+        &self,
+        elected: &BTreeSet<(u64, Epoch)>,
+        elected_ns: u64,
+        epoch: Epoch,
+        uncertainties_ns: &BTreeMap<NodeId, u64>,
+    ) -> Option<FailoverRow> {
         let strike = self.strikes.iter().rfind(|strike| strike.at_ns <= elected_ns)?;
         let before = |at_ns: u64| elected.iter().rfind(|(at, other)| *at <= at_ns && *other < epoch);
         let predecessor = before(elected_ns).and_then(|(_, epoch)| self.offices.get(epoch));
@@ -209,6 +253,13 @@ impl Failovers {
             .take_while(|(at_ns, _)| *at_ns <= elected_ns)
             .find(|(_, node)| survived(node));
         let from = before(strike.at_ns).map(|(_, epoch)| *epoch);
+        let worst = |nodes: &[NodeId]| {
+            nodes.iter().filter_map(|node| uncertainties_ns.get(node)).max().copied().unwrap_or(0)
+        };
+        // A stage is the difference between a moment of a survivor and one of a node that was struck.
+        let uncertainty_ns = worst(&strike.survivors) + worst(&strike.nodes) + strike.uncertainty_ns;
+        let agreed_ns = self.agreed(strike, office).map(since);
+        let whole_ns = agreed_ns.unwrap_or(since(elected_ns));
         Some(FailoverRow {
             fault: strike.fault.clone(),
             struck_nodes: strike.nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(" "),
@@ -221,10 +272,12 @@ impl Failovers {
             suspected_by: suspicion.map(|(_, node)| node.0),
             suspected_ns: suspicion.map(|(at_ns, _)| since(*at_ns)),
             elected_ns: since(elected_ns),
-            agreed_ns: self.agreed(strike, office).map(since),
+            agreed_ns,
             restored_ns: office.restored.map(since),
             serving_ns: office.serving.map(since),
             resumed_ns: office.resumed.map(since),
+            uncertainty_ns,
+            uncertain: uncertainty_ns.saturating_mul(100) > whole_ns.saturating_mul(UNCERTAIN_SHARE_PERCENT),
         })
     }
 
@@ -284,7 +337,7 @@ mod tests {
         observe(&mut failovers, &known);
         observe(&mut failovers, &[(50, 3, suspected()), (900, 1, put(first, 1))]);
         let survivors = [2, 3, 4].map(NodeId).to_vec();
-        failovers.struck(1000, "kill@aggregator,round:2".into(), &[NodeId(1)], survivors);
+        failovers.struck((1000, 0), "kill@aggregator,round:2".into(), &[NodeId(1)], survivors);
         failovers
     }
 
@@ -307,7 +360,7 @@ mod tests {
         observe(&mut failovers, &[(2500, 4, suspected()), (2400, 2, suspected()), (2000, 1, suspected())]);
         observe(&mut failovers, &taken_over(2600, epoch(2, 2)));
         observe(&mut failovers, &[(2700, 3, changed(epoch(2, 2))), (2650, 4, changed(epoch(2, 2)))]);
-        let rows = failovers.rows();
+        let rows = failovers.rows(&BTreeMap::new());
         let [row] = &rows[..] else { panic!("{rows:?}") };
         assert_eq!((row.struck_nodes.as_str(), row.struck_at_ns, row.struck_aggregator), ("1", 1000, true));
         assert_eq!((row.from_epoch_counter, row.from_epoch_node), (Some(1), Some(1)));
@@ -323,10 +376,10 @@ mod tests {
     fn the_first_election_and_one_without_a_fault_have_no_row() {
         let mut failovers = Failovers::default();
         observe(&mut failovers, &taken_over(100, epoch(1, 1)));
-        assert_eq!(failovers.rows(), []);
-        failovers.struck(1000, "kill@worker,round:1".into(), &[NodeId(3)], vec![NodeId(1), NodeId(2)]);
-        assert_eq!(failovers.rows(), [], "a change that was before the fault");
-        assert_eq!(FailoverSummary::of(&failovers.rows()), FailoverSummary::default());
+        assert_eq!(failovers.rows(&BTreeMap::new()), []);
+        failovers.struck((1000, 0), "kill@worker,round:1".into(), &[NodeId(3)], vec![NodeId(1), NodeId(2)]);
+        assert_eq!(failovers.rows(&BTreeMap::new()), [], "a change that was before the fault");
+        assert_eq!(FailoverSummary::of(&failovers.rows(&BTreeMap::new())), FailoverSummary::default());
     }
 
     #[test]
@@ -334,9 +387,9 @@ mod tests {
         let mut failovers = struck();
         observe(&mut failovers, &taken_over(2600, epoch(2, 2)));
         observe(&mut failovers, &[(2700, 3, changed(epoch(2, 2)))]);
-        assert_eq!(failovers.rows()[0].agreed_ns, None);
+        assert_eq!(failovers.rows(&BTreeMap::new())[0].agreed_ns, None);
         failovers.gone(NodeId(4));
-        assert_eq!(failovers.rows()[0].agreed_ns, Some(1700));
+        assert_eq!(failovers.rows(&BTreeMap::new())[0].agreed_ns, Some(1700));
     }
 
     #[test]
@@ -345,9 +398,14 @@ mod tests {
         observe(&mut failovers, &taken_over(2600, epoch(2, 2)));
         // Nobody was struck in between: the second change is the first fault's, too.
         observe(&mut failovers, &taken_over(3000, epoch(3, 3)));
-        failovers.struck(4000, "stop@aggregator,round:3".into(), &[NodeId(3)], vec![NodeId(2), NodeId(4)]);
+        failovers.struck(
+            (4000, 0),
+            "stop@aggregator,round:3".into(),
+            &[NodeId(3)],
+            vec![NodeId(2), NodeId(4)],
+        );
         observe(&mut failovers, &taken_over(5000, epoch(4, 4)));
-        let rows = failovers.rows();
+        let rows = failovers.rows(&BTreeMap::new());
         let facts: Vec<_> =
             rows.iter().map(|row| (row.struck_at_ns, row.to_epoch_counter, row.elected_ns)).collect();
         assert_eq!(facts, [(1000, 2, 1600), (1000, 3, 2000), (4000, 4, 1000)]);
@@ -374,10 +432,30 @@ mod tests {
         observe(&mut failovers, &taken_over(2600, epoch(2, 2)));
         observe(&mut failovers, &[(3900, 2, plan(epoch(2, 2), 3))]);
         observe(&mut failovers, &taken_over(4000, epoch(3, 3)));
-        assert_eq!(failovers.rows().len(), 1);
+        assert_eq!(failovers.rows(&BTreeMap::new()).len(), 1);
         let failed =
             Event::HandOverFailed { epoch: epoch(2, 2), to: NodeId(3), reason: "nobody took over".into() };
         observe(&mut failovers, &[(3950, 2, NodeEvent::Federated(failed))]);
-        assert_eq!(failovers.rows().len(), 2);
+        assert_eq!(failovers.rows(&BTreeMap::new()).len(), 2);
+    }
+
+    #[test]
+    fn a_fault_counts_from_when_it_reached_its_first_node_and_wrong_clocks_are_flagged() {
+        let mut failovers = struck();
+        failovers.reached(1100, NodeId(1));
+        failovers.reached(1300, NodeId(1));
+        failovers.reached(1050, NodeId(2));
+        observe(&mut failovers, &taken_over(2600, epoch(2, 2)));
+        observe(&mut failovers, &[(2700, 3, changed(epoch(2, 2))), (2650, 4, changed(epoch(2, 2)))]);
+        let row = |uncertainty_ns| {
+            let all = [1, 2, 3, 4].map(|node| (NodeId(node), uncertainty_ns + node));
+            failovers.rows(&all.into()).remove(0)
+        };
+        let exact = row(36);
+        assert_eq!((exact.struck_at_ns, exact.agreed_ns), (1100, Some(1600)));
+        assert_eq!((exact.uncertainty_ns, exact.uncertain), (40 + 37, false), "5 % are 80");
+        let rows = vec![row(40), exact];
+        assert!(rows[0].uncertain);
+        assert_eq!((FailoverSummary::of(&rows).count, FailoverSummary::of(&rows).uncertain), (2, 1));
     }
 }

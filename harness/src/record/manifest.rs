@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Machine, Program};
 use crate::clock;
+use crate::place::HostRecord;
 use crate::plan::{Plan, Trial};
 
 /// Version of the layout of a results folder.
@@ -99,6 +100,9 @@ pub struct Manifest {
     pub clocks: Vec<ClockOffset>,
     /// This program.
     pub program: Program,
+    /// The hosts that nodes ran on, if they are others than this machine.
+    #[serde(default)]
+    pub hosts: Vec<HostRecord>,
     /// This machine.
     pub machine: Machine,
     /// What every node was told.
@@ -127,6 +131,7 @@ impl Manifest {
             members: trial.changes.iter().map(ToString::to_string).collect(),
             clocks: Vec::new(),
             program: Program::this(),
+            hosts: Vec::new(),
             machine: Machine::this(),
             plan: trial.plan.clone(),
         }
@@ -151,7 +156,7 @@ pub(super) mod tests {
         let faults = vec!["kill@aggregator,round:2".parse().unwrap()];
         let durability = crate::plan::Durability::Memory;
         let (changes, out) = (Vec::new(), "out".into());
-        let trial = Trial { plan, durability, faults, changes, out, json: false, quiet: false };
+        let trial = Trial { plan, durability, faults, changes, shelf: None, out, json: false, quiet: false };
         Manifest::starting(&trial, Timers::default(), "harness run".into(), "harness run --seed 7".into())
     }
 

@@ -23,10 +23,10 @@ use time::OffsetDateTime;
 use workloads::federated::Event;
 
 pub use capture::{CaptureBook, CaptureRow, CaptureTotal, Source, TrafficSummary};
-pub use failover::{FailoverRow, FailoverSummary, Failovers, STAGES};
+pub use failover::{FailoverRow, FailoverSummary, Failovers, STAGES, UNCERTAIN_SHARE_PERCENT};
 pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
-pub use rows::{CheckpointRow, NodeRow, RoundRow, StoreEventRow};
+pub use rows::{CheckpointRow, ClockRow, NodeRow, RoundRow, StoreEventRow};
 pub use summary::{FinalCheckpoint, Summary};
 pub use traffic::{Sent, TrafficRow};
 
@@ -109,6 +109,9 @@ pub enum ControllerEvent {
 #[derive(Serialize)]
 struct Line<'a, E> {
     at_ns: u64,
+    /// What the node's own clock showed, where it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_at_ns: Option<u64>,
     node: Option<NodeId>,
     #[serde(flatten)]
     event: &'a E,
@@ -131,6 +134,8 @@ pub struct Recorder {
     store_events: csv::Writer<File>,
     /// Made when the first node captures.
     captures: Option<csv::Writer<File>>,
+    /// Made when the first clock was compared.
+    clocks: Option<csv::Writer<File>>,
     events: File,
     /// When the run began, on the controller's clock.
     started_ns: u64,
@@ -177,6 +182,7 @@ impl Recorder {
             checkpoints: table("checkpoints.csv")?,
             store_events: table("events.csv")?,
             captures: None,
+            clocks: None,
             events: open("events.jsonl")?,
             started_ns: manifest.started_ns,
             dir,
@@ -209,12 +215,19 @@ impl Recorder {
         self.write_whole("manifest.json", &pretty(manifest)?)
     }
 
-    /// Adds an event of `node` to the timeline, and the rows that follow from it.
+    /// Adds an event of `node` to the timeline, and the rows that follow from it. It happened at `at_ns`, when the node's
+    /// clock showed `shown_ns`.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn node_event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
-        self.line(&Line { at_ns, node: Some(node), event })?;
+    pub fn node_event(
+        &mut self,
+        node: NodeId,
+        (at_ns, shown_ns): (u64, u64),
+        event: &NodeEvent,
+    ) -> anyhow::Result<()> {
+        let node_at_ns = Some(shown_ns).filter(|shown_ns| *shown_ns != at_ns);
+        self.line(&Line { at_ns, node_at_ns, node: Some(node), event })?;
         if let Some(row) = StoreEventRow::of(node, at_ns, self.started_ns, event) {
             write_row(&mut self.store_events, row)?;
         }
@@ -233,20 +246,19 @@ impl Recorder {
     /// # Errors
     /// If it cannot be written.
     pub fn captured(&mut self, node: NodeId, captured: &Captured) -> anyhow::Result<()> {
-        let table = match &mut self.captures {
-            Some(table) => table,
-            none => {
-                let file =
-                    File::create_new(self.dir.join("capture.csv")).context("cannot write capture.csv")?;
-                let table = none.insert(csv::WriterBuilder::new().has_headers(false).from_writer(file));
-                write_row(table, CaptureRow::COLUMNS)?;
-                table
-            }
-        };
+        let table = opened(&mut self.captures, &self.dir, "capture.csv", CaptureRow::COLUMNS)?;
         for row in CaptureRow::of(node, captured) {
             table.serialize(row).context("cannot write a row")?;
         }
         table.flush().context("cannot write a row")
+    }
+
+    /// Adds a comparison of a node's clock with the controller's.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn clock(&mut self, row: ClockRow) -> anyhow::Result<()> {
+        write_row(opened(&mut self.clocks, &self.dir, "clocks.csv", ClockRow::COLUMNS)?, row)
     }
 
     /// Writes capture_totals.csv.
@@ -276,7 +288,12 @@ impl Recorder {
     /// # Errors
     /// If it cannot be written.
     pub fn controller_event_at(&mut self, at_ns: u64, event: &ControllerEvent) -> anyhow::Result<()> {
-        self.line(&Line { at_ns, node: None, event: &Sourced { source: "controller", event } })
+        self.line(&Line {
+            at_ns,
+            node_at_ns: None,
+            node: None,
+            event: &Sourced { source: "controller", event },
+        })
     }
 
     /// Writes what is known at the end: nodes.csv, traffic.csv, failovers.csv, summary.json and the final manifest.
@@ -349,6 +366,20 @@ pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
     file.as_file().set_permissions(readable).with_context(failed)?;
     file.persist(dir.join(name)).with_context(failed)?;
     Ok(())
+}
+
+/// The table `name` in `dir`, made with its header when there is a first row for it.
+fn opened<'a>(
+    table: &'a mut Option<csv::Writer<File>>,
+    dir: &Path,
+    name: &str,
+    columns: impl Serialize,
+) -> anyhow::Result<&'a mut csv::Writer<File>> {
+    if table.is_none() {
+        let file = File::create_new(dir.join(name)).with_context(|| format!("cannot write {name}"))?;
+        write_row(table.insert(csv::WriterBuilder::new().has_headers(false).from_writer(file)), columns)?;
+    }
+    table.as_mut().with_context(|| format!("cannot write {name}"))
 }
 
 /// Every row reaches the file at once.
@@ -455,8 +486,8 @@ mod tests {
             read(&recorder, "rounds.csv").starts_with("round,epoch_counter,epoch_node,"),
             "a header without rows"
         );
-        recorder.node_event(NodeId(2), 77, &finished(1)).unwrap();
-        recorder.node_event(NodeId(2), 78, &put()).unwrap();
+        recorder.node_event(NodeId(2), (77, 77), &finished(1)).unwrap();
+        recorder.node_event(NodeId(2), (78, 78), &put()).unwrap();
         recorder.controller_event(&ControllerEvent::AllReady { start_ns: 5 }).unwrap();
         recorder.controller_event(&ControllerEvent::NodeStarted { target: NodeId(9), life: 1 }).unwrap();
         let rounds = read(&recorder, "rounds.csv");
@@ -507,10 +538,10 @@ mod tests {
             StoreEvent::FalseClaim { from: NodeId(6), digest },
             StoreEvent::Suspected { epoch: None, silence_ns: None, lifeline: false },
         ] {
-            recorder.node_event(NodeId(2), at_ns, &NodeEvent::Store(event)).unwrap();
+            recorder.node_event(NodeId(2), (at_ns, at_ns), &NodeEvent::Store(event)).unwrap();
         }
         let handing_over = Event::HandingOver { epoch: epoch(3, 2), to: NodeId(4) };
-        recorder.node_event(NodeId(2), at_ns, &NodeEvent::Federated(handing_over)).unwrap();
+        recorder.node_event(NodeId(2), (at_ns, at_ns), &NodeEvent::Federated(handing_over)).unwrap();
         let text = fs::read_to_string(recorder.dir().join("events.csv")).unwrap();
         let hex = digest.to_hex();
         let expected = format!(

@@ -250,6 +250,24 @@ impl StoreEventRow {
     }
 }
 
+/// A row of clocks.csv: a node's clock beside the controller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ClockRow {
+    /// The node.
+    pub node: u64,
+    /// When they were compared.
+    pub at_ns: u64,
+    /// Its CLOCK_MONOTONIC less the controller's.
+    pub offset_ns: i64,
+    /// The offset is at most this wrong.
+    pub uncertainty_ns: u64,
+}
+
+impl ClockRow {
+    /// Names of the columns, in order.
+    pub const COLUMNS: [&str; 4] = ["node", "at_ns", "offset_ns", "uncertainty_ns"];
+}
+
 /// A row of nodes.csv: how a node ended, and what it used, as far as it last told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NodeRow {

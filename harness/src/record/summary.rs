@@ -118,6 +118,9 @@ pub struct Summary {
     pub start_ns: Option<u64>,
     /// Bytes that left their senders, and what is known of the counting.
     pub traffic: TrafficSummary,
+    /// Nodes whose board throttled during the run: their times mean little.
+    #[serde(default)]
+    pub throttled_nodes: u64,
     /// From the start of the run to its end.
     pub elapsed_ns: u64,
     /// Whether the synthetic set was used.

@@ -13,7 +13,7 @@ use crate::place::Placement;
 use crate::plan::Expected;
 use crate::record::{
     CaptureTotal, ControllerEvent, FailoverSummary, FinalCheckpoint, Last, NodeRow, Outcome, Sent, Summary,
-    TrafficRow, TrafficSummary,
+    TrafficRow, TrafficSummary, UNCERTAIN_SHARE_PERCENT,
 };
 use crate::units::nanoseconds;
 
@@ -42,6 +42,7 @@ impl<P: Placement> Controller<P> {
         self.count_cost(&mut summary);
         let totals = self.traffic_totals();
         self.count_traffic(&mut summary, &totals);
+        summary.throttled_nodes = self.manifest.hosts.iter().filter(|host| host.throttled).count() as u64;
         if let Some(reason) = summary.traffic.doubt() {
             self.progress.warn(&format!("the byte counts of this trial are not valid: {reason}"));
         }
@@ -60,8 +61,14 @@ impl<P: Placement> Controller<P> {
             .into_iter()
             .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
             .collect();
-        let failovers = self.failovers.rows();
+        let failovers = self.failovers.rows(&self.clocks.uncertainties_ns());
         summary.failovers = FailoverSummary::of(&failovers);
+        if summary.failovers.uncertain > 0 {
+            let (uncertain, share) = (summary.failovers.uncertain, UNCERTAIN_SHARE_PERCENT);
+            self.progress.warn(&format!(
+                "{uncertain} fail-overs are uncertain by more than {share} % of the time until all agreed: see failovers.csv"
+            ));
+        }
         let last = Last {
             manifest: &self.manifest,
             summary: &summary,
@@ -284,6 +291,7 @@ impl<P: Placement> Controller<P> {
             decode_ns_per_checkpoint: None,
             start_ns: self.start_ns,
             traffic: TrafficSummary::default(),
+            throttled_nodes: 0,
             elapsed_ns: nanoseconds(self.started.elapsed()),
             synthetic_data: plan.job.data.is_none() && plan.job.engine != EngineKind::None,
             repeat: self.manifest.repeat.clone(),

@@ -3,6 +3,7 @@
 //! The controller decides by what it is told ([`cluster`]) and by bounded waiting ([`Timeouts`]). It does not know
 //! where nodes run ([`Placement`]) or what a round computes.
 
+mod clocks;
 pub mod cluster;
 mod conclude;
 pub(crate) mod links;
@@ -23,19 +24,23 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use workloads::federated::Event;
 
+use self::clocks::ClockBook;
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
 use self::vacancy::Vacancies;
+use crate::board::Board;
 use crate::clock;
-use crate::control::{Captured, Entry, FromNode, Impair, Lifecycle, NodeEvent, Start, ToNode, VERSION};
+use crate::control::{
+    Captured, Entry, FromNode, Impair, Lifecycle, NodeEvent, Signal, Start, ToNode, VERSION,
+};
 use crate::disk;
 use crate::fault::Timeline;
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
-use crate::plan::{Durability, Plan, Shortfall, Trial};
+use crate::plan::{DiskStore, Durability, PlacementKind, Plan, Shortfall, Trial};
 use crate::progress::Progress;
 use crate::record::{
-    CaptureBook, ClockOffset, ControllerEvent, Failovers, Manifest, Recorder, Summary, Timers, is_progress,
+    CaptureBook, ControllerEvent, Failovers, Manifest, Recorder, Summary, Timers, is_progress,
 };
 use crate::units::{nanoseconds, show_ns};
 
@@ -43,6 +48,8 @@ use crate::units::{nanoseconds, show_ns};
 const TICK: Duration = Duration::from_millis(100);
 /// How often nodes are asked for their status while the job runs.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// Where hosts keep stores for the time of a run: on disk, which /tmp need not be.
+const FOLDER_ON_HOSTS: &str = "/var/tmp";
 /// How long an ended process may take to be seen as ended, after its stream was.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -150,6 +157,7 @@ pub async fn run<P: Placement>(
     let started = clock::utc_now();
     let mut manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
     manifest.resumed_from = resumed_from;
+    manifest.hosts = placement.hosts();
     let identities = issue(&trial.plan.nodes()).context("cannot make the nodes' credentials")?;
     let recorder = match dir {
         Some(dir) => Recorder::create_in(&dir, &manifest)?,
@@ -159,6 +167,15 @@ pub async fn run<P: Placement>(
     // Held until the nodes are gone.
     let _folder = match &trial.durability {
         Durability::Memory => None,
+        Durability::Disk { .. } if trial.plan.placement == PlacementKind::Ssh => {
+            // Each host makes it, and removes it at the end.
+            let cluster = disk::Label::new(trial.plan.backend.backend(), trial.plan.founders).cluster;
+            let dir = PathBuf::from(FOLDER_ON_HOSTS).join(format!("harness-{cluster}"));
+            trial.plan.disk = Some(DiskStore { dir, cluster });
+            manifest.plan = trial.plan.clone();
+            recorder.manifest(&manifest)?;
+            None
+        }
         Durability::Disk { dir } => {
             let dir = dir.clone().unwrap_or_else(|| recorder.dir().join("store"));
             let folder = disk::Folder::open(&dir, &trial.plan, !trial.changes.is_empty())?;
@@ -189,7 +206,7 @@ pub async fn run<P: Placement>(
         struck: BTreeSet::new(),
         faults_struck: 0,
         leavers: 0,
-        probes: BTreeMap::new(),
+        clocks: ClockBook::default(),
         requests: 0,
         captures: CaptureBook::default(),
         failovers: Failovers::default(),
@@ -241,8 +258,7 @@ struct Controller<P> {
     faults_struck: u64,
     /// How many nodes have left on purpose.
     leavers: u64,
-    /// When each node's clock probe was sent, on the controller's clock.
-    probes: BTreeMap<NodeId, u64>,
+    clocks: ClockBook,
     requests: u64,
     /// What nodes captured.
     captures: CaptureBook,
@@ -310,8 +326,21 @@ impl<P: Placement> Controller<P> {
             }
             News::Message(FromNode::Event { at_ns, event }) => self.event(node, at_ns, &event)?,
             News::Message(FromNode::Status(status)) => self.cluster.status(node, *status),
-            News::Message(FromNode::Clock { at_ns, .. }) => self.clock(node, at_ns),
-            News::Message(FromNode::Capture(captured)) => self.captured(node, &captured)?,
+            News::Message(FromNode::Clock { request_id, at_ns }) => self.clock(node, request_id, at_ns)?,
+            News::Message(FromNode::Capture(mut captured)) => {
+                let interval = &mut captured.interval;
+                interval.from_ns = self.here(node, interval.from_ns);
+                interval.until_ns = self.here(node, interval.until_ns);
+                self.captured(node, &captured)?;
+            }
+            News::Message(FromNode::Signalled { signal, at_ns }) => {
+                let at_ns = self.here(node, at_ns);
+                tracing::debug!("node {node} was sent {signal:?}");
+                if signal != Signal::Continue {
+                    self.failovers.reached(at_ns, node);
+                }
+            }
+            News::Message(FromNode::Board { board, throttled }) => self.board(node, *board, throttled),
             News::Unreadable(reason) => {
                 self.progress.warn(&format!("node {node} said something that was not understood: {reason}"));
                 self.recorder.controller_event(&ControllerEvent::UnreadableLine { target: node, reason })?;
@@ -327,15 +356,25 @@ impl<P: Placement> Controller<P> {
                 Some(format!("node {node} speaks version {version} of the control protocol, not {VERSION}"));
             return;
         }
-        let identity = self.identities.get(&node).filter(|_| self.introduced.insert(node)).cloned();
-        let Some(identity) = identity else {
+        if !self.introduced.insert(node) {
             self.fatal = Some(format!("node {node} introduced itself twice"));
             return;
+        }
+        if self.placement.shares_clock() {
+            // The probe comes first: a node that starts is too busy to answer at once.
+            self.probe_clock(node);
+            self.order_start(node);
+        } else {
+            self.compare_clock_first(node);
+        }
+    }
+
+    /// Tells a node that has said hello to start.
+    fn order_start(&mut self, node: NodeId) {
+        let Some(identity) = self.identities.get(&node).cloned() else {
+            self.fatal = Some(format!("there are no credentials for node {node}"));
+            return;
         };
-        // The probe comes first: a node that starts is too busy to answer at once.
-        self.requests += 1;
-        self.probes.insert(node, clock::monotonic_ns());
-        self.links.send(node, ToNode::ClockProbe { request_id: self.requests });
         let (plan, peers, entry) = (self.trial.plan.clone(), self.peers(), self.entry(node));
         let start = Start { version: VERSION, node, plan, identity, peers, entry, store_only: false };
         self.links.send(node, ToNode::Start(Box::new(start)));
@@ -345,12 +384,13 @@ impl<P: Placement> Controller<P> {
         }
     }
 
-    fn clock(&mut self, node: NodeId, at_ns: u64) {
-        let Some(sent) = self.probes.remove(&node) else { return };
-        let span = clock::monotonic_ns().saturating_sub(sent);
-        let offset = i128::from(at_ns) - i128::from(sent) - i128::from(span / 2);
-        let offset_ns = i64::try_from(offset).unwrap_or(i64::MAX);
-        self.manifest.clocks.push(ClockOffset { node, offset_ns, uncertainty_ns: span.div_ceil(2) });
+    fn board(&mut self, node: NodeId, board: Board, throttled: bool) {
+        let Some(host) = self.manifest.hosts.iter_mut().find(|host| host.node == node) else { return };
+        if throttled && !host.throttled {
+            self.progress.warn(&format!("{} (node {node}) throttles: its times mean little", host.name));
+        }
+        host.throttled |= throttled;
+        host.after = Some(board);
     }
 
     fn captured(&mut self, node: NodeId, captured: &Captured) -> anyhow::Result<()> {
@@ -363,7 +403,8 @@ impl<P: Placement> Controller<P> {
     }
 
     fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
-        self.recorder.node_event(node, at_ns, event)?;
+        let (shown_ns, at_ns) = (at_ns, self.here(node, at_ns));
+        self.recorder.node_event(node, (at_ns, shown_ns), event)?;
         let was = (self.cluster.aggregator, self.cluster.completed);
         self.cluster.observe(node, event);
         self.failovers.observe(at_ns, node, event);
@@ -447,6 +488,9 @@ impl<P: Placement> Controller<P> {
         self.take_captures()?;
         self.bring_back()?;
         self.replace()?;
+        if !self.placement.shares_clock() {
+            self.compare_clocks();
+        }
         self.progress.update(&self.cluster);
         let settling = self.completed.is_some();
         if settling || self.asked.elapsed() >= STATUS_INTERVAL {

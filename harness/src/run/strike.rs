@@ -12,6 +12,7 @@ use crate::control::{Entry, ToNode};
 use crate::fault::{Action, Fault, Kind, Planned};
 use crate::place::Placement;
 use crate::record::ControllerEvent;
+use crate::units::nanoseconds;
 
 impl<P: Placement> Controller<P> {
     /// Carries `actions` out, in order.
@@ -42,6 +43,8 @@ impl<P: Placement> Controller<P> {
         // Before anything is done: what follows from it must not be earlier.
         let at_ns = clock::monotonic_ns();
         self.faults_struck += 1;
+        // When the power was gone is not known better than that.
+        let mut uncertainty_ns = 0;
         for node in nodes {
             match fault.kind {
                 Kind::Kill | Kind::Restart { .. } => {
@@ -50,6 +53,14 @@ impl<P: Placement> Controller<P> {
                     if let Kind::Restart { after_ns } = fault.kind {
                         self.comes_back(*node, Duration::from_nanos(after_ns));
                     }
+                    if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
+                        self.vacancies.crashed(at_ns, epoch);
+                    }
+                }
+                Kind::PowerOff => {
+                    self.struck.insert(*node);
+                    let took = self.placement.power_off(*node)?;
+                    uncertainty_ns = uncertainty_ns.max(nanoseconds(took));
                     if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
                         self.vacancies.crashed(at_ns, epoch);
                     }
@@ -63,13 +74,14 @@ impl<P: Placement> Controller<P> {
         }
         let done = match fault.kind {
             Kind::Kill | Kind::Restart { .. } => "killed",
+            Kind::PowerOff => "cut off from their power",
             Kind::Stop => "stopped",
             Kind::Partition => "cut off from the others",
             Kind::Loss { .. } => "given lossy links",
             Kind::Delay { .. } => "given slow links",
         };
         self.progress.note(&format!("fault {fault}: {} {done}", list(nodes)));
-        self.failovers.struck(at_ns, fault.to_string(), nodes, self.timeline.well());
+        self.failovers.struck((at_ns, uncertainty_ns), fault.to_string(), nodes, self.timeline.well());
         nodes.iter().try_for_each(|node| {
             let event = ControllerEvent::FaultStruck { fault: fault.to_string(), target: *node };
             self.recorder.controller_event_at(at_ns, &event)
@@ -79,7 +91,7 @@ impl<P: Placement> Controller<P> {
     fn end_fault(&mut self, fault: Fault, nodes: &[NodeId]) -> anyhow::Result<()> {
         let at_ns = clock::monotonic_ns();
         match fault.kind {
-            Kind::Kill | Kind::Restart { .. } => {}
+            Kind::Kill | Kind::Restart { .. } | Kind::PowerOff => {}
             Kind::Stop => nodes.iter().try_for_each(|node| self.placement.resume(*node))?,
             Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => self.impair(),
         }

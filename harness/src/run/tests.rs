@@ -262,6 +262,7 @@ async fn ran(fakes: Fakes, rounds: u64, faults: &[&str], stop: Option<Stop>) -> 
             durability: Durability::Memory,
             faults,
             changes: Vec::new(),
+            shelf: None,
             out: dir.path().into(),
             json: false,
             quiet: true,

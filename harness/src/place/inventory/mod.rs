@@ -15,8 +15,10 @@ mod yaml;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 /// The group that every host is in.
 const ALL: &str = "all";
@@ -117,7 +119,7 @@ impl Groups {
 }
 
 /// A host, as we see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// Its name in the inventory.
     pub name: String,
@@ -143,6 +145,17 @@ pub struct Host {
     pub mains_power: Option<bool>,
     /// The command, with its arguments, that cuts its power, run by the controller.
     pub power_off: Option<Vec<String>>,
+}
+
+/// The hosts of a run: node i is on the i-th.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shelf {
+    /// The inventory.
+    pub file: PathBuf,
+    /// Configuration of ssh; none: ssh's own.
+    pub ssh_config: Option<PathBuf>,
+    /// In the inventory's order.
+    pub hosts: Vec<Host>,
 }
 
 /// Where the program is on a host that does not say otherwise.
