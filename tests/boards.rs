@@ -234,9 +234,9 @@ fn the_doctor_names_every_trouble_with_its_host_and_remedy() {
         foreign.display()
     );
     let (code, said) = shelf.doctor(&inventory);
-    drop(taken);
     assert_eq!(code, Some(1), "{said}");
     let refused = shelf.run(&[]).wait_with_output().unwrap();
+    drop(taken);
     let named = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{named}");
     assert!(!shelf.path("results").exists(), "nothing was written");
@@ -256,12 +256,10 @@ fn the_doctor_names_every_trouble_with_its_host_and_remedy() {
                 && line.contains(remedy)
         });
         assert!(found, "{host}: {wrong}:\n{said}");
-        let line = named.lines().find(|line| line.contains(&format!("host {host}: ")));
-        let in_order = ["foreign", "unknown", "off", "bare"].contains(&host) || line.is_some();
-        assert!(in_order && line.is_none_or(|line| line.contains(remedy)), "{host}: {named}");
-    }
-    for host in ["foreign", "unknown", "off", "bare"] {
-        assert!(named.contains(&format!("host {host}: ")), "{named}");
+        let refused = named.lines().any(|line| {
+            line.contains(&format!("host {host}: ")) && line.contains(wrong) && line.contains(remedy)
+        });
+        assert!(refused, "{host}: {named}");
     }
 }
 
@@ -461,7 +459,11 @@ fn playbooks_take_boards_from_set_up_to_a_report() {
         let playbook = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pi").join(name);
         command.args(["-i", "hosts.ini"]).arg(playbook).args(words).current_dir(shelf.dir.path());
         command.env("ANSIBLE_SSH_ARGS", "-F ssh_config").env("ANSIBLE_PIPELINING", "1");
-        command.env("HOME", shelf.dir.path()).env("ANSIBLE_NOCOLOR", "1").stdin(Stdio::null());
+        command
+            .env("PWD", shelf.dir.path())
+            .env("HOME", shelf.dir.path())
+            .env("ANSIBLE_NOCOLOR", "1")
+            .stdin(Stdio::null());
         let output = shelf.inside(0, || command.output());
         let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{name}: {said}");

@@ -1,6 +1,6 @@
 //! Examines hosts before nodes run on them: what would keep a run from working, and what to do about it.
 //!
-//! Asks every host at once over ssh; [`judge`] and [`compare`] decide from the answers alone.
+//! Asks every host at once over ssh; what is not in order follows from the answers alone ([`findings`]).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

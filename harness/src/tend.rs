@@ -46,7 +46,8 @@ const WAITING_LINES: usize = 1024;
 const WAITING_ORDERS: usize = 64;
 
 /// Tends one node, from its start to its end; its exit code, or 128 and the signal that ended it. Call it on the main
-/// thread: the node dies with the thread that started it.
+/// thread: the node dies with the thread that started it. Exit when it returns: threads may be left in reads and writes that
+/// never end.
 ///
 /// # Errors
 /// If the node cannot be started.
@@ -246,7 +247,8 @@ impl Tender {
     /// What is left to be said once the node has ended.
     async fn last_words(&mut self) {
         if let Some(capture) = self.capture.take() {
-            let _ = tokio::task::spawn_blocking(move || capture.finish()).await;
+            let finish = tokio::task::spawn_blocking(move || capture.finish());
+            let _ = tokio::time::timeout(FLUSH, finish).await;
         }
         self.look();
         if let Some(at_ns) = self.killed_at_ns {
@@ -329,7 +331,12 @@ async fn write(
     let mut broken = false;
     while let Some(line) = lines.recv().await {
         if !broken {
-            broken = out.write_all(&line).await.is_err() || out.flush().await.is_err();
+            // A link that is cut takes nothing more and says nothing.
+            let written = async {
+                out.write_all(&line).await?;
+                out.flush().await
+            };
+            broken = !matches!(tokio::time::timeout(SILENCE, written).await, Ok(Ok(())));
         }
     }
     let _ = done.send(());

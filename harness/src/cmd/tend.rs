@@ -15,7 +15,9 @@ pub(super) fn run() -> anyhow::Result<Exit> {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).init();
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     // The node dies with the thread that starts it: this one.
-    let code = block_on(async { tend::run(&program, tokio::io::stdin()).await })?;
-    // The thread that reads stdin may be in the middle of a read that never ends.
-    std::process::exit(i32::from(code));
+    block_on(async {
+        let code = tend::run(&program, tokio::io::stdin()).await?;
+        // At once: threads that read and write may be in the middle of what never ends.
+        std::process::exit(i32::from(code));
+    })
 }
