@@ -337,10 +337,10 @@ fn hosts_that_are_lost_are_survived_and_one_comes_back_with_what_it_stored() {
     let hook = |host| format!("harness_power_off='{} {}'", off.display(), shelf.namespace(host));
     fs::write(shelf.path("hosts.ini"), shelf.inventory(5, hook)).unwrap();
     // Raft among five goes on with three; the one that is restarted makes them three again.
-    let options = ["--rounds", "20", "--durability", "disk", "--out", "out", "--min-fit-clients", "1"];
+    let options = ["--rounds", "60", "--durability", "disk", "--out", "out", "--min-fit-clients", "1"];
     let faults = [
         "--fault",
-        "stop@node:3,round:2,for:1s",
+        "stop@node:2,round:2,for:1s",
         "--fault",
         "restart@node:3,round:4,after:0.5s",
         "--fault",
