@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Usage;
-use crate::plan::{Backend, DiskStore, Plan};
+use crate::plan::{Backend, DiskStore, Durability, Plan, Trial};
 
 /// The file that says whose stores a folder holds.
 pub const CLUSTER_FILE: &str = "cluster.json";
@@ -82,7 +82,9 @@ impl Label {
 #[derive(Debug)]
 pub struct Folder {
     disk: DiskStore,
-    _lock: File,
+    /// Held, never read.
+    #[allow(dead_code, reason = "a lock is of use while it is there")]
+    lock: File,
 }
 
 impl Folder {
@@ -105,7 +107,22 @@ impl Folder {
             }
         };
         let lock = lock(&dir)?;
-        Ok(Self { disk: DiskStore { dir, cluster: label.cluster }, _lock: lock })
+        Ok(Self { disk: DiskStore { dir, cluster: label.cluster }, lock })
+    }
+
+    /// Notes that nodes join or leave from now on.
+    ///
+    /// # Errors
+    /// If it cannot be written, or another controller takes the folder at this moment.
+    pub fn members_change(&mut self) -> anyhow::Result<()> {
+        let dir = &self.disk.dir;
+        if let Some(mut label) = Label::read(dir)?.filter(|label| !label.members_change) {
+            label.members_change = true;
+            label.write(dir).with_context(|| format!("cannot write {CLUSTER_FILE}"))?;
+            // The lock is on the file that was replaced.
+            self.lock = lock(dir)?;
+        }
+        Ok(())
     }
 
     /// What nodes are told of it.
@@ -113,6 +130,19 @@ impl Folder {
     pub fn disk(&self) -> &DiskStore {
         &self.disk
     }
+}
+
+/// Opens the folder of the stores of `trial`, by default `store` in the folder of its results, and has its plan name it; none:
+/// they are in memory.
+///
+/// # Errors
+/// As [`Folder::open`].
+pub fn open_stores(trial: &mut Trial, results: &Path) -> anyhow::Result<Option<Folder>> {
+    let Durability::Disk { dir } = &trial.durability else { return Ok(None) };
+    let dir = dir.clone().unwrap_or_else(|| results.join("store"));
+    let folder = Folder::open(&dir, &trial.plan, !trial.changes.is_empty())?;
+    trial.plan.disk = Some(folder.disk().clone());
+    Ok(Some(folder))
 }
 
 /// Locks the label of `dir` against other controllers, until the file is dropped.
@@ -202,7 +232,10 @@ mod tests {
     #[test]
     fn a_folder_whose_nodes_came_and_went_is_of_no_use_to_another_run() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Folder::open(dir.path(), &plan(3), true).unwrap());
+        let mut folder = Folder::open(dir.path(), &plan(3), false).unwrap();
+        folder.members_change().unwrap();
+        assert!(lock(dir.path()).is_err(), "it is still in use");
+        drop(folder);
         assert!(refused(dir.path(), &plan(3)).contains("once nodes join or leave; name another folder"));
     }
 

@@ -13,7 +13,7 @@ use crate::exit::{Exit, print_error};
 use crate::identity;
 use crate::place::netns::Namespaces;
 use crate::place::process::Processes;
-use crate::plan::PlacementKind;
+use crate::plan::{Durability, PlacementKind};
 use crate::preflight;
 use crate::progress::Progress;
 use crate::record::Outcome;
@@ -32,8 +32,8 @@ pub(super) fn run(args: &ElectionArgs) -> anyhow::Result<Exit> {
     // Both are gone when this returns; the lock before the folder.
     let memory = memory_folder()?;
     let dir = args.store_dir.as_deref().unwrap_or(memory.path());
-    let folder = disk::Folder::open(dir, &trial.plan, false)?;
-    trial.plan.disk = Some(folder.disk().clone());
+    trial.durability = Durability::Disk { dir: Some(dir.to_owned()) };
+    let _folder = disk::open_stores(&mut trial, dir)?;
     let setup = Setup {
         trials: args.trials,
         fault: args.fault(),

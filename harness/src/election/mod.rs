@@ -3,15 +3,14 @@
 //!
 //! Nodes are processes that keep their stores and do nothing else. The next trial begins once every node follows the same
 //! aggregator, is connected to all others, and has what the new aggregator wrote: conditions, no pauses. Only the moment of
-//! the stroke is drawn, uniform over a heartbeat. `trial` knows what the nodes said and is pure, as are `floor`,
-//! `summary` and `histogram`; this module carries out.
+//! the stroke is drawn, uniform over a heartbeat. `trial` knows what the nodes said and is pure, as are `floor` and
+//! `summary`; this module carries out.
 //!
 //! A voter that forgot its votes must not come back under its id: where the backend can, stores are on disk, in memory of
 //! the kernel (`/dev/shm`) unless a folder is named. A node of the others comes back empty, when an aggregator of a later
 //! epoch is in force.
 
 mod floor;
-mod histogram;
 mod record;
 mod summary;
 mod trial;

@@ -8,12 +8,12 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::histogram;
 use super::summary::Summary;
 use super::{Fault, Logs};
 use crate::clock;
 use crate::plan::Plan;
 use crate::record::{LAYOUT, Machine, Outcome, Program, make_folder, pretty, write_row, write_whole};
+use crate::stats::histogram;
 
 /// A row of elections.csv. docs/RESULTS.md explains the columns; times are in ns since the stroke unless their name says
 /// otherwise.
@@ -187,16 +187,10 @@ impl Recorder {
             ("agreed", rows.iter().map(|row| row.agreed_ns).collect()),
             ("floor", rows.iter().map(|row| row.floor_ns).collect()),
         ];
-        let mut histograms = Vec::new();
-        for (stage, samples) in &stages {
-            let histogram = histogram::of(samples)?;
-            let text = histogram::percentiles(&histogram);
-            write_whole(&self.dir, &format!("{stage}.hgrm"), text.as_bytes())?;
-            histograms.push((*stage, histogram));
-        }
-        let lasted = manifest.ended_ns.unwrap_or(manifest.started_ns) - manifest.started_ns;
-        let log = histogram::interval_log(&histograms, self.started, Duration::from_nanos(lasted))?;
-        write_whole(&self.dir, "elections.hlog", &log)?;
+        let lasted =
+            Duration::from_nanos(manifest.ended_ns.unwrap_or(manifest.started_ns) - manifest.started_ns);
+        let tags = "the stage, as a column of elections.csv";
+        histogram::write(&self.dir, "elections", tags, &stages, (self.started, lasted))?;
         write_whole(&self.dir, "summary.json", &pretty(summary)?)?;
         self.manifest(manifest)
     }

@@ -165,27 +165,23 @@ pub async fn run<P: Placement>(
     };
     progress.note(&format!("results go to {}", recorder.dir().display()));
     // Held until the nodes are gone.
-    let _folder = match &trial.durability {
-        Durability::Memory => None,
-        Durability::Disk { .. } if trial.plan.placement == PlacementKind::Ssh => {
-            // Each host makes it, and removes it at the end.
-            let cluster = disk::Label::new(trial.plan.backend.backend(), trial.plan.founders).cluster;
-            let dir = PathBuf::from(FOLDER_ON_HOSTS).join(format!("harness-{cluster}"));
-            trial.plan.disk = Some(DiskStore { dir, cluster });
-            manifest.plan = trial.plan.clone();
-            recorder.manifest(&manifest)?;
-            None
-        }
-        Durability::Disk { dir } => {
-            let dir = dir.clone().unwrap_or_else(|| recorder.dir().join("store"));
-            let folder = disk::Folder::open(&dir, &trial.plan, !trial.changes.is_empty())?;
-            progress.note(&format!("stores are in {}", folder.disk().dir.display()));
-            trial.plan.disk = Some(folder.disk().clone());
-            manifest.plan = trial.plan.clone();
-            recorder.manifest(&manifest)?;
-            Some(folder)
-        }
+    let disk_on_hosts = matches!(trial.durability, Durability::Disk { .. }) && trial.plan.placement == PlacementKind::Ssh;
+    let folder = if disk_on_hosts {
+        // Each host makes it, and removes it at the end.
+        let cluster = disk::Label::new(trial.plan.backend.backend(), trial.plan.founders).cluster;
+        let dir = PathBuf::from(FOLDER_ON_HOSTS).join(format!("harness-{cluster}"));
+        trial.plan.disk = Some(DiskStore { dir, cluster });
+        None
+    } else {
+        disk::open_stores(&mut trial, recorder.dir())?
     };
+    if let Some(folder) = &folder {
+        progress.note(&format!("stores are in {}", folder.disk().dir.display()));
+    }
+    if trial.plan.disk.is_some() {
+        manifest.plan = trial.plan.clone();
+        recorder.manifest(&manifest)?;
+    }
     let now = Instant::now();
     let mut controller = Controller {
         cluster: Cluster::new(&trial.plan.founders()),

@@ -13,6 +13,7 @@ use super::*;
 use crate::control::node_end::{self, Command, Outbox};
 use crate::control::{Held, Status};
 use crate::place::Pipes;
+use crate::plan::Durability;
 use crate::record::Outcome;
 
 /// Long enough for a kill to arrive in the middle of a round.

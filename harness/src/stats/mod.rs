@@ -1,7 +1,8 @@
 //! Statistics of samples that are integers: medians and how sure one may be of them. Pure, and the same for the same input.
 //!
-//! It does not know what a sample is of, nor where it was recorded.
+//! It does not know what a sample is of, nor where it was recorded. `histogram` also writes the files that other tools read.
 
 mod bootstrap;
+pub(crate) mod histogram;
 
 pub use bootstrap::{Estimate, Ratio, estimate, median, quantile, ratio};

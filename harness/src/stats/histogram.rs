@@ -1,13 +1,16 @@
 //! HDR histograms of the samples: percentile distributions (.hgrm, as the public HdrHistogram plotters read them) and an
-//! interval log (.hlog). A view of elections.csv, to three significant digits.
+//! interval log (.hlog). A view of samples that are recorded elsewhere, to three significant digits.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+
+use crate::record::write_whole;
 
 /// Values differ by less than one in a thousand of what they are.
 const SIGNIFICANT_DIGITS: u8 = 3;
@@ -19,7 +22,7 @@ const TICKS_PER_HALF_DISTANCE: u32 = 5;
 const NS_PER_MS: f64 = 1e6;
 
 /// A histogram of `samples_ns`.
-pub(super) fn of(samples_ns: &[u64]) -> anyhow::Result<Histogram<u64>> {
+pub(crate) fn of(samples_ns: &[u64]) -> anyhow::Result<Histogram<u64>> {
     let mut histogram = Histogram::new(SIGNIFICANT_DIGITS).context("cannot make a histogram")?;
     for sample in samples_ns {
         histogram.record(*sample).context("cannot record a sample")?;
@@ -28,7 +31,7 @@ pub(super) fn of(samples_ns: &[u64]) -> anyhow::Result<Histogram<u64>> {
 }
 
 /// The percentile distribution as text, values in milliseconds.
-pub(super) fn percentiles(histogram: &Histogram<u64>) -> String {
+fn percentiles(histogram: &Histogram<u64>) -> String {
     let mut text =
         format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
     let mut counted = 0;
@@ -50,15 +53,37 @@ pub(super) fn percentiles(histogram: &Histogram<u64>) -> String {
     text
 }
 
+/// Files of these samples in the folder `dir`: a percentile distribution of each, `<name>.hgrm`, and an interval log of all,
+/// `<log>.hlog`, over the whole of the span that `started` begins. `tags` says what the names are.
+///
+/// # Errors
+/// If they cannot be written.
+pub(crate) fn write(
+    dir: &Path,
+    log: &str,
+    tags: &str,
+    samples_ns: &[(&str, Vec<u64>)],
+    (started, lasted): (SystemTime, Duration),
+) -> anyhow::Result<()> {
+    let mut histograms = Vec::new();
+    for (name, samples) in samples_ns {
+        let histogram = of(samples)?;
+        write_whole(dir, &format!("{name}.hgrm"), percentiles(&histogram).as_bytes())?;
+        histograms.push((*name, histogram));
+    }
+    write_whole(dir, &format!("{log}.hlog"), &interval_log(&histograms, tags, started, lasted)?)
+}
+
 /// An interval log with one interval for each named histogram, all over the whole of the run.
-pub(super) fn interval_log(
+fn interval_log(
     histograms: &[(&str, Histogram<u64>)],
+    tags: &str,
     started: SystemTime,
     lasted: Duration,
 ) -> anyhow::Result<Vec<u8>> {
     let (mut log, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
     let mut writer = IntervalLogWriterBuilder::new()
-        .add_comment("durations in ns; a tag names the stage, as a column of elections.csv")
+        .add_comment(&format!("durations in ns; a tag names {tags}"))
         .with_start_time(started)
         .with_base_time(started)
         .with_max_value_divisor(NS_PER_MS)
@@ -106,8 +131,13 @@ mod tests {
     #[test]
     fn an_interval_log_is_read_back() {
         let agreed = of(&[160_000_000, 170_000_000]).unwrap();
-        let log = interval_log(&[("agreed", agreed.clone())], SystemTime::UNIX_EPOCH, Duration::from_secs(9))
-            .unwrap();
+        let log = interval_log(
+            &[("agreed", agreed.clone())],
+            "the stage",
+            SystemTime::UNIX_EPOCH,
+            Duration::from_secs(9),
+        )
+        .unwrap();
         let entry = IntervalLogIterator::new(&log).filter_map(Result::ok).find_map(|entry| match entry {
             LogEntry::Interval(interval) => Some(interval),
             _ => None,
