@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use workloads::keyvalue::check::{Verdict, linearizable, staleness};
 use workloads::keyvalue::client::Settings;
+use workloads::keyvalue::flood::{self, FloodServer};
 use workloads::keyvalue::history::{Ended, Kind, Operation, Stage};
 use workloads::keyvalue::load::{Clock, Keys, Load, Runner, runners};
 use workloads::keyvalue::message::{Request, Response};
@@ -454,4 +455,74 @@ fn a_redirect_loop_and_no_leader_end_with_the_client_s_patience() {
     assert!(looped.to_string().starts_with("nodes 1, 2 sent the request to each other for 2"), "{looped}");
     let nobody = misled([None, None]);
     assert!(nobody.to_string().starts_with("no node led within 2"), "{nobody}");
+}
+
+/// What clients saw of servers by flooding, of which one crashes; and the frames that servers sent to each other in each instance.
+async fn flooded(seed: u64, crash: bool) -> (Vec<Operation>, f64) {
+    let everyone = nodes().into_iter().chain((0..CLIENTS).map(client_id));
+    let outer = ChannelNetwork::new(seed ^ 1, LINK, everyone);
+    // A crash is known of soon.
+    let idle = Duration::from_millis(200);
+    let inner = ChannelNetwork::with_limits(seed, LINK, nodes(), idle, 1 << 20);
+    let (mut servers, mut transports, mut tasks) = (Vec::new(), Vec::new(), JoinSet::new());
+    for node in nodes() {
+        let server = FloodServer::new(node, &nodes(), "the test".into());
+        let transport = inner.join(node);
+        transport.serve(Arc::new(server.clone()));
+        outer.join(node).serve(Arc::new(server.clone()));
+        servers.push(server);
+        transports.push(transport);
+    }
+    for (server, transport) in servers.iter().zip(&transports) {
+        transport.connected().wait_for(|peers| peers.len() as u64 == NODES - 1).await.unwrap();
+        let (server, transport) = (server.clone(), transport.clone());
+        tasks.spawn(async move { server.run(transport).await });
+    }
+    let begun = Instant::now();
+    let clock: Clock = Arc::new(move || begun.elapsed().as_nanos() as u64);
+    let load = Load { duration_ns: 5_000_000_000, ..load(seed, Freshness::Index) };
+    let client = |number| {
+        let transport = outer.join(client_id(number));
+        Client::new(transport, nodes(), number as usize, load.settings())
+    };
+    let clients = stage(runners(load, (0..CLIENTS).map(client).collect(), &clock), Stage::Fill).await;
+    let crashes = async {
+        sleep(Duration::from_millis(1000 + seed * 37)).await;
+        if crash {
+            inner.crash(NodeId(2));
+            outer.crash(NodeId(2));
+        }
+    };
+    let (clients, ()) = tokio::join!(stage(clients, Stage::Load), crashes);
+    let mut clients = stage(clients, Stage::Verify).await;
+    let alive = || (0..NODES as usize).filter(|index| !(crash && *index == 1));
+    let sent: u64 =
+        alive().flat_map(|index| transports[index].traffic().frames).map(|(_, of)| of.sent_frames).sum();
+    // What was decided last may not be decided everywhere yet.
+    let decided = || alive().map(|index| servers[index].decided());
+    let most = decided().max().unwrap();
+    let same = async {
+        while decided().any(|of| of < most) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), same).await.expect("not all decide");
+    let copies: Vec<_> = alive().map(|index| servers[index].copy()).collect();
+    assert!(copies.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}");
+    tasks.shutdown().await;
+    (clients.iter_mut().flat_map(Runner::take_history).collect(), sent as f64 / most as f64)
+}
+
+#[test]
+fn flooding_agrees_and_costs_what_it_must() {
+    for seed in 0..6 {
+        let crash = seed % 2 == 1;
+        let (history, frames) = simulate(seed, flooded(seed, crash));
+        assert!(acknowledged(&history) > 100, "seed {seed}: {} writes", acknowledged(&history));
+        assert_eq!(linearizable(&history), Verdict::Linearizable, "seed {seed}");
+        // A message and its receipt.
+        let most = 2.0 * flood::bound(NODES) as f64;
+        assert!(frames <= most, "seed {seed}: {frames} frames an instance, at most {most}");
+        assert!(crash || frames > 0.97 * most, "seed {seed}: {frames} frames an instance, {most} are needed");
+    }
 }

@@ -200,6 +200,12 @@ impl Client {
         self.tally
     }
 
+    /// How long an operation may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.settings.patience
+    }
+
     /// The node that answered last, or will be asked next.
     #[must_use]
     pub fn at(&self) -> NodeId {

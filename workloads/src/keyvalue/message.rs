@@ -198,6 +198,8 @@ pub enum Request {
     Configuration,
     /// Leave the cluster for good, and end.
     Leave,
+    /// Have one more node started, which joins the cluster.
+    AddNode,
 }
 
 /// A server answers.
@@ -250,6 +252,13 @@ pub enum Response {
     Invalid {
         /// Why.
         reason: String,
+    },
+    /// One more node is being started.
+    Added {
+        /// The node.
+        node: NodeId,
+        /// Where clients will reach it.
+        address: String,
     },
 }
 

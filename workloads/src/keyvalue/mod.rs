@@ -26,9 +26,10 @@
 //!
 //! ```text
 //!   message    what clients and servers say     machine   the dictionary, pure        journal  batches and snapshots as checkpoints
-//!   replica    a node's copy, from its store    server    queues, batches, answers    client   redirects, retries, sessions
+//!   replica    a node's copy, from its store    server    one node's answers           tenure   queues, batches, snapshots
+//!   client     redirects, retries, sessions
 //!   cache      what a client need not ask       load      which operations when       history  what clients saw
-//!   check      is that history possible
+//!   check      is that history possible         flood     another way to agree, for comparison
 //! ```
 //!
 //! Deliberately knows no backend, socket or process.
@@ -36,13 +37,16 @@
 pub mod cache;
 pub mod check;
 pub mod client;
+pub mod flood;
 pub mod history;
 pub mod journal;
 pub mod load;
 pub mod machine;
 pub mod message;
+mod rates;
 pub mod replica;
 pub mod server;
+mod tenure;
 
 pub use client::{Client, ClientError, Delivery};
 pub use message::{Freshness, MAX_KEY_BYTES, MAX_VALUE_BYTES};

@@ -2,80 +2,52 @@
 //!
 //! ```text
 //!   handle   any number of requests at once   -> queues of the tenure, or an answer from this node's copy
-//!   lead     one tenure: load, then two loops    writes: batch, put, apply, answer    reads: confirm, answer
+//!   lead     one tenure (`tenure`), two loops    writes: batch, put, apply, answer    reads: confirm, answer
 //!   follow   takes batches out of the store, for local reads and a quick take-over
 //! ```
 //!
 //! What is queued when a tenure ends is answered as unknown; clients repeat it elsewhere under the same serial.
 //! Deliberately knows neither how requests arrive nor which backend answers.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use replication::transport::{Frame, Handler, Refusal};
-use replication::{AnyStore, Checkpoint, Confirmation, Epoch, NodeId, Outcome, StoreError};
+use replication::{AnyStore, Epoch, NodeId, Outcome, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::journal::Distance;
-use super::message::{
-    Command, Effect, Freshness, PAGE_BYTES, Request, Response, Status, check_key, decode, encode,
-};
-use super::replica::{Replica, ReplicaError, Since};
+use super::machine::Machine;
+use super::message::{Command, Freshness, PAGE_BYTES, Request, Response, Status, check_key, decode, encode};
+use super::rates::{Bucket, Rates};
+use super::replica::{Replica, ReplicaError};
+pub(super) use super::tenure::Asked;
+use super::tenure::{Read, Tenure, Write};
 
-/// Most commands of a batch.
-pub const MAX_BATCH_COMMANDS: usize = 1024;
-/// A batch ends once its commands have this many bytes.
-pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// Requests that wait in each queue; beyond that whoever asks waits.
-const WAITING: usize = 4096;
-/// Reads that one confirmation answers.
-const MAX_READS: usize = 1024;
 /// How often a node that does not aggregate looks into its store.
 pub const REFRESH: Duration = Duration::from_millis(20);
 /// Pause before something that failed is tried again.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+
+/// Takes the answer to a request for one more node.
+pub type Admission = oneshot::Sender<Response>;
 
 /// One node's server.
 #[derive(Clone)]
 pub struct Server(Arc<Shared>);
 
-struct Shared {
+pub(super) struct Shared {
     node: NodeId,
-    store: AnyStore,
+    pub(super) store: AnyStore,
     /// What [`Request::Configuration`] is answered with.
     configuration: String,
-    replica: Mutex<Replica>,
-    tenure: Mutex<Option<Tenure>>,
-    rates: Mutex<Rates>,
+    /// Whoever can start one more node takes requests for it here.
+    admissions: Option<mpsc::Sender<Admission>>,
+    pub(super) replica: Mutex<Replica>,
+    pub(super) tenure: Mutex<Option<Tenure>>,
+    pub(super) rates: Mutex<Rates>,
     left: watch::Sender<bool>,
-}
-
-/// The queues of an epoch in which this node aggregates.
-#[derive(Clone)]
-struct Tenure {
-    writes: mpsc::Sender<Write>,
-    reads: mpsc::Sender<Read>,
-}
-
-struct Write {
-    command: Command,
-    reply: oneshot::Sender<Response>,
-}
-
-struct Read {
-    asked: Asked,
-    freshness: Freshness,
-    reply: oneshot::Sender<Response>,
-}
-
-/// What is read.
-enum Asked {
-    Key(String),
-    After(Option<String>),
 }
 
 impl std::fmt::Debug for Server {
@@ -88,10 +60,22 @@ impl Server {
     /// The server of `node` over its store; `configuration` is given to clients that ask for the test's.
     #[must_use]
     pub fn new(node: NodeId, store: AnyStore, configuration: String) -> Self {
+        Self::with_admissions(node, store, configuration, None)
+    }
+
+    /// As [`Server::new`]; `admissions` goes to whoever can start one more node.
+    #[must_use]
+    pub fn with_admissions(
+        node: NodeId,
+        store: AnyStore,
+        configuration: String,
+        admissions: Option<mpsc::Sender<Admission>>,
+    ) -> Self {
         Self(Arc::new(Shared {
             node,
             store,
             configuration,
+            admissions,
             replica: Mutex::default(),
             tenure: Mutex::default(),
             rates: Mutex::new(Rates::new(Instant::now())),
@@ -119,6 +103,12 @@ impl Server {
         }
     }
 
+    /// Whether this node has left its cluster.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        *self.0.left.borrow()
+    }
+
     /// How the node is.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -140,7 +130,7 @@ impl Handler for Server {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -163,6 +153,19 @@ impl Shared {
                 }
                 Err(error) => unavailable(&error),
             },
+            Request::AddNode => self.admit().await,
+        }
+    }
+
+    async fn admit(&self) -> Response {
+        let refuse = |reason: &str| Response::Unavailable { maybe: false, reason: reason.into() };
+        let Some(admissions) = &self.admissions else { return refuse("nobody here can start a node") };
+        let (reply, answer) = oneshot::channel();
+        match admissions.try_send(reply) {
+            Ok(()) => answer
+                .await
+                .unwrap_or(Response::Unavailable { maybe: true, reason: "this node ended meanwhile".into() }),
+            Err(_) => refuse("other nodes are being added"),
         }
     }
 
@@ -181,7 +184,7 @@ impl Shared {
 
     async fn read(&self, asked: Asked, freshness: Freshness) -> Response {
         let response = if freshness == Freshness::Local {
-            look_up(&lock(&self.replica), &asked)
+            look_up(lock(&self.replica).machine(), &asked)
         } else {
             let (reply, answer) = oneshot::channel();
             let queue = lock(&self.tenure).as_ref().map(|tenure| tenure.reads.clone());
@@ -269,95 +272,13 @@ impl Shared {
             }
         }
     }
-
-    /// Serves as aggregator of `epoch`, until a batch is refused.
-    async fn lead(&self, epoch: Epoch) {
-        let (writes, waiting_writes) = mpsc::channel(WAITING);
-        let (reads, waiting_reads) = mpsc::channel(WAITING);
-        *lock(&self.tenure) = Some(Tenure { writes, reads });
-        let error = tokio::select! {
-            error = self.write_batches(epoch, waiting_writes) => error,
-            error = self.answer_reads(epoch, waiting_reads) => error,
-        };
-        *lock(&self.tenure) = None;
-        tracing::info!(%epoch, %error, "the tenure ends");
-        sleep(PAUSE).await;
-    }
-
-    async fn write_batches(&self, epoch: Epoch, mut queue: mpsc::Receiver<Write>) -> StoreError {
-        let distance = Distance::of(self.store.guarantees());
-        let mut waiting = VecDeque::new();
-        let mut snapshots = Snapshots::default();
-        loop {
-            receive(&mut queue, &mut waiting).await;
-            let (commands, replies) = take(&mut waiting);
-            let (batch, number) = lock(&self.replica).next(commands);
-            let checkpoint = batch.to_checkpoint(epoch, number);
-            let (id, bytes) = (checkpoint.id(), checkpoint.parameters().len() as u64);
-            if let Err(Failed { error, maybe }) = put(&self.store, checkpoint).await {
-                let refused = Response::Unavailable { maybe, reason: error.to_string() };
-                replies.into_iter().for_each(|reply| drop(reply.send(refused.clone())));
-                return error;
-            }
-            let (effects, first) = {
-                let mut replica = lock(&self.replica);
-                let first = replica.machine().index() + 1;
-                (replica.apply(id, bytes, &batch), first)
-            };
-            lock(&self.rates).note(Instant::now(), |bucket| bucket.appends += 1);
-            for ((effect, index), reply) in effects.into_iter().zip(first..).zip(replies) {
-                // Whoever asked may be gone.
-                let _ = reply.send(written(effect, index));
-            }
-            if let Err(error) = snapshots.keep_up(self, epoch, distance).await {
-                return error;
-            }
-        }
-    }
-
-    async fn answer_reads(&self, epoch: Epoch, mut queue: mpsc::Receiver<Read>) -> StoreError {
-        let mut waiting = Vec::new();
-        loop {
-            if queue.recv_many(&mut waiting, MAX_READS).await == 0 {
-                // The tenure holds the other end as long as this runs.
-                std::future::pending::<()>().await;
-            }
-            let lease = waiting.iter().all(|read| read.freshness == Freshness::Lease);
-            match self.confirm(epoch, lease).await {
-                Ok(()) => {
-                    let replica = lock(&self.replica);
-                    for Read { asked, reply, .. } in waiting.drain(..) {
-                        let _ = reply.send(look_up(&replica, &asked));
-                    }
-                }
-                Err(error @ (StoreError::NotAggregator { .. } | StoreError::Closed { .. })) => return error,
-                Err(error) => {
-                    for Read { reply, .. } in waiting.drain(..) {
-                        let _ = reply.send(unavailable(&error));
-                    }
-                }
-            }
-        }
-    }
-
-    async fn confirm(&self, epoch: Epoch, lease: bool) -> Result<(), StoreError> {
-        if lease && self.store.confirm(epoch, Confirmation::Lease).await.is_ok() {
-            return Ok(());
-        }
-        self.store.confirm(epoch, Confirmation::Index).await
-    }
 }
 
-fn written(effect: Effect, index: u64) -> Response {
-    Response::Written { effect, index }
-}
-
-fn unavailable(error: &StoreError) -> Response {
+pub(super) fn unavailable(error: &StoreError) -> Response {
     Response::Unavailable { maybe: error.outcome() == Outcome::Unknown, reason: error.to_string() }
 }
 
-fn look_up(replica: &Replica, asked: &Asked) -> Response {
-    let machine = replica.machine();
+pub(super) fn look_up(machine: &Machine, asked: &Asked) -> Response {
     let index = machine.index();
     match asked {
         Asked::Key(key) => Response::Value { value: machine.get(key).cloned(), index },
@@ -373,187 +294,5 @@ fn look_up(replica: &Replica, asked: &Asked) -> Response {
             }
             Response::Page { entries, more: rest.next().is_some(), index }
         }
-    }
-}
-
-/// Waits for writes, and takes those that wait.
-async fn receive(queue: &mut mpsc::Receiver<Write>, waiting: &mut VecDeque<Write>) {
-    if waiting.is_empty() {
-        match queue.recv().await {
-            Some(write) => waiting.push_back(write),
-            // The tenure holds the other end as long as this runs.
-            None => std::future::pending().await,
-        }
-    }
-    while waiting.len() < MAX_BATCH_COMMANDS {
-        let Ok(write) = queue.try_recv() else { return };
-        waiting.push_back(write);
-    }
-}
-
-/// The commands of the next batch, and who waits for them.
-fn take(waiting: &mut VecDeque<Write>) -> (Vec<Command>, Vec<oneshot::Sender<Response>>) {
-    let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
-    while bytes < MAX_BATCH_BYTES
-        && let Some(Write { command, reply }) = waiting.pop_front()
-    {
-        bytes += if let Command::Change { change, .. } = &command { change.bytes() } else { 0 };
-        commands.push(command);
-        replies.push(reply);
-    }
-    (commands, replies)
-}
-
-/// A checkpoint that was not acknowledged.
-struct Failed {
-    error: StoreError,
-    /// Whether it may have been written all the same.
-    maybe: bool,
-}
-
-/// Puts a checkpoint until its outcome is known: repeating it changes nothing.
-async fn put(store: &AnyStore, checkpoint: Checkpoint) -> Result<(), Failed> {
-    let mut maybe = false;
-    loop {
-        match store.put(checkpoint.clone()).await {
-            Ok(_) => return Ok(()),
-            Err(error) if error.outcome() == Outcome::DidNotHappen => return Err(Failed { error, maybe }),
-            Err(error) => tracing::debug!(%error, id = %checkpoint.id(), "not acknowledged; repeating"),
-        }
-        maybe = true;
-        sleep(PAUSE).await;
-    }
-}
-
-/// The snapshot that is under way, if one is.
-#[derive(Default)]
-struct Snapshots {
-    running: JoinSet<Result<(), StoreError>>,
-    /// What had been applied since the last snapshot when this one was taken.
-    taken: Since,
-}
-
-impl Snapshots {
-    /// Begins a snapshot when one is due, and waits for it when batches would outrun what the store retains.
-    async fn keep_up(&mut self, shared: &Shared, epoch: Epoch, distance: Distance) -> Result<(), StoreError> {
-        while let Some(ended) = self.running.try_join_next() {
-            self.ended(shared, ended)?;
-        }
-        let (since, state_bytes) = {
-            let replica = lock(&shared.replica);
-            (replica.since_snapshot(), replica.machine().bytes())
-        };
-        if self.running.is_empty() && distance.is_due(since.batches, since.bytes, state_bytes) {
-            let snapshot = lock(&shared.replica).snapshot();
-            self.taken = since;
-            let store = shared.store.clone();
-            self.running.spawn(async move {
-                let checkpoint = snapshot.to_checkpoint(epoch);
-                put(&store, checkpoint).await.map_err(|failed| failed.error)
-            });
-        }
-        if since.batches >= distance.most
-            && let Some(ended) = self.running.join_next().await
-        {
-            self.ended(shared, ended)?;
-        }
-        Ok(())
-    }
-
-    fn ended(
-        &self,
-        shared: &Shared,
-        ended: Result<Result<(), StoreError>, tokio::task::JoinError>,
-    ) -> Result<(), StoreError> {
-        ended.map_err(|error| StoreError::Closed { reason: error.to_string() })??;
-        let mut replica = lock(&shared.replica);
-        let now = replica.since_snapshot();
-        let since = Since { batches: now.batches - self.taken.batches, bytes: now.bytes - self.taken.bytes };
-        replica.note_snapshot(since);
-        Ok(())
-    }
-}
-
-/// What was done in a second.
-#[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
-    reads: u64,
-    writes: u64,
-    appends: u64,
-}
-
-/// What was done in each of the last seconds.
-#[derive(Debug)]
-struct Rates {
-    begun: Instant,
-    /// The second that the last bucket counts.
-    second: u64,
-    buckets: VecDeque<Bucket>,
-}
-
-/// Seconds that rates are added up over.
-const RATE_SECONDS: u64 = 10;
-
-impl Rates {
-    fn new(begun: Instant) -> Self {
-        Self { begun, second: 0, buckets: VecDeque::from([Bucket::default()]) }
-    }
-
-    fn advance(&mut self, now: Instant) {
-        let second = now.duration_since(self.begun).as_secs();
-        for _ in self.second..second.min(self.second + RATE_SECONDS) {
-            self.buckets.push_back(Bucket::default());
-        }
-        self.second = self.second.max(second);
-        while self.buckets.len() as u64 > RATE_SECONDS {
-            self.buckets.pop_front();
-        }
-    }
-
-    fn note(&mut self, now: Instant, count: impl FnOnce(&mut Bucket)) {
-        self.advance(now);
-        if let Some(bucket) = self.buckets.back_mut() {
-            count(bucket);
-        }
-    }
-
-    fn last_10_s(&mut self, now: Instant) -> Bucket {
-        self.advance(now);
-        self.buckets.iter().fold(Bucket::default(), |sum, bucket| Bucket {
-            reads: sum.reads + bucket.reads,
-            writes: sum.writes + bucket.writes,
-            appends: sum.appends + bucket.appends,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::message::Change;
-    use super::*;
-
-    #[test]
-    fn rates_count_ten_seconds() {
-        let begun = Instant::now();
-        let mut rates = Rates::new(begun);
-        let at = |seconds| begun + Duration::from_secs(seconds);
-        rates.note(at(0), |bucket| bucket.reads += 5);
-        rates.note(at(9), |bucket| bucket.reads += 1);
-        assert_eq!(rates.last_10_s(at(9)).reads, 6);
-        assert_eq!(rates.last_10_s(at(10)).reads, 1);
-        assert_eq!(rates.last_10_s(at(100)).reads, 0);
-        rates.note(at(100), |bucket| bucket.writes += 2);
-        assert_eq!(rates.last_10_s(at(100)).writes, 2);
-    }
-
-    #[test]
-    fn a_batch_ends_when_it_is_large_enough() {
-        let write = || {
-            let change = Change::Set { key: "k".into(), value: vec![0; 60_000].into() };
-            Write { command: Command::Change { origin: None, change }, reply: oneshot::channel().0 }
-        };
-        let mut waiting: VecDeque<Write> = (0..40).map(|_| write()).collect();
-        let (commands, replies) = take(&mut waiting);
-        assert_eq!((commands.len(), replies.len(), waiting.len()), (18, 18, 22));
     }
 }
