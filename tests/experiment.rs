@@ -242,6 +242,8 @@ fn shipped_experiments_are_listed_and_shown_with_their_commands() {
         "consecutive",
         "subset-k",
         "scale",
+        "kv-grid",
+        "kv-peers",
         "smoke",
         "capture-overhead",
     ] {

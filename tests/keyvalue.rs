@@ -1,5 +1,6 @@
 //! The key-value workload on the built binary: loads that are checked, nodes that are disturbed, administration from outside.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::federated::{Run, Running, start};
+use crate::network;
 
 /// A small load on `backend`.
 fn load(options: &[&str]) -> Run {
@@ -33,6 +35,11 @@ fn every_backend_serves_a_load_and_passes_its_check() {
         assert_eq!(Some(of_stage("load")), summary["operations"].as_u64());
         assert_eq!(summary["weight_bytes"], 50 * (12 + 100));
         assert_eq!(run.rows("clients.csv").len(), 4);
+        for name in ["latency.hgrm", "read_latency.hgrm", "write_latency.hgrm", "latency.hlog"] {
+            let text = std::fs::read_to_string(run.results().join(name)).unwrap();
+            let count = format!("Total count    = {:12}]", summary["latency"]["count"]);
+            assert!(name != "latency.hgrm" || text.contains(&count), "{text}");
+        }
     }
 }
 
@@ -134,4 +141,101 @@ fn a_cluster_is_used_and_administered_from_outside() {
     assert!(!file.exists(), "its credentials are of no use any more");
     let (code, text) = kv(&file, &["get", "a"], "");
     assert!(code == 2 && text.contains("cannot be read"), "{code} {text}");
+}
+
+#[test]
+fn nodes_are_added_and_removed_while_a_cluster_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cluster.json");
+    let mut running = serving(&file);
+    let said = |words: &[&str]| {
+        let (code, text) = kv(&file, words, "");
+        assert_eq!(code, 0, "{words:?}: {text}");
+        text
+    };
+    assert!(said(&["add-node"]).starts_with("node 4 has joined, at "));
+    let nodes = |file: &Path| {
+        let cluster: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        cluster["nodes"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(nodes(&file), ["1", "2", "3", "4"], "those who read the file reach it");
+    assert!(said(&["status"]).contains("1,2,3,4"));
+    assert_eq!(said(&["remove-node", "1"]), "node 1 has left\n");
+    assert_eq!(said(&["set", "after", "2"]), "set\n");
+    let until = Instant::now() + Duration::from_secs(60);
+    while nodes(&file) != ["2", "3", "4"] {
+        assert!(Instant::now() < until, "{:?}", nodes(&file));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (code, text) = kv(&file, &[], "get first\nshow\nstatus\n");
+    assert!(
+        code == 0 && text.starts_with("1\nafter\t2\nfirst\t1\n") && text.contains("2,3,4"),
+        "{code} {text}"
+    );
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.wait().code(), 143);
+}
+
+/// Two stores, and etcd where it is installed.
+const PEERS: &str = r#"
+    name = "peers"
+    repetitions = 2
+    [fixed]
+    workload = "kv"
+    clients = 4
+    entries = 20
+    duration = "1s"
+    nodes = 3
+    network = "NETWORK"
+    [[cases.store]]
+    backend = "raft"
+    durability = "disk"
+    [[cases.store]]
+    backend = "gossip"
+    [[cases.store]]
+    peer = "etcd"
+"#;
+
+/// `harness experiment` on that experiment in `dir`, with programs from `path`; returns what it printed.
+fn experiment(dir: &Path, command: &str, path: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_harness"))
+        .args(["experiment", command, "peers.toml"])
+        .current_dir(dir)
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = [output.stderr, output.stdout].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+#[test]
+fn an_experiment_compares_stores_with_etcd_where_it_is_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let installed = std::env::split_paths(&path).any(|folder| folder.join("etcd").exists());
+    std::fs::write(dir.path().join("peers.toml"), PEERS.replace("NETWORK", &network())).unwrap();
+    let text = experiment(dir.path(), "run", &path);
+    let folder = std::fs::read_dir(dir.path().join("results/peers")).unwrap().next().unwrap().unwrap().path();
+    let mut reader = csv::Reader::from_path(folder.join("trials.csv")).unwrap();
+    let rows: Vec<BTreeMap<String, String>> = reader.deserialize().map(Result::unwrap).collect();
+    let of = |backend: &str| rows.iter().filter(|row| row["backend"] == backend).collect::<Vec<_>>();
+    assert_eq!((of("raft").len(), of("gossip").len()), (2, 2), "{rows:?}");
+    assert_eq!(of("etcd").len(), if installed { 2 } else { 0 }, "{text}");
+    for row in &rows {
+        let figures = ["outcome", "valid", "nodes", "clients", "entries", "value_bytes", "checks_failure"];
+        assert_eq!(
+            figures.map(|name| &*row[name]),
+            ["completed", "true", "3", "4", "20", "100", ""],
+            "{row:?}"
+        );
+        assert!(row["writes_per_s"].parse::<u64>().unwrap() > 0 && !row["write_latency_p99_ns"].is_empty());
+    }
+    let server = |row: &&BTreeMap<String, String>| row["server"].starts_with("etcd 3.");
+    assert!(of("etcd").iter().all(server), "{rows:?}");
+
+    let text = experiment(dir.path(), "show", "/nowhere");
+    assert!(text.contains("etcd is not on the PATH: its cells are skipped; install it"), "{text}");
+    assert!(text.contains("# 2 cells, 4 trials"), "{text}");
 }

@@ -308,8 +308,11 @@ impl Node {
     }
 
     /// From now on `nodes` are there.
-    fn meet(&self, plan: &Plan, nodes: &[NodeId]) -> anyhow::Result<()> {
-        self.learning.set_peers(addresses(plan, nodes, plan.learning_port))?;
+    pub(crate) fn meet(&self, plan: &Plan, nodes: &[NodeId]) -> anyhow::Result<()> {
+        // Servers have nothing to say to each other there.
+        if plan.kv.is_none() {
+            self.learning.set_peers(addresses(plan, nodes, plan.learning_port))?;
+        }
         Ok(self.replication.set_peers(addresses(plan, nodes, plan.replication_port))?)
     }
 

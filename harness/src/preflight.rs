@@ -13,6 +13,7 @@ use crate::capture::{CaptureError, CaptureMode};
 use crate::data;
 use crate::disk;
 use crate::exit::Usage;
+use crate::kv::plan::Peer;
 use crate::place::netns::{Namespace, network};
 use crate::plan::{Durability, PlacementKind, Plan, Trial};
 
@@ -37,7 +38,10 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
         return Err(Usage::option("--capture", "required", CaptureError::NotPermitted, remedy));
     }
     match trial.plan.placement {
-        PlacementKind::Process => check_ports(&trial.plan),
+        PlacementKind::Process => match trial.plan.kv.as_ref().and_then(|kv| kv.peer) {
+            None => check_ports(&trial.plan),
+            Some(peer) => check_peer(peer, &trial.plan),
+        },
         PlacementKind::Netns => check_namespaces(&trial.plan),
         // The hosts are asked before anything is started there.
         PlacementKind::Ssh => Ok(()),
@@ -121,6 +125,24 @@ fn check_ports(plan: &Plan) -> Result<(), Usage> {
             && let Err(error) = TcpListener::bind((member.ip, plan.replication_port))
         {
             return Err(port_error("--replication-port", plan.replication_port, ("TCP", member.ip), &error));
+        }
+    }
+    Ok(())
+}
+
+/// Whether another system can serve at the nodes' addresses.
+fn check_peer(peer: Peer, plan: &Plan) -> Result<(), Usage> {
+    if !peer.is_installed() {
+        let wrong = format!("no program {} is on the PATH", peer.name());
+        return Err(Usage::option("--peer", peer.name(), wrong, peer.remedy()));
+    }
+    for member in &plan.members {
+        for (option, port) in
+            [("--learning-port", plan.learning_port), ("--replication-port", plan.replication_port)]
+        {
+            if let Err(error) = TcpListener::bind((member.ip, port)) {
+                return Err(port_error(option, port, ("TCP", member.ip), &error));
+            }
         }
     }
     Ok(())

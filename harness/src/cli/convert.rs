@@ -22,6 +22,8 @@ use crate::units::MAX_DURATION;
 const DEFAULT_NODES: u64 = 10;
 /// What `--round-deadline` is by default, unless the parameters need longer.
 const SHORTEST_ROUND_DEADLINE: Duration = Duration::from_secs(120);
+/// Nodes that may be added to a cluster that others can reach.
+const ADDABLE: u64 = 4;
 /// What all links together carry at least, for that.
 const SLOWEST_BYTES_PER_MS: u64 = 1000;
 
@@ -164,7 +166,11 @@ impl RunArgs {
 
     /// How many nodes join.
     fn newcomers(&self) -> u64 {
-        self.member.iter().filter(|change| change.leaver().is_none()).count() as u64
+        let joining = self.member.iter().filter(|change| change.leaver().is_none()).count() as u64;
+        // Whom `harness kv add-node` adds.
+        let raft = self.store.backend == BackendArg::Raft;
+        let addable = if raft && self.kv.cluster_file.is_some() { ADDABLE } else { 0 };
+        joining + addable
     }
 
     /// How many nodes may come back under a new id, because they lost their memory.
@@ -191,6 +197,7 @@ impl RunArgs {
     /// In memory, unless said otherwise or the backend is nothing without a disk.
     fn effective_durability(&self) -> DurabilityArg {
         let default = match self.store.backend {
+            _ if self.kv.peer.is_some() => DurabilityArg::Disk,
             BackendArg::Local => DurabilityArg::Disk,
             _ => DurabilityArg::Memory,
         };

@@ -12,7 +12,7 @@ use workloads::keyvalue::load::{Keys, Load};
 use super::convert::word;
 use super::values::{self, Span};
 use crate::exit::Usage;
-use crate::kv::plan::{Disturbance, Disturbances, KvPlan};
+use crate::kv::plan::{Disturbance, Disturbances, KvPlan, Peer};
 use crate::plan::Backend;
 use crate::units::nanoseconds;
 
@@ -88,6 +88,10 @@ pub struct KvArgs {
     /// What runs over the store. With kv, options of the federated job have no effect.
     #[arg(long, value_enum, default_value_t = WorkloadArg::Federated, help_heading = "Job")]
     pub workload: WorkloadArg,
+    /// Have another system serve in place of this suite's nodes, for comparison: etcd, from the PATH, without TLS, its data in the
+    /// folder store of the results. Options of the store have no effect then.
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Backend of others")]
+    pub peer: Option<Peer>,
     /// Clients, each with a connection of its own, 0 to 1024; 0: serve only [default: 64].
     #[arg(long, value_name = "N", help_heading = "Workload kv")]
     pub clients: Option<u32>,
@@ -161,11 +165,11 @@ impl KvArgs {
             };
         }
         let plan = self.effective(backend, seed);
-        plan.load.validate().map_err(|error| {
-            let wrong = format!("must be {}", error.range);
-            Usage::option(&format!("--{}", error.what), error.given, wrong, "use a value in that range")
-        })?;
-        plan.disturbances.validate()?;
+        plan.validate()?;
+        if let (Some(peer), Some(file)) = (self.peer, &self.cluster_file) {
+            let wrong = format!("{} has no such credentials", peer.name());
+            return Err(Usage::option("--cluster", file.display(), wrong, "leave it out"));
+        }
         Ok(Some(plan))
     }
 
@@ -192,12 +196,13 @@ impl KvArgs {
             every_ns: ns(self.disturb_every, 10),
             lasts_ns: ns(self.disturb_for, 3),
         };
-        KvPlan { load, staleness_ns: ns(self.staleness, 2), disturbances }
+        KvPlan { load, peer: self.peer, staleness_ns: ns(self.staleness, 2), disturbances }
     }
 
     fn effective_reads(&self, backend: Backend) -> ReadsArg {
         self.reads.unwrap_or(match backend {
             Backend::Raft | Backend::RaftSubset => ReadsArg::Index,
+            _ if self.peer.is_some() => ReadsArg::Index,
             _ => ReadsArg::Local,
         })
     }
@@ -209,6 +214,7 @@ impl KvArgs {
         }
         let file = self.cluster_file.as_ref().map(|file| file.display().to_string());
         [
+            self.peer.map(|peer| ("peer", word(peer))),
             text("clients", self.clients.as_ref()),
             text("entries", self.entries.as_ref()),
             text("value-size", self.value_size.as_ref()),
@@ -236,7 +242,7 @@ impl KvArgs {
         if self.workload != WorkloadArg::Kv {
             return Vec::new();
         }
-        let KvPlan { load, staleness_ns, disturbances } = self.effective(backend, seed);
+        let KvPlan { load, peer, staleness_ns, disturbances } = self.effective(backend, seed);
         let span = |ns| Span::of_ns(ns).to_string();
         let mut options = vec![
             ("workload", word(self.workload)),
@@ -254,6 +260,7 @@ impl KvArgs {
             ("disturb-every", span(disturbances.every_ns)),
             ("disturb-for", span(disturbances.lasts_ns)),
         ];
+        options.extend(peer.map(|peer| ("peer", word(peer))));
         options.extend(load.rate.map(|rate| ("rate", rate.to_string())));
         options.extend(disturbances.kinds.iter().map(|kind| ("disturb", word(*kind))));
         options
@@ -283,6 +290,10 @@ mod tests {
             ("--rate 0", "--rate 0: must be above 0"),
             ("--disturb stop --disturb-for 10 --disturb-every 10", "--disturb-for"),
             ("--disturb kill", "--disturb kill: "),
+            ("--peer etcd --disturb stop", "--peer etcd: its members are not disturbed"),
+            ("--peer etcd --reads lease", "--peer etcd: it is only asked for linearizable reads"),
+            ("--peer etcd --clients 0", "--peer etcd: it is only asked by"),
+            ("--peer etcd --cluster file", "--cluster file: etcd has no such credentials"),
             ("--placement netns --network 10.0.0.0", "--placement netns: "),
             ("--fault kill@aggregator,round:1", "--fault kill@aggregator,round:1: "),
         ] {

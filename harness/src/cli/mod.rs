@@ -158,6 +158,8 @@ pub enum KvCommand {
         #[arg(long, value_name = "ID")]
         node: Option<u64>,
     },
+    /// Have one more node started, which joins the cluster (raft).
+    AddNode,
     /// Have a node leave the cluster for good, and end.
     RemoveNode {
         /// The node.
@@ -180,6 +182,7 @@ impl KvCommand {
             Self::Show => Action::Show,
             Self::Status => Action::Status,
             Self::Log { lines, node } => Action::Log { node: node.map(NodeId), lines },
+            Self::AddNode => Action::AddNode,
             Self::RemoveNode { node } => Action::RemoveNode(NodeId(node)),
             Self::Load => return Ok(None),
         };

@@ -5,27 +5,31 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 use comfy_table::{Table, presets};
 use tokio::sync::mpsc;
 
 use super::print;
-use super::run::{block_on, carry_out, stop_signals};
+use super::run::{block_on, carry_out, carry_out_kv, stop_signals};
 use crate::cli::{
-    ExperimentCommand, ExperimentRunArgs, ExperimentShowArgs, RunArgs, run_options, shell_line,
+    ExperimentCommand, ExperimentRunArgs, ExperimentShowArgs, RunArgs, WorkloadArg, run_options, shell_line,
 };
 use crate::clock;
 use crate::exit::{Exit, Usage, print_error};
 use crate::experiment::campaign::{Campaign, Runner};
 use crate::experiment::definition::{Definition, Level, Scalar};
 use crate::experiment::manifest::Manifest;
+use crate::experiment::row::Told;
 use crate::experiment::tables::Tables;
 use crate::experiment::{Experiment, row, shipped};
 use crate::identity;
+use crate::kv::plan::Peer;
 use crate::place::netns::Namespace;
 use crate::plan::Trial;
 use crate::preflight;
 use crate::progress::Progress;
-use crate::record::{Machine, Summary, make_folder, write_whole};
+use crate::record::{Machine, make_folder, write_whole};
+use crate::report::{Report, load};
 use crate::run::{Setup, Stop, Timeouts};
 use crate::units::show_ns;
 
@@ -97,8 +101,16 @@ impl ExperimentShowArgs {
         if let Some(repetitions) = self.repetitions {
             definition.repetitions = repetitions;
         }
+        for peer in Peer::value_variants().iter().filter(|peer| !peer.is_installed()) {
+            if definition.leave_out("peer", peer.name()) {
+                let note =
+                    format!("{} is not on the PATH: its cells are skipped; {}", peer.name(), peer.remedy());
+                print_error(&anyhow::anyhow!(note));
+            }
+        }
         if !definition.mentions("placement") {
-            let placement = if Namespace::new().is_ok() { "netns" } else { "process" };
+            let kv = definition.fixed.get("workload").is_some_and(|workload| workload.to_string() == "kv");
+            let placement = if !kv && Namespace::new().is_ok() { "netns" } else { "process" };
             definition.set("placement", Level::One(Scalar::Text(placement.into())));
         }
         definition.check(&run_options())?;
@@ -138,6 +150,7 @@ fn run_experiment(args: &ExperimentRunArgs) -> anyhow::Result<Exit> {
         preflight::check(&cell.trial)?;
     }
     let command = shell_line(&std::env::args().collect::<Vec<_>>());
+    let workload = experiment.workload();
     let campaign = match folder {
         Some(dir) => resume(experiment, dir, command, args.quiet)?,
         None => begin(experiment, &args.out, command, args.quiet)?,
@@ -145,10 +158,14 @@ fn run_experiment(args: &ExperimentRunArgs) -> anyhow::Result<Exit> {
     if cfg!(debug_assertions) {
         campaign.warn("this is a debug build: its times mean little; use cargo run --release");
     }
+    let dir = campaign.dir().to_owned();
     let (exit, message) = block_on(async {
         let signals = stop_signals()?;
         campaign.run(&Here, signals).await
     })?;
+    if workload == WorkloadArg::Kv && (exit == Exit::Success || exit == Exit::Failed) {
+        print(Report::of(&load::read(&[dir])?)?.section().as_bytes())?;
+    }
     match exit {
         Exit::Success => print(format!("{message}\n").as_bytes())?,
         _ => print_error(&anyhow::anyhow!("{message}")),
@@ -157,7 +174,7 @@ fn run_experiment(args: &ExperimentRunArgs) -> anyhow::Result<Exit> {
 }
 
 fn columns(experiment: &Experiment) -> Vec<String> {
-    row::columns(&experiment.definition.varied())
+    row::columns(experiment.workload(), &experiment.definition.varied())
 }
 
 fn begin(experiment: Experiment, out: &Path, command: String, quiet: bool) -> anyhow::Result<Campaign> {
@@ -192,7 +209,7 @@ impl Runner for Here {
         trial: Trial,
         dir: PathBuf,
         stops: mpsc::Receiver<Stop>,
-    ) -> anyhow::Result<Summary> {
+    ) -> anyhow::Result<Told> {
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let repeat = shell_line(&args.repeat_command(trial.plan.job.seed));
         let setup = Setup {
@@ -204,7 +221,13 @@ impl Runner for Here {
             timeouts: Timeouts::of(&trial.plan),
             trial,
         };
-        carry_out(setup, Progress::silent(), stops).await
+        if setup.trial.plan.kv.is_none() {
+            return Ok(Told::Federated(Box::new(carry_out(setup, Progress::silent(), stops).await?)));
+        }
+        let summary = carry_out_kv(setup, None, Progress::silent(), stops).await?;
+        // Nobody can go on with it, and a load leaves much of it.
+        let _ = fs::remove_dir_all(summary.results.join("store"));
+        Ok(Told::Kv(Box::new(summary)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! `harness run`: options to plan, plan to checks, checks to a run, run to a summary.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -16,6 +17,7 @@ use crate::examine::{self, Examined, Finding, Wanted};
 use crate::exit::{Exit, Usage, print_error};
 use crate::identity;
 use crate::kv;
+use crate::kv::plan::Peer;
 use crate::place::HostRecord;
 use crate::place::netns::Namespaces;
 use crate::place::process::Processes;
@@ -63,7 +65,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         let file = args.kv.cluster_file.clone();
         let summary = block_on(async {
             let stops = stop_signals()?;
-            Box::pin(kv::run::run(setup, file, Processes::of_this_program()?, progress, stops)).await
+            carry_out_kv(setup, file, progress, stops).await
         })?;
         return report(&summary, &summary.to_text(), (summary.outcome, &summary.message), args.json);
     }
@@ -84,16 +86,12 @@ pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
     runtime.block_on(future)
 }
 
-/// Runs a trial where its plan has it.
+/// Runs a trial of the federated workload where its plan has it.
 pub(super) async fn carry_out(
     setup: Setup,
     progress: Progress,
     stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<Summary> {
-    if setup.trial.plan.kv.is_some() {
-        let wrong = "a key-value run has results of another kind";
-        return Err(Usage::option("--workload", "kv", wrong, "use `harness run`").into());
-    }
     match setup.trial.plan.placement {
         PlacementKind::Process => {
             Box::pin(run::run(setup, Processes::of_this_program()?, progress, stops)).await
@@ -139,6 +137,19 @@ async fn hosts(trial: &Trial, progress: &Progress) -> anyhow::Result<Hosts> {
         return Err(Usage(format!("nothing was started:\n  {}", refusals.join("\n  "))).into());
     }
     Ok(Hosts::new(hosts.to_vec(), shelf.ssh_config.clone(), records))
+}
+
+/// Runs a trial of the key-value workload; `file` receives the cluster's address.
+pub(super) async fn carry_out_kv(
+    setup: Setup,
+    file: Option<PathBuf>,
+    progress: Progress,
+    stops: mpsc::Receiver<Stop>,
+) -> anyhow::Result<kv::record::Summary> {
+    match setup.trial.plan.kv.as_ref().and_then(|kv| kv.peer) {
+        None => Box::pin(kv::run::run(setup, file, Processes::of_this_program()?, progress, stops)).await,
+        Some(Peer::Etcd) => Box::pin(kv::etcd::run(setup, progress, stops)).await,
+    }
 }
 
 /// A seed from the operating system's randomness, below 2^53 so that every JSON reader keeps all of its digits.

@@ -277,6 +277,8 @@ pub enum Lifecycle {
         /// Why not, if it failed.
         failure: Option<String>,
     },
+    /// A client asks for one more node; the answer is [`ToNode::Peers`].
+    NodeWanted,
     /// The node has left the cluster, and ends.
     Left,
     /// The node was not let go, and stays.

@@ -2,7 +2,7 @@
 //!
 //! It does not know how a single run is carried out: [`Runner`] does that.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
@@ -11,13 +11,13 @@ use super::cells::Turn;
 use super::display::Display;
 use super::estimate::remaining_ns;
 use super::manifest::Manifest;
-use super::row::{self, Ended};
+use super::row::{self, Ended, Told};
 use super::tables::Tables;
 use crate::cli::RunArgs;
 use crate::clock;
 use crate::exit::Exit;
 use crate::plan::Trial;
-use crate::record::{Outcome, Summary, write_whole};
+use crate::record::{Outcome, write_whole};
 use crate::run::Stop;
 use crate::units::show_ns;
 
@@ -30,7 +30,7 @@ pub trait Runner {
         trial: Trial,
         dir: PathBuf,
         stops: mpsc::Receiver<Stop>,
-    ) -> impl Future<Output = anyhow::Result<Summary>>;
+    ) -> impl Future<Output = anyhow::Result<Told>>;
 }
 
 /// An experiment under way in its folder.
@@ -64,6 +64,12 @@ impl Campaign {
         let (trials, over) = (experiment.turns.len() as u64, tables.done().len() as u64);
         let display = Display::new(trials, over, quiet);
         Self { experiment, dir, tables, manifest, display, over: Vec::new() }
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// A warning to the user.

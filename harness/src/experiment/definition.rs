@@ -173,6 +173,18 @@ impl Definition {
         self.fixed.insert(option.to_owned(), level);
     }
 
+    /// Removes every case that gives `option` this one `value`; returns whether there was one.
+    pub fn leave_out(&mut self, option: &str, value: &str) -> bool {
+        let has = |case: &BTreeMap<String, Levels>| matches!(case.get(option), Some(Levels::One(Scalar::Text(text))) if text == value);
+        let mut found = false;
+        for cases in self.cases.values_mut() {
+            let before = cases.len();
+            cases.retain(|case| !has(case));
+            found |= cases.len() < before;
+        }
+        found
+    }
+
     /// Whether the file says something of an option.
     #[must_use]
     pub fn mentions(&self, option: &str) -> bool {
@@ -315,6 +327,14 @@ pub(super) mod tests {
         definition.set("nodes", Level::One(Scalar::Text("4".into())));
         assert_eq!(definition.varied(), [""; 0]);
         assert_eq!(definition.fixed["nodes"].values(), ["4"]);
+    }
+
+    #[test]
+    fn cases_are_left_out_by_what_they_say() {
+        let text = "name = \"x\"\n[[cases.store]]\npeer = \"etcd\"\n[[cases.store]]\nbackend = \"raft\"\n";
+        let mut definition = parse(text).unwrap();
+        assert!(!definition.leave_out("peer", "other") && definition.leave_out("peer", "etcd"));
+        assert_eq!(definition.varied(), ["backend"]);
     }
 
     #[test]

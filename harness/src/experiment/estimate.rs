@@ -19,10 +19,19 @@ const BYTES_PER_NS: f64 = 0.08;
 /// From a fault until the next round goes on, beside the time until it is suspected.
 const RECOVERY_NS: f64 = 1.5 * SECOND;
 
+/// A key-value run's clients connect, and its nodes come to the same entries.
+const KV_AROUND_NS: f64 = 1.0 * SECOND;
+/// One entry is written before the load and read after it.
+const KV_ENTRY_NS: f64 = 0.2e6;
+
 /// How long `trial` will take on `cores` processors.
 #[must_use]
 pub fn trial_ns(trial: &Trial, cores: usize) -> u64 {
     let (plan, job) = (&trial.plan, &trial.plan.job);
+    if let Some(kv) = &plan.kv {
+        let around = AROUND_NS + KV_AROUND_NS + plan.founders as f64 * PER_NODE_NS;
+        return (around + kv.load.duration_ns as f64 + f64::from(kv.load.entries) * KV_ENTRY_NS) as u64;
+    }
     let (nodes, workers) = (plan.founders as f64, plan.workers() as f64);
     let examples = f64::from(job.examples_per_node) * f64::from(job.training.local_epochs)
         + f64::from(job.test_examples_per_node) / 3.0;

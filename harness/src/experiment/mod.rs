@@ -24,7 +24,7 @@ use std::fmt::Write as _;
 
 use self::cells::{Options, Turn};
 use self::definition::{Definition, Known, Level};
-use crate::cli::{RunArgs, run_options};
+use crate::cli::{RunArgs, WorkloadArg, run_options};
 use crate::exit::Usage;
 use crate::plan::Trial;
 use crate::units::show_ns;
@@ -93,10 +93,24 @@ impl Experiment {
             }
             return Err(Usage(message));
         }
+        let is_kv = |cell: &Cell| cell.trial.plan.kv.is_some();
+        if cells.iter().any(is_kv) && !cells.iter().all(is_kv) {
+            let name = &definition.name;
+            return Err(Usage(format!(
+                "experiment {name}: workload: its cells have different ones, whose figures fit no table; give it in [fixed]"
+            )));
+        }
         debug_assert!(cells.len() as u64 * definition.repetitions <= trials);
         let options: Vec<Options> = cells.iter().map(|cell| cell.options.clone()).collect();
         let turns = cells::order(&definition, &options, &known);
         Ok(Self { definition, cells, turns, known })
+    }
+
+    /// The workload of all trials.
+    #[must_use]
+    pub fn workload(&self) -> WorkloadArg {
+        let kv = self.cells.iter().any(|cell| cell.trial.plan.kv.is_some());
+        if kv { WorkloadArg::Kv } else { WorkloadArg::Federated }
     }
 
     /// Refuses what is so much that it may be a mistake.
@@ -163,6 +177,13 @@ mod tests {
             "{message}"
         );
         assert_eq!(message.lines().count(), 6);
+    }
+
+    #[test]
+    fn workloads_are_not_mixed() {
+        let message =
+            resolve("name = \"x\"\n[factors]\nworkload = [\"kv\", \"federated\"]").unwrap_err().to_string();
+        assert!(message.starts_with("experiment x: workload: its cells have different ones"), "{message}");
     }
 
     #[test]

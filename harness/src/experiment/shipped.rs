@@ -1,7 +1,7 @@
 //! The experiments that are part of the program. They are files like any other: `experiments/` in the source tree.
 
 /// Names and texts, in the order in which they are listed.
-pub const SHIPPED: [(&str, &str); 11] = [
+pub const SHIPPED: [(&str, &str); 13] = [
     ("smoke", include_str!("../../../experiments/smoke.toml")),
     ("fig3", include_str!("../../../experiments/fig3.toml")),
     ("fig4", include_str!("../../../experiments/fig4.toml")),
@@ -12,6 +12,8 @@ pub const SHIPPED: [(&str, &str); 11] = [
     ("consecutive", include_str!("../../../experiments/consecutive.toml")),
     ("subset-k", include_str!("../../../experiments/subset-k.toml")),
     ("scale", include_str!("../../../experiments/scale.toml")),
+    ("kv-grid", include_str!("../../../experiments/kv-grid.toml")),
+    ("kv-peers", include_str!("../../../experiments/kv-peers.toml")),
     ("capture-overhead", include_str!("../../../experiments/capture-overhead.toml")),
 ];
 

@@ -38,11 +38,18 @@ pub struct ClusterAddress {
 }
 
 impl ClusterAddress {
-    /// The cluster of `plan`, for guests with this identity.
+    /// Those of `plan` that found the cluster, for guests with this identity.
     #[must_use]
     pub fn new(plan: &Plan, identity: Identity) -> Self {
-        let address = |node| plan.learning_address(node).map(|address| (node, address.into()));
-        Self { layout: LAYOUT, nodes: plan.nodes().into_iter().filter_map(address).collect(), identity }
+        let mut cluster = Self { layout: LAYOUT, nodes: BTreeMap::new(), identity };
+        cluster.set_nodes(plan, &plan.founders());
+        cluster
+    }
+
+    /// From now on these nodes of `plan` are there.
+    pub fn set_nodes(&mut self, plan: &Plan, nodes: &[NodeId]) {
+        let address = |node: &NodeId| plan.learning_address(*node).map(|address| (*node, address.into()));
+        self.nodes = nodes.iter().filter_map(address).collect();
     }
 
     /// Ids of the nodes, in ascending order.
@@ -115,21 +122,35 @@ impl ClusterFile {
     /// # Errors
     /// [`Usage`] if it cannot be written.
     pub fn write(file: &Path, cluster: &ClusterAddress) -> anyhow::Result<Self> {
-        let refuse = |error: std::io::Error| {
-            let wrong = format!("cannot be written ({error})");
-            Usage::option("--cluster", file.display(), wrong, "name a file in a folder that can be written")
-        };
-        let folder = match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(refuse)?;
-        temporary.as_file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(refuse)?;
-        let text = serde_json::to_vec_pretty(cluster).context("cannot encode the cluster's address")?;
-        temporary.write_all(&text).map_err(refuse)?;
-        temporary.persist(file).map_err(|error| refuse(error.error))?;
+        write_private(file, cluster)?;
         Ok(Self(file.to_owned()))
     }
+
+    /// Writes `cluster` in place of what it holds.
+    ///
+    /// # Errors
+    /// As [`ClusterFile::write`].
+    pub fn replace(&self, cluster: &ClusterAddress) -> anyhow::Result<()> {
+        write_private(&self.0, cluster)
+    }
+}
+
+/// Writes `cluster` to `file`, whole or not at all.
+fn write_private(file: &Path, cluster: &ClusterAddress) -> anyhow::Result<()> {
+    let refuse = |error: std::io::Error| {
+        let wrong = format!("cannot be written ({error})");
+        Usage::option("--cluster", file.display(), wrong, "name a file in a folder that can be written")
+    };
+    let folder = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(refuse)?;
+    temporary.as_file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(refuse)?;
+    let text = serde_json::to_vec_pretty(cluster).context("cannot encode the cluster's address")?;
+    temporary.write_all(&text).map_err(refuse)?;
+    temporary.persist(file).map_err(|error| refuse(error.error))?;
+    Ok(())
 }
 
 impl Drop for ClusterFile {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use workloads::keyvalue::Client;
 use workloads::keyvalue::client::Settings;
 use workloads::keyvalue::history::Operation;
-use workloads::keyvalue::load::{Clock, Load, Runner, runners};
+use workloads::keyvalue::load::{Clock, Dictionary, Load, Runner, runners};
 use workloads::keyvalue::message::{Freshness, Request, Response};
 
 use super::cluster::ClusterAddress;
@@ -70,6 +70,21 @@ pub enum News {
     },
 }
 
+/// Who is asked: where clients' connections come from.
+pub trait Target: Send + 'static {
+    /// A client with a connection of its own.
+    type Client: Dictionary + Send + 'static;
+
+    /// The clients of `load`, each connected.
+    fn connect(&mut self, load: Load) -> impl Future<Output = anyhow::Result<Vec<Self::Client>>> + Send;
+
+    /// Waits until all nodes have the same entries; returns those that still differ when time is up.
+    fn converged(&mut self) -> impl Future<Output = anyhow::Result<Vec<NodeId>>> + Send;
+
+    /// Closes the connections.
+    fn close(&mut self) -> impl Future<Output = ()> + Send;
+}
+
 /// The clients, on their threads: ended when dropped.
 #[derive(Debug)]
 pub struct Clients {
@@ -84,7 +99,7 @@ impl Clients {
     ///
     /// # Errors
     /// If there is no thread to be had.
-    pub fn start(load: Load, cluster: ClusterAddress) -> anyhow::Result<Self> {
+    pub fn start(load: Load, target: impl Target) -> anyhow::Result<Self> {
         let (orders, taken) = mpsc::unbounded_channel();
         let (tell, news) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -94,7 +109,7 @@ impl Clients {
             .context("cannot start the clients")?;
         let run = move || {
             runtime.block_on(async {
-                if let Err(error) = drive(load, cluster, taken, &tell).await {
+                if let Err(error) = drive(load, target, taken, &tell).await {
                     let _ = tell.send(News::Failed { reason: format!("{error:#}") });
                 }
             });
@@ -107,16 +122,14 @@ impl Clients {
 
 async fn drive(
     load: Load,
-    cluster: ClusterAddress,
+    mut target: impl Target,
     mut orders: mpsc::UnboundedReceiver<Order>,
     news: &mpsc::UnboundedSender<News>,
 ) -> anyhow::Result<()> {
     let clock: Clock = Arc::new(clock::monotonic_ns);
-    let transports = connect(load, &cluster).await?;
-    let client = |(number, transport): (usize, &Arc<QuicTransport>)| {
-        Client::new(transport.clone(), cluster.ids(), number, load.settings())
-    };
-    let mut clients = runners(load, transports.iter().enumerate().map(client).collect(), &clock);
+    let connected = timeout(CONNECT_TIMEOUT, target.connect(load)).await;
+    let connected = connected.context("not every client reached a node in time")??;
+    let mut clients = runners(load, connected, &clock);
     let _ = news.send(News::Connected);
     while let Some(order) = orders.recv().await {
         let begin = Instant::now() + LEAD;
@@ -125,7 +138,7 @@ async fn drive(
             let _ = news.send(News::Begins { at_ns });
         }
         let differing = match order {
-            Order::Verify => converged(&cluster).await?,
+            Order::Verify => target.converged().await?,
             Order::Fill | Order::Load => Vec::new(),
         };
         clients = all(clients, order, begin).await?;
@@ -138,32 +151,16 @@ async fn drive(
             }
         });
     }
-    for transport in transports {
-        transport.close().await;
-    }
+    target.close().await;
     Ok(())
 }
 
-async fn connect(load: Load, cluster: &ClusterAddress) -> anyhow::Result<Vec<Arc<QuicTransport>>> {
-    let mut transports = Vec::new();
-    for _ in 0..load.clients {
-        transports.push(cluster.connect()?);
-    }
-    let ready = async {
-        for transport in &transports {
-            transport.any_ready().await;
-        }
-    };
-    timeout(CONNECT_TIMEOUT, ready).await.context("not every client reached a node in time")?;
-    Ok(transports)
-}
-
 /// Has every client do its part of `order`.
-async fn all(
-    clients: Vec<Runner<Client>>,
+async fn all<D: Dictionary + Send + 'static>(
+    clients: Vec<Runner<D>>,
     order: Order,
     begin: Instant,
-) -> anyhow::Result<Vec<Runner<Client>>> {
+) -> anyhow::Result<Vec<Runner<D>>> {
     let mut tasks = JoinSet::new();
     for (number, mut client) in clients.into_iter().enumerate() {
         tasks.spawn(async move {
@@ -175,12 +172,54 @@ async fn all(
             (number, client)
         });
     }
-    let mut done: BTreeMap<usize, Runner<Client>> = BTreeMap::new();
+    let mut done: BTreeMap<usize, Runner<D>> = BTreeMap::new();
     while let Some(ended) = tasks.join_next().await {
         let (number, client) = ended.context("a client failed")?;
         done.insert(number, client);
     }
     Ok(done.into_values().collect())
+}
+
+/// A cluster of this suite, and the connections to it.
+#[derive(Debug)]
+pub struct Cluster {
+    address: ClusterAddress,
+    transports: Vec<Arc<QuicTransport>>,
+}
+
+impl Cluster {
+    /// The cluster at `address`.
+    #[must_use]
+    pub fn new(address: ClusterAddress) -> Self {
+        Self { address, transports: Vec::new() }
+    }
+}
+
+impl Target for Cluster {
+    type Client = Client;
+
+    async fn connect(&mut self, load: Load) -> anyhow::Result<Vec<Client>> {
+        for _ in 0..load.clients {
+            self.transports.push(self.address.connect()?);
+        }
+        for transport in &self.transports {
+            transport.any_ready().await;
+        }
+        let client = |(number, transport): (usize, &Arc<QuicTransport>)| {
+            Client::new(transport.clone(), self.address.ids(), number, load.settings())
+        };
+        Ok(self.transports.iter().enumerate().map(client).collect())
+    }
+
+    async fn converged(&mut self) -> anyhow::Result<Vec<NodeId>> {
+        converged(&self.address).await
+    }
+
+    async fn close(&mut self) {
+        for transport in self.transports.drain(..) {
+            transport.close().await;
+        }
+    }
 }
 
 /// Waits until all nodes have the same entries; returns those that differ from the first when time is up.

@@ -4,6 +4,8 @@
 //! ```text
 //!   plan     settings of a run      node     what a node of such a run does       run      the controller's part, from start to checks
 //!   load     clients on threads     record   operations.csv, summary.json         disturb  which node is disturbed when (pure)
+//!   outcome  the end: checked, counted, written           etcd     another system that serves under the same load
+//!   members  nodes that come and go
 //!   cluster  how to reach a cluster from outside, in a file                       prompt   commands typed by a person
 //! ```
 //!
@@ -11,8 +13,11 @@
 
 pub mod cluster;
 pub mod disturb;
+pub mod etcd;
 pub mod load;
+mod members;
 pub mod node;
+mod outcome;
 pub mod plan;
 pub mod prompt;
 pub mod record;

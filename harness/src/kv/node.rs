@@ -1,17 +1,25 @@
 //! What a node does in a key-value run: opens its store and serves clients on the port of the learning plane.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use replication::NodeId;
 use replication::transport::Transport as _;
 use tokio::sync::mpsc;
 use workloads::keyvalue::Server;
+use workloads::keyvalue::message::Response;
+use workloads::keyvalue::server::Admission;
 
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Impair, Start};
+use crate::control::{Impair, Lifecycle, NodeEvent, Start};
 use crate::node::{Node, shares};
+use crate::plan::Plan;
+
+/// Requests for further nodes that wait; beyond that they are refused.
+const WAITING_ADMISSIONS: usize = 4;
 
 /// Runs a node until it is told to finish, its command channel closes, or it has left its cluster.
 ///
@@ -21,20 +29,42 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     let plan = &start.plan;
     let load = plan.kv.as_ref().context("the plan is of another workload")?.load;
     let node = Node::open(&start, &outbox).await?;
-    let server = Server::new(start.node, node.store.clone(), serde_json::to_string(&load)?);
+    let (admissions, mut asked) = mpsc::channel(WAITING_ADMISSIONS);
+    let configuration = serde_json::to_string(&load)?;
+    let server = Server::with_admissions(start.node, node.store.clone(), configuration, Some(admissions));
     node.learning.serve(Arc::new(server.clone()));
+    let mut peers: BTreeSet<NodeId> = start.peers.iter().copied().collect();
+    let mut waiting: Vec<Admission> = Vec::new();
     let outcome = {
         let mut serving = pin!(server.run());
         loop {
             tokio::select! {
-                () = &mut serving => break node.because_of_its_disk(Ok(())).await,
+                () = &mut serving => {
+                    if server.has_left() {
+                        outbox.event(NodeEvent::Node(Lifecycle::Left));
+                    }
+                    break node.because_of_its_disk(Ok(())).await;
+                }
+                Some(admission) = asked.recv() => {
+                    waiting.push(admission);
+                    outbox.event(NodeEvent::Node(Lifecycle::NodeWanted));
+                }
                 command = commands.recv() => match command {
                     Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
                     Some(Command::Impair(Impair { losses, delay_ns })) => {
                         node.disturbance.set(shares(plan, &losses), Duration::from_nanos(delay_ns));
                     }
-                    // Nobody joins or leaves, and what is written comes from clients.
-                    Some(Command::Peers { .. } | Command::Put { .. }) => {}
+                    Some(Command::Peers { nodes }) => {
+                        node.meet(plan, &nodes)?;
+                        let added = nodes.iter().copied().find(|node| !peers.contains(node));
+                        peers = nodes.into_iter().collect();
+                        for admission in waiting.drain(..) {
+                            // Whoever asked may be gone.
+                            let _ = admission.send(admitted(plan, added));
+                        }
+                    }
+                    // What is written comes from clients.
+                    Some(Command::Put { .. }) => {}
                     Some(Command::Leave | Command::Finish) | None => break Ok(()),
                 },
             }
@@ -42,4 +72,15 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     };
     outbox.status(node.close().await);
     outcome
+}
+
+/// The answer to a request for one more node, of which `added` came.
+fn admitted(plan: &Plan, added: Option<NodeId>) -> Response {
+    match added.and_then(|node| Some((node, plan.learning_address(node)?))) {
+        Some((node, address)) => Response::Added { node, address: address.to_string() },
+        None => Response::Unavailable {
+            maybe: false,
+            reason: "the run has no further node: nodes are added with raft only, and 4 at most".into(),
+        },
+    }
 }

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use workloads::keyvalue::Freshness;
 use workloads::keyvalue::load::Load;
 
 use crate::exit::Usage;
@@ -17,6 +18,40 @@ pub enum Disturbance {
     Stop,
     /// No datagram passes between the node and the others. Clients still reach it.
     Partition,
+}
+
+/// A system of others that serves in place of this suite's nodes, for comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Peer {
+    /// etcd, the program of this name on the PATH; without TLS.
+    Etcd,
+}
+
+impl Peer {
+    /// Its name, also that of its program.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+        }
+    }
+
+    /// What installs it.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::Etcd => "install it (Debian: apt-get install etcd-server), or leave --peer out",
+        }
+    }
+
+    /// Whether its program can be started here.
+    #[must_use]
+    pub fn is_installed(self) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .any(|folder| rustix::fs::access(folder.join(self.name()), rustix::fs::Access::EXEC_OK).is_ok())
+    }
 }
 
 /// Which disturbances, and when.
@@ -55,8 +90,37 @@ impl Disturbances {
 pub struct KvPlan {
     /// What clients do.
     pub load: Load,
+    /// Who serves in place of this suite's nodes.
+    #[serde(default)]
+    pub peer: Option<Peer>,
     /// How stale reads may be where they are not linearizable.
     pub staleness_ns: u64,
     /// What is done to nodes meanwhile.
     pub disturbances: Disturbances,
+}
+
+impl KvPlan {
+    /// Checks what its parts allow each other.
+    ///
+    /// # Errors
+    /// By option, with its remedy.
+    pub fn validate(&self) -> Result<(), Usage> {
+        self.load.validate().map_err(|error| {
+            let wrong = format!("must be {}", error.range);
+            Usage::option(&format!("--{}", error.what), error.given, wrong, "use a value in that range")
+        })?;
+        self.disturbances.validate()?;
+        let Some(peer) = self.peer else { return Ok(()) };
+        let refuse = |wrong: &str| Err(Usage::option("--peer", peer.name(), wrong, "leave it out"));
+        if self.load.clients == 0 {
+            return refuse("it is only asked by this program's clients, and --clients is 0");
+        }
+        if self.load.freshness != Freshness::Index {
+            return refuse("it is only asked for linearizable reads, as with --reads index");
+        }
+        if !self.disturbances.kinds.is_empty() {
+            return refuse("its members are not disturbed");
+        }
+        Ok(())
+    }
 }

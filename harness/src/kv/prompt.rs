@@ -1,13 +1,19 @@
 //! Commands on a running cluster: one on the command line, or one after another at a prompt.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use replication::{Epoch, NodeId};
+use tokio::time::{sleep, timeout};
 use workloads::keyvalue::Client;
 use workloads::keyvalue::message::{Change, Request, Response, Status, TooLarge, check_key};
 
 /// Lines of the log that are shown unless asked for more.
 pub const LOG_LINES: u32 = 20;
+
+/// Pause between looks at the members.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +35,8 @@ pub enum Action {
         /// How many.
         lines: u32,
     },
+    /// One more node is started.
+    AddNode,
     /// A node leaves for good.
     RemoveNode(NodeId),
     /// What can be asked.
@@ -45,6 +53,7 @@ delete KEY          remove a key
 show                every entry
 status              every node: role, term, index, members, requests of the last 10 seconds
 log [LINES] [NODE]  the newest commands that a node has applied: index, term, command
+add-node            start one more node, which joins
 remove-node ID      the node leaves for good, and ends
 quit                end (also Ctrl-D)";
 
@@ -76,6 +85,7 @@ impl Action {
                 let lines = lines.map_err(|_| "log takes a number of lines, and a node".to_owned())?;
                 Self::Log { lines, node: words.next().map(node).transpose()? }
             }
+            "add-node" => Self::AddNode,
             "remove-node" => Self::RemoveNode(node(rest)?),
             "help" => Self::Help,
             "quit" | "exit" => Self::Quit,
@@ -134,20 +144,54 @@ impl Action {
                 }
                 text
             }
-            Self::RemoveNode(node) => {
-                anyhow::ensure!(nodes.contains(node), "the cluster has no node {node}");
-                match client.ask(*node, &Request::Leave).await? {
-                    Response::Left => format!("node {node} has left\n"),
-                    Response::Unavailable { reason, .. } => {
-                        anyhow::bail!("node {node} did not leave: {reason}")
-                    }
-                    other => anyhow::bail!("an unexpected answer: {other:?}"),
-                }
-            }
+            Self::AddNode => add_node(client, nodes).await?,
+            Self::RemoveNode(node) => remove_node(client, nodes, *node).await?,
             Self::Help => format!("{HELP}\n"),
             Self::Quit => String::new(),
         })
     }
+}
+
+/// Has a node started, and waits until whoever leads counts it among the members.
+async fn add_node(client: &Client, nodes: &[NodeId]) -> anyhow::Result<String> {
+    let asked = leader(client, nodes).await;
+    let (node, address) = match client.ask(asked, &Request::AddNode).await? {
+        Response::Added { node, address } => (node, address),
+        Response::Unavailable { reason, .. } => anyhow::bail!("no node was added: {reason}"),
+        other => anyhow::bail!("an unexpected answer: {other:?}"),
+    };
+    let joined = async {
+        loop {
+            let leader = leader(client, nodes).await;
+            if client.status(leader).await.is_ok_and(|status| status.members.contains(&node)) {
+                return;
+            }
+            sleep(PAUSE).await;
+        }
+    };
+    let patience = client.patience();
+    timeout(patience, joined)
+        .await
+        .with_context(|| format!("node {node} is started, but was no member within {patience:?}"))?;
+    Ok(format!("node {node} has joined, at {address}\n"))
+}
+
+/// Has `node` leave. Its answer may be lost, because it ends: then whoever leads says whether it is a member.
+async fn remove_node(client: &Client, nodes: &[NodeId], node: NodeId) -> anyhow::Result<String> {
+    anyhow::ensure!(nodes.contains(&node), "the cluster has no node {node}");
+    match client.ask(node, &Request::Leave).await {
+        Ok(Response::Left) => {}
+        Ok(Response::Unavailable { reason, .. }) => anyhow::bail!("node {node} did not leave: {reason}"),
+        Ok(other) => anyhow::bail!("an unexpected answer: {other:?}"),
+        Err(error) => {
+            let others: Vec<NodeId> = nodes.iter().copied().filter(|other| *other != node).collect();
+            let leader = leader(client, &others).await;
+            if client.status(leader).await?.members.contains(&node) {
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(format!("node {node} has left\n"))
 }
 
 /// Whoever leads, as the first node that answers says; otherwise the first.
@@ -202,6 +246,7 @@ mod tests {
         assert_eq!(read("get a b"), Some(Action::Get("a b".into())));
         assert_eq!(read("log"), Some(Action::Log { node: None, lines: LOG_LINES }));
         assert_eq!(read("log 5 2"), Some(Action::Log { node: Some(NodeId(2)), lines: 5 }));
+        assert_eq!(read("add-node"), Some(Action::AddNode));
         assert_eq!(read("exit"), Some(Action::Quit));
     }
 

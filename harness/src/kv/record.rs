@@ -1,4 +1,4 @@
-//! What a key-value run leaves behind: operations.csv, clients.csv, summary.json; and the summary in words.
+//! What a key-value run leaves behind, as rows and figures: operations.csv, clients.csv, summary.json; and the summary in words.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,6 @@ use workloads::keyvalue::check::{Staleness, Verdict, linearizable, staleness};
 use workloads::keyvalue::history::{Ended, Kind, Operation, Stage, key};
 use workloads::keyvalue::load::Load;
 
-use crate::plan::Backend;
 use crate::record::Outcome;
 use crate::units::{show_bytes, show_ns};
 
@@ -88,7 +87,7 @@ pub const OPERATION_COLUMNS: [&str; 11] = [
 ];
 
 /// What checks found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checks {
     /// Whether reads were to be linearizable; otherwise staleness is bounded.
     pub linear: bool,
@@ -136,7 +135,7 @@ impl Checks {
 }
 
 /// A key-value run in a few numbers, all raw.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// How it ended.
     pub outcome: Outcome,
@@ -150,10 +149,12 @@ pub struct Summary {
     pub results: PathBuf,
     /// Always `kv`.
     pub workload: String,
-    /// The backend.
-    pub backend: Backend,
-    /// How bytes travelled.
-    pub payload: Payload,
+    /// The backend, or who served in its place.
+    pub backend: String,
+    /// The program that served, with its version.
+    pub server: String,
+    /// How bytes travelled; none where another system served.
+    pub payload: Option<Payload>,
     /// The seed.
     pub seed: u64,
     /// Nodes that served.
@@ -312,7 +313,8 @@ impl Summary {
             )
         };
         let mut text = line("outcome", self.message.clone());
-        text += &line("backend, payload", format!("{}, {}", self.backend, self.payload));
+        let payload = self.payload.map(|payload| format!(", {payload}")).unwrap_or_default();
+        text += &line("backend, payload", format!("{}{payload}", self.backend));
         text += &line("entries, weight", format!("{}, {}", self.entries, show_bytes(self.weight_bytes)));
         text += &line(
             "operations",

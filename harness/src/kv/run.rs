@@ -1,7 +1,7 @@
 //! The controller's part of a key-value run: start the nodes, have the clients fill, load and verify, disturb nodes meanwhile,
 //! check what clients saw, write it down.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,22 +10,21 @@ use replication::transport::identity::GUEST;
 use replication::{Epoch, NodeId, StoreEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
-use workloads::keyvalue::Freshness;
-use workloads::keyvalue::history::{Ended, Operation};
 
 use super::cluster::{ClusterAddress, ClusterFile};
 use super::disturb::{Strike, schedule};
-use super::load::{Clients, News, Order};
+use super::load::{Clients, Cluster, News, Order};
+use super::outcome::{Conclusion, Early, Seen};
 use super::plan::{Disturbance, KvPlan};
-use super::record::{Checks, ClientRow, Figures, OPERATION_COLUMNS, Summary, per_second, weight_bytes};
+use super::record::Summary;
 use crate::clock;
 use crate::control::{Entry, FromNode, Impair, Lifecycle, LinkLoss, NodeEvent, Start, ToNode, VERSION};
-use crate::disk;
+use crate::disk::{self, Folder};
 use crate::identity::Identity;
 use crate::place::Placement;
-use crate::plan::{Durability, Trial};
+use crate::plan::Trial;
 use crate::progress::Progress;
-use crate::record::{ControllerEvent, Manifest, Outcome, Recorder};
+use crate::record::{ControllerEvent, Manifest, Recorder};
 use crate::run::links::{self, Links};
 use crate::run::{Setup, Stop, Timeouts};
 use crate::units::{nanoseconds, show_ns};
@@ -35,12 +34,6 @@ const RECOVERY: Duration = Duration::from_secs(2);
 
 /// How soon a killed process that has not ended is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// Why a run is over before its end.
-enum Early {
-    Failed(String),
-    Stopped(Stop),
-}
 
 /// Runs a trial to its end, whatever that is, and writes its results. `cluster_file` receives the cluster's address.
 ///
@@ -53,7 +46,7 @@ pub async fn run<P: Placement>(
     progress: Progress,
     stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<Summary> {
-    let Setup { mut trial, command, repeat, issue, timeouts, .. } = setup;
+    let Setup { mut trial, dir, command, repeat, issue, timeouts, .. } = setup;
     let kv = trial.plan.kv.clone().context("the plan is of another workload")?;
     let started = clock::utc_now();
     let mut manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
@@ -62,23 +55,25 @@ pub async fn run<P: Placement>(
     let mut identities = issue(&everyone).context("cannot make the nodes' credentials")?;
     let guest = identities.remove(&GUEST).context("no credentials for clients")?;
     let cluster = ClusterAddress::new(&trial.plan, guest);
-    let recorder = Recorder::create(&trial.out, started, &manifest)?;
-    progress.note(&format!("results go to {}", recorder.dir().display()));
-    // Both are held until the nodes are gone.
-    let _folder = match &trial.durability {
-        Durability::Memory => None,
-        Durability::Disk { dir } => {
-            let dir = dir.clone().unwrap_or_else(|| recorder.dir().join("store"));
-            let folder = disk::Folder::open(&dir, &trial.plan, false)?;
-            trial.plan.disk = Some(folder.disk().clone());
-            manifest.plan = trial.plan.clone();
-            recorder.manifest(&manifest)?;
-            Some(folder)
-        }
+    let recorder = match dir {
+        Some(dir) => Recorder::create_in(&dir, &manifest)?,
+        None => Recorder::create(&trial.out, started, &manifest)?,
     };
-    let _file = cluster_file.map(|file| ClusterFile::write(&file, &cluster)).transpose()?;
+    progress.note(&format!("results go to {}", recorder.dir().display()));
+    let folder = disk::open_stores(&mut trial, recorder.dir())?;
+    if folder.is_some() {
+        manifest.plan = trial.plan.clone();
+        recorder.manifest(&manifest)?;
+    }
+    let file = cluster_file.map(|file| ClusterFile::write(&file, &cluster)).transpose()?;
     let mut controller = Controller {
-        nodes: trial.plan.nodes(),
+        nodes: trial.plan.founders(),
+        newcomers: trial.plan.newcomers().into(),
+        entries: BTreeMap::new(),
+        departed: BTreeSet::new(),
+        cluster,
+        file,
+        folder,
         strikes: Strikes::default(),
         links: Links::new(),
         listening: BTreeSet::new(),
@@ -87,6 +82,7 @@ pub async fn run<P: Placement>(
         epochs: BTreeSet::new(),
         struck: 0,
         begin_ns: None,
+        starting: false,
         ending: false,
         kv,
         trial,
@@ -98,7 +94,7 @@ pub async fn run<P: Placement>(
         placement,
         stops,
     };
-    let history = controller.drive(cluster).await;
+    let history = controller.drive().await;
     controller.conclude(history).await
 }
 
@@ -121,20 +117,31 @@ impl Strikes {
     }
 }
 
-struct Controller<P> {
-    trial: Trial,
+pub(super) struct Controller<P> {
+    pub(super) trial: Trial,
     kv: KvPlan,
-    nodes: Vec<NodeId>,
+    /// Nodes that belong to the cluster.
+    pub(super) nodes: Vec<NodeId>,
+    /// Nodes that may be added, in order.
+    pub(super) newcomers: VecDeque<NodeId>,
+    /// How nodes came that were added.
+    pub(super) entries: BTreeMap<NodeId, Entry>,
+    /// Nodes that have left.
+    pub(super) departed: BTreeSet<NodeId>,
+    pub(super) cluster: ClusterAddress,
+    // Both are held until the nodes are gone.
+    pub(super) file: Option<ClusterFile>,
+    pub(super) folder: Option<Folder>,
     identities: BTreeMap<NodeId, Identity>,
     timeouts: Timeouts,
     manifest: Manifest,
-    recorder: Recorder,
-    progress: Progress,
+    pub(super) recorder: Recorder,
+    pub(super) progress: Progress,
     placement: P,
     stops: mpsc::Receiver<Stop>,
-    links: Links,
+    pub(super) links: Links,
     /// Nodes that are up.
-    listening: BTreeSet<NodeId>,
+    pub(super) listening: BTreeSet<NodeId>,
     /// Nodes that ended without a disturbance, and why.
     ended: BTreeMap<NodeId, String>,
     /// Which of its lives each node is in, from 1.
@@ -143,19 +150,22 @@ struct Controller<P> {
     strikes: Strikes,
     struck: u64,
     begin_ns: Option<u64>,
+    /// Not every node has been up yet.
+    starting: bool,
     /// Nodes were told to finish.
     ending: bool,
 }
 
 impl<P: Placement> Controller<P> {
     /// From the first node to the last answer; returns every operation.
-    async fn drive(&mut self, cluster: ClusterAddress) -> anyhow::Result<Result<Seen, Early>> {
+    async fn drive(&mut self) -> anyhow::Result<Result<Seen, Early>> {
         self.progress.note(&self.trial.plan.backend.describe());
         self.progress.note(&format!("starting {} nodes, seed {}", self.nodes.len(), self.manifest.seed));
         for node in self.nodes.clone() {
             self.launch(node)?;
         }
         let until = Instant::now() + self.timeouts.start;
+        self.starting = true;
         while self.listening.len() < self.nodes.len() {
             if let Some(early) = self.look(until).await? {
                 return Ok(Err(early));
@@ -164,10 +174,11 @@ impl<P: Placement> Controller<P> {
                 return Ok(Err(Early::Failed("not every node was ready in time".into())));
             }
         }
+        self.starting = false;
         if self.kv.load.clients == 0 {
             return self.serve().await;
         }
-        let mut clients = Clients::start(self.kv.load, cluster)?;
+        let mut clients = Clients::start(self.kv.load, Cluster::new(self.cluster.clone()))?;
         let mut seen = None;
         while seen.is_none() {
             tokio::select! {
@@ -224,7 +235,7 @@ impl<P: Placement> Controller<P> {
         Ok(None)
     }
 
-    fn launch(&mut self, node: NodeId) -> anyhow::Result<()> {
+    pub(super) fn launch(&mut self, node: NodeId) -> anyhow::Result<()> {
         let lives = self.lives.entry(node).or_default();
         *lives += 1;
         let life = *lives;
@@ -242,7 +253,7 @@ impl<P: Placement> Controller<P> {
                 }
                 let plan = self.trial.plan.clone();
                 let identity = self.identities.get(&node).cloned().context("a node without credentials")?;
-                let (peers, entry) = (plan.nodes(), Entry::Founds);
+                let (peers, entry) = (self.nodes.clone(), self.entry(node));
                 let start = Start { version: VERSION, node, plan, identity, peers, entry, store_only: false };
                 self.links.send(node, ToNode::Start(Box::new(start)));
             }
@@ -262,6 +273,8 @@ impl<P: Placement> Controller<P> {
             NodeEvent::Node(Lifecycle::Failed { reason }) => {
                 self.ended.insert(node, reason.clone());
             }
+            NodeEvent::Node(Lifecycle::NodeWanted) => self.wanted(node)?,
+            NodeEvent::Node(Lifecycle::Left) => self.left(node)?,
             NodeEvent::Store(StoreEvent::AggregatorChanged { epoch: Some(epoch) })
                 if epoch.node == node && self.epochs.insert(*epoch) =>
             {
@@ -277,15 +290,15 @@ impl<P: Placement> Controller<P> {
         self.links.close(node);
         let killed =
             |(strike, target): &(Strike, NodeId)| strike.kind == Disturbance::Kill && *target == node;
-        if self.ending || self.strikes.on.as_ref().is_some_and(killed) {
+        self.listening.remove(&node);
+        if self.ending || self.departed.contains(&node) || self.strikes.on.as_ref().is_some_and(killed) {
             return Ok(None);
         }
         let how = self.ended.entry(node).or_insert_with(|| "it is gone".into()).clone();
         let event = ControllerEvent::NodeGone { target: node, how: how.clone(), expected: false };
         self.recorder.controller_event(&event)?;
         self.progress.warn(&format!("node {node} ended, and no disturbance is the reason: {how}"));
-        let starting = self.listening.len() < self.nodes.len();
-        Ok(starting.then(|| Early::Failed(format!("node {node} ended while starting: {how}"))))
+        Ok(self.starting.then(|| Early::Failed(format!("node {node} ended while starting: {how}"))))
     }
 
     async fn news(&mut self, news: News, clients: &Clients) -> anyhow::Result<Option<Seen>> {
@@ -373,53 +386,21 @@ impl<P: Placement> Controller<P> {
         };
         self.finish_nodes().await;
         self.progress.clear();
-        let checks = self.check(&seen);
-        let (outcome, message) = self.outcome(&seen, early, checks.as_ref());
-        let exit = match outcome {
-            Outcome::Completed => 0,
-            Outcome::Interrupted => 130,
-            Outcome::Terminated => 143,
-            _ => 1,
+        let backend = &self.trial.plan.backend;
+        let conclusion = Conclusion {
+            kv: &self.kv,
+            backend: backend.backend().to_string(),
+            server: format!("harness {}", self.manifest.program.version),
+            payload: Some(backend.payload),
+            nodes: self.nodes.len(),
+            seen,
+            early,
+            ended: &self.ended,
+            begin_ns: self.begin_ns,
+            epochs: self.epochs.len(),
+            disturbances: self.struck,
         };
-        self.manifest.ended(outcome, message, exit);
-        let figures = Figures::of(&seen.history, self.begin_ns.unwrap_or(0));
-        let summary = self.summary(&figures, checks);
-        self.recorder.table("operations.csv", OPERATION_COLUMNS, &seen.history)?;
-        self.recorder.table("clients.csv", ClientRow::COLUMNS, &figures.clients)?;
-        self.recorder.whole("summary.json", &summary)?;
-        self.recorder.manifest(&self.manifest)?;
-        Ok(summary)
-    }
-
-    fn check(&self, seen: &Seen) -> Option<Checks> {
-        let kv = &self.kv;
-        let linear = kv.load.freshness != Freshness::Local;
-        (!seen.history.is_empty()).then(|| {
-            let mut checks = Checks::of(&seen.history, linear, kv.staleness_ns);
-            if !seen.differing.is_empty() && checks.failure.is_none() {
-                let nodes: Vec<String> = seen.differing.iter().map(ToString::to_string).collect();
-                checks.failure =
-                    Some(format!("nodes {} never had the same entries as the others", nodes.join(", ")));
-            }
-            checks
-        })
-    }
-
-    fn outcome(&self, seen: &Seen, early: Option<Early>, checks: Option<&Checks>) -> (Outcome, String) {
-        match early {
-            Some(Early::Failed(reason)) => (Outcome::Failed, reason),
-            Some(Early::Stopped(Stop::Interrupt)) => (Outcome::Interrupted, "ended by SIGINT".into()),
-            Some(Early::Stopped(Stop::Terminate)) => (Outcome::Terminated, "ended by SIGTERM".into()),
-            None => match (checks.and_then(|checks| checks.failure.clone()), self.ended.iter().next()) {
-                (Some(failure), _) => (Outcome::Failed, failure),
-                (None, Some((node, how))) => (Outcome::Failed, format!("node {node} ended: {how}")),
-                (None, None) if seen.history.iter().any(|operation| operation.ended == Ended::Ok) => {
-                    (Outcome::Completed, "completed".into())
-                }
-                (None, None) if self.kv.load.clients == 0 => (Outcome::Completed, "served".into()),
-                (None, None) => (Outcome::Failed, "no operation was acknowledged".into()),
-            },
-        }
+        conclusion.write(&self.recorder, &mut self.manifest)
     }
 
     async fn finish_nodes(&mut self) {
@@ -438,48 +419,4 @@ impl<P: Placement> Controller<P> {
         }
         self.placement.kill_all();
     }
-
-    fn summary(&self, figures: &Figures, checks: Option<Checks>) -> Summary {
-        let KvPlan { load, .. } = &self.kv;
-        Summary {
-            outcome: self.manifest.outcome,
-            message: self.manifest.message.clone(),
-            exit_code: self.manifest.exit_code.unwrap_or(1),
-            valid: self.manifest.outcome == Outcome::Completed,
-            results: self.recorder.dir().to_owned(),
-            workload: "kv".into(),
-            backend: self.trial.plan.backend.backend(),
-            payload: self.trial.plan.backend.payload,
-            seed: self.manifest.seed,
-            nodes: self.nodes.len() as u64,
-            clients: load.clients.into(),
-            entries: load.entries.into(),
-            value_bytes: load.value_bytes.into(),
-            weight_bytes: weight_bytes(load),
-            load_ns: figures.load_ns,
-            operations: figures.operations,
-            failed: figures.failed,
-            unknown: figures.unknown,
-            attempts: figures.attempts,
-            requests_per_s: per_second(figures.latency.count, figures.load_ns),
-            writes_per_s: per_second(figures.write_latency.count, figures.load_ns),
-            client_mean_ns: figures.client_mean_ns,
-            client_sd_ns: figures.client_sd_ns,
-            latency: figures.latency,
-            read_latency: figures.read_latency,
-            write_latency: figures.write_latency,
-            epochs: self.epochs.len() as u64,
-            disturbances: self.struck,
-            checks,
-            repeat: self.manifest.repeat.clone(),
-        }
-    }
-}
-
-/// What clients saw.
-#[derive(Default)]
-struct Seen {
-    history: Vec<Operation>,
-    /// Nodes that never had the same entries as the first.
-    differing: Vec<NodeId>,
 }

@@ -28,6 +28,8 @@ const REAP_INTERVAL: Duration = Duration::from_millis(2);
 pub struct Processes {
     program: PathBuf,
     arguments: Vec<String>,
+    /// Further arguments of each.
+    own_arguments: BTreeMap<NodeId, Vec<String>>,
     children: BTreeMap<NodeId, Child>,
 }
 
@@ -38,7 +40,14 @@ impl Processes {
     /// If that cannot be found.
     pub fn of_this_program() -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
-        Ok(Self { program, arguments: vec!["node".into()], children: BTreeMap::new() })
+        let (arguments, own_arguments) = (vec!["node".into()], BTreeMap::new());
+        Ok(Self { program, arguments, own_arguments, children: BTreeMap::new() })
+    }
+
+    /// Nodes that are another program, each with arguments of its own.
+    #[must_use]
+    pub fn new(program: PathBuf, own_arguments: BTreeMap<NodeId, Vec<String>>) -> Self {
+        Self { program, arguments: Vec::new(), own_arguments, children: BTreeMap::new() }
     }
 
     /// Signals `node`, unless it is gone.
@@ -74,7 +83,9 @@ impl Processes {
         log: &Path,
         namespace: Option<&Namespace>,
     ) -> anyhow::Result<Pipes> {
-        let child = child_command(&self.program, &self.arguments, log, namespace)?.spawn();
+        let own_arguments = self.own_arguments.get(&node).into_iter().flatten();
+        let arguments: Vec<String> = self.arguments.iter().chain(own_arguments).cloned().collect();
+        let child = child_command(&self.program, &arguments, log, namespace)?.spawn();
         let mut child =
             child.with_context(|| format!("cannot start {} as node {node}", self.program.display()))?;
         let pipes = child.stdin.take().zip(child.stdout.take());
@@ -173,6 +184,7 @@ mod tests {
         Processes {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), text.into()],
+            own_arguments: BTreeMap::new(),
             children: BTreeMap::new(),
         }
     }

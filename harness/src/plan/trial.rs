@@ -46,6 +46,10 @@ impl Trial {
             let wrong = "not for --workload kv: it has no rounds";
             return Err(Usage::option("--member", change, wrong, "leave it out"));
         }
+        if let (Some(peer), Durability::Memory) = (kv.peer, &self.durability) {
+            let wrong = format!("{} keeps its log on disk", peer.name());
+            return Err(Usage::option("--durability", "memory", wrong, "leave it out, or --peer"));
+        }
         if self.durability == Durability::Memory && kv.disturbances.kinds.contains(&Disturbance::Kill) {
             let wrong = "a node that lost its memory, and its votes with it, must not come back under its id";
             return Err(Usage::option(

@@ -57,9 +57,18 @@ pub fn read(dirs: &[PathBuf]) -> anyhow::Result<Study> {
     }
     let mut study = Study::default();
     for folder in of_kind(Kind::Experiment) {
-        study.experiments.push(folder.experiment()?);
+        let experiment = folder.experiment()?;
+        let dictionary = experiment.trials.iter().any(Trial::is_dictionary);
+        if dictionary { &mut study.dictionaries } else { &mut study.experiments }.push(experiment);
     }
-    study.experiments.extend(runs(&of_kind(Kind::Run).collect::<Vec<_>>())?);
+    if let Some(mut federated) = runs(&of_kind(Kind::Run).collect::<Vec<_>>())? {
+        let all = std::mem::take(&mut federated.trials);
+        let (trials, rest) = all.into_iter().partition(Trial::is_dictionary);
+        let dictionaries = Experiment { trials, ..federated.clone() };
+        federated.trials = rest;
+        study.dictionaries.extend((!dictionaries.trials.is_empty()).then_some(dictionaries));
+        study.experiments.extend((!federated.trials.is_empty()).then_some(federated));
+    }
     for folder in of_kind(Kind::Election) {
         study.elections.push(folder.elections()?);
     }
@@ -190,8 +199,13 @@ impl Folder {
             }
         };
         let cell = cell::of_command(self.text("/repeat"));
-        let figures = scalars(&summary);
-        let valid = summary.pointer("/traffic/valid").and_then(Value::as_bool).unwrap_or(false);
+        let mut figures = scalars(&summary);
+        // As the columns of an experiment are named.
+        for (name, value) in scalars(summary.get("latency").unwrap_or(&Value::Null)) {
+            figures.insert(format!("latency_{name}"), value);
+        }
+        let valid = summary.pointer("/traffic/valid").or(summary.get("valid"));
+        let valid = valid.and_then(Value::as_bool).unwrap_or(false);
         let trial =
             Trial { number, cell, outcome: self.text("/outcome").into(), valid, figures, ..Trial::default() };
         let mut trials = vec![trial];

@@ -4,7 +4,7 @@
 //! ```text
 //!   load     folders -> Study            the only part that knows files; refuses what cannot be reported
 //!   cell     settings of trials          grouped into facets and series
-//!   figures, table, safety               Study -> drawings and words, pure
+//!   figures, table, keyvalue, safety     Study -> drawings and words, pure
 //!   page, markdown, png, splice          the same as files
 //!   compare  two studies -> differences
 //! ```
@@ -15,6 +15,7 @@ pub mod cell;
 pub mod compare;
 pub mod draw;
 pub mod figures;
+mod keyvalue;
 pub mod load;
 mod markdown;
 mod page;
@@ -64,6 +65,7 @@ impl Report {
         let mut sources: Vec<(String, Vec<Provenance>)> = study
             .experiments
             .iter()
+            .chain(&study.dictionaries)
             .map(|experiment| (experiment.name.clone(), experiment.provenance.clone()))
             .collect();
         let elections = study.elections.iter().map(|elections| elections.provenance.clone()).collect();
@@ -130,7 +132,7 @@ fn warnings(study: &Study, sources: &[(String, Vec<Provenance>)]) -> Vec<String>
             machines.len()
         ));
     }
-    for experiment in &study.experiments {
+    for experiment in study.experiments.iter().chain(&study.dictionaries) {
         let failed = experiment.trials.iter().filter(|trial| !trial.completed()).count();
         if failed > 0 {
             let of = experiment.trials.len();

@@ -77,6 +77,12 @@ impl Trial {
         self.figures.get(name)?.parse().ok()
     }
 
+    /// Whether it is of the key-value workload.
+    #[must_use]
+    pub fn is_dictionary(&self) -> bool {
+        self.figures.contains_key("writes_per_s")
+    }
+
     /// Whether it did all that it was asked to.
     #[must_use]
     pub fn completed(&self) -> bool {
@@ -175,6 +181,8 @@ pub struct Elections {
 pub struct Study {
     /// In the order in which their folders were given.
     pub experiments: Vec<Experiment>,
+    /// The same of the key-value workload.
+    pub dictionaries: Vec<Experiment>,
     /// The same of folders of elections.
     pub elections: Vec<Elections>,
 }

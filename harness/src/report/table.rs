@@ -2,6 +2,7 @@
 
 use super::cell::{Series, rank};
 use super::figures::{CONFIDENCE, Largest, largest};
+use super::keyvalue;
 use super::reference::{PARAMETER_BYTES, Reference};
 use super::rows::Failover;
 use super::safety::Safety;
@@ -36,6 +37,7 @@ pub fn tables(study: &Study, reference: &Reference) -> Vec<Table> {
         tables.extend(traffic(experiment, reference));
         tables.extend(safety(experiment));
     }
+    tables.extend(study.dictionaries.iter().map(keyvalue::table));
     tables.extend(elections(&study.elections));
     tables
 }

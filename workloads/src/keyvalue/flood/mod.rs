@@ -166,7 +166,6 @@ impl Flood {
 
 #[cfg(test)]
 mod tests {
-    use rand::seq::IndexedRandom;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -306,7 +305,7 @@ mod tests {
         }
         assert!(!flood.is_called() && flood.step().is_none());
         let alone = [NodeId(1)];
-        let mut flood = Flood::new(*alone.choose(&mut ChaCha8Rng::seed_from_u64(0)).unwrap(), &alone);
+        let mut flood = Flood::new(NodeId(1), &alone);
         flood.propose(vec![command(NodeId(1), 0)]);
         assert!(matches!(flood.step(), Some(Step::Decide(commands)) if commands.len() == 1));
     }
