@@ -82,8 +82,8 @@ fn archive(labels: &[&[u8]; 2], own: &[(Vec<u32>, Examples); 2]) -> anyhow::Resu
         let half = usize::from(split == Split::Test);
         let first = if half == 1 { 0 } else { at * FILE_RECORDS };
         let mut bytes = Vec::with_capacity(FILE_RECORDS * (1 + PIXELS));
-        for index in first..first + FILE_RECORDS {
-            bytes.push(labels[half][index]);
+        for (index, label) in labels[half].iter().enumerate().skip(first).take(FILE_RECORDS) {
+            bytes.push(*label);
             match places[half].get(&index) {
                 Some(place) => bytes.extend_from_slice(&own[half].1.pixels()[place * PIXELS..][..PIXELS]),
                 None => bytes.resize(bytes.len() + PIXELS, 0),

@@ -165,7 +165,8 @@ pub async fn run<P: Placement>(
     };
     progress.note(&format!("results go to {}", recorder.dir().display()));
     // Held until the nodes are gone.
-    let disk_on_hosts = matches!(trial.durability, Durability::Disk { .. }) && trial.plan.placement == PlacementKind::Ssh;
+    let disk_on_hosts =
+        matches!(trial.durability, Durability::Disk { .. }) && trial.plan.placement == PlacementKind::Ssh;
     let folder = if disk_on_hosts {
         // Each host makes it, and removes it at the end.
         let cluster = disk::Label::new(trial.plan.backend.backend(), trial.plan.founders).cluster;

@@ -210,7 +210,7 @@ mod tests {
         let plan = crate::plan::tests::plan(3);
         let durability = Durability::Disk { dir: Some(dir.path().join("store")) };
         let (faults, changes, out) = (Vec::new(), Vec::new(), "out".into());
-        let trial = Trial { plan, durability, faults, changes, out, json: false, quiet: true };
+        let trial = Trial { plan, durability, faults, changes, out, shelf: None, json: false, quiet: true };
         let data = data_folders(&trial, dir.path()).unwrap();
         let arguments = arguments(&trial.plan, &data);
         assert_eq!(arguments.len(), 3);
