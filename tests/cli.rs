@@ -191,7 +191,7 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--network localhost", "for '--network <A.B.C.0>'"),
         (
             "--fault explode@worker,round:1",
-            "unknown kind 'explode'; use kill, restart, stop, partition, loss:P",
+            "unknown kind 'explode'; use kill, restart, power-off, stop, partition, loss:P",
         ),
         ("--fault kill@boss,round:1", "use aggregator, worker, random, majority, minority, node:ID or all"),
         ("--fault kill@worker,round:0", "use round:N, N from 1, random:N, N from 2, or voters-changed"),
@@ -251,7 +251,7 @@ fn help_names_every_option_with_its_default() {
     assert_eq!(help.code, 0);
     for expected in [
         "--backend <BACKEND>",
-        "[default: 10]",
+        "[default: 10; with --placement",
         "[default: 120s, or",
         "[default: 1000-2000ms]",
         "[default: 100ms, 250ms with gossip]",
@@ -344,7 +344,7 @@ fn a_node_without_a_controller_says_hello_and_ends() {
     let dir = tempfile::tempdir().unwrap();
     let said = harness(dir.path(), &["node"]);
     assert_eq!(said.code, 0, "{}", said.err);
-    assert!(said.out.starts_with("{\"type\":\"hello\",\"version\":1,"), "{}", said.out);
+    assert!(said.out.starts_with("{\"type\":\"hello\",\"version\":2,"), "{}", said.out);
 }
 
 #[test]

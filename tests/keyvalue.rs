@@ -37,7 +37,7 @@ fn every_backend_serves_a_load_and_passes_its_check() {
         assert_eq!(run.rows("clients.csv").len(), 4);
         for name in ["latency.hgrm", "read_latency.hgrm", "write_latency.hgrm", "latency.hlog"] {
             let text = std::fs::read_to_string(run.results().join(name)).unwrap();
-            let count = format!("Total count    = {:12}]", summary["latency"]["count"]);
+            let count = format!("Total count    = {:12}]", summary["latency"]["count"].as_u64().unwrap());
             assert!(name != "latency.hgrm" || text.contains(&count), "{text}");
         }
     }

@@ -328,6 +328,8 @@ mod tests {
     async fn an_entry_never_lacks_its_bytes_wherever_the_writes_end() {
         let recorder = Recorder::default();
         let (shelf, found) = Shelf::open(Storage::eager_on(recorder.clone()).unwrap()).unwrap();
+        // What it held before it was a database.
+        recorder.flushed.lock().unwrap().clear();
         let mut log = RaftLog::open(shelf, &found).unwrap();
         log.append((0..4).map(|index| entry(1, index, index)), IOFlushed::noop()).await.unwrap();
         log.append([entry(2, 3, 7)], IOFlushed::noop()).await.unwrap();
