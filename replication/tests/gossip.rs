@@ -223,7 +223,8 @@ impl Handler for Impostor {
                     Option<Metadata>,
                     bool,
                 ) = postcard::from_bytes(&request.head).unwrap();
-                let have = Frame::new(HAVE, postcard::to_stdvec(&(id, digest)).unwrap());
+                let founders = (Epoch::default(), 1_u64);
+                let have = Frame::new(HAVE, postcard::to_stdvec(&(id, digest, founders)).unwrap());
                 let transport = self.transport.get().unwrap();
                 transport.request(id.epoch.node, Class::Digest, have).await.unwrap();
                 Ok(Frame::new(0, postcard::to_stdvec(&None::<Epoch>).unwrap()))
