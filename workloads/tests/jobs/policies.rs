@@ -44,5 +44,6 @@ async fn by_latency_the_aggregator_leaves_a_node_that_is_far_away_and_stays() {
     let finishers = finishers(&job);
     let moves = finishers.windows(2).filter(|pair| pair[0].1 != pair[1].1).count();
     assert_eq!(moves, 1, "{finishers:?}");
-    assert!(finishers.iter().all(|(round, node)| (*node == first) == (*round <= 2)), "{finishers:?}");
+    // A round takes a second, and eight probes two of them: the first round concludes nothing, the next two name a successor.
+    assert!(finishers.iter().all(|(round, node)| (*node == first) == (*round <= 3)), "{finishers:?}");
 }
