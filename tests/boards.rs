@@ -277,7 +277,8 @@ fn a_run_on_ten_hosts_begins_soon_measures_right_and_leaves_nothing_behind() {
     let shelf = Shelf::new(10);
     fs::write(shelf.path("hosts.ini"), shelf.inventory(10, |_| String::new())).unwrap();
     let begun_ns = harness::clock::monotonic_ns();
-    let run = shelf.run(&["--rounds", "3", "--fault", "kill@aggregator,round:2", "--capture", "required"]);
+    // Enough rounds for several comparisons of clocks, one every two seconds.
+    let run = shelf.run(&["--rounds", "20", "--fault", "kill@aggregator,round:2", "--capture", "required"]);
     let output = run.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{said}");
