@@ -245,7 +245,7 @@ fn the_doctor_names_every_trouble_with_its_host_and_remedy() {
         ("elsewhere", "none of its interfaces (lo, eth0) has the address 10.8.8.99", "harness_address"),
         ("otherwise", "is the address of eth0, not of wlan0; it has lo, eth0", "harness_interface"),
         ("bare", "there is no /nowhere/harness", "harness_program"),
-        ("foreign", "is for another architecture", "cargo build --release --target"),
+        ("foreign", "is for another architecture", "scripts/cross-build"),
         ("unknown", "its host key is not known", "accept it: ssh"),
         ("off", "it cannot be reached", "see whether it is up"),
     ] {

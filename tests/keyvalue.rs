@@ -159,17 +159,24 @@ fn nodes_are_added_and_removed_while_a_cluster_serves() {
         cluster["nodes"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
     assert_eq!(nodes(&file), ["1", "2", "3", "4"], "those who read the file reach it");
-    assert!(said(&["status"]).contains("1,2,3,4"));
+    let both = std::thread::scope(|scope| {
+        let asking = [0, 1].map(|_| scope.spawn(|| said(&["add-node"])));
+        asking.map(|asking| asking.join().unwrap())
+    });
+    let joined =
+        |node: u64| both.iter().filter(|said| said.starts_with(&format!("node {node} has joined"))).count();
+    assert_eq!((joined(5), joined(6)), (1, 1), "each is told of its own: {both:?}");
+    assert!(said(&["status"]).contains("1,2,3,4,5,6"));
     assert_eq!(said(&["remove-node", "1"]), "node 1 has left\n");
     assert_eq!(said(&["set", "after", "2"]), "set\n");
     let until = Instant::now() + Duration::from_secs(60);
-    while nodes(&file) != ["2", "3", "4"] {
+    while nodes(&file) != ["2", "3", "4", "5", "6"] {
         assert!(Instant::now() < until, "{:?}", nodes(&file));
         std::thread::sleep(Duration::from_millis(20));
     }
     let (code, text) = kv(&file, &[], "get first\nshow\nstatus\n");
     assert!(
-        code == 0 && text.starts_with("1\nafter\t2\nfirst\t1\n") && text.contains("2,3,4"),
+        code == 0 && text.starts_with("1\nafter\t2\nfirst\t1\n") && text.contains("2,3,4,5,6"),
         "{code} {text}"
     );
     running.signal(rustix::process::Signal::TERM);

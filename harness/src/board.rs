@@ -33,7 +33,7 @@ pub struct Board {
     pub mains_power: bool,
     /// Memory that is free or can be freed, in bytes.
     pub memory_available_bytes: u64,
-    /// Space that is free where temporary files go, in bytes.
+    /// Space that is free in [`STORES`], in bytes.
     pub disk_available_bytes: u64,
 }
 
@@ -47,6 +47,9 @@ pub struct Wifi {
     /// Rate at which it sends, in bit/s, as `iw` says.
     pub sent_bits_per_s: Option<u64>,
 }
+
+/// Where hosts keep stores for the time of a run: on disk, which /tmp need not be.
+pub const STORES: &str = "/var/tmp";
 
 /// Bits of `throttled_bits` that speak of now: under-voltage, frequency capped, throttled, temperature limit.
 const THROTTLED_NOW: u64 = 0xf;
@@ -65,7 +68,7 @@ impl Board {
             (!text.is_empty()).then_some(text)
         };
         let bits = |text: String| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-        let disk = rustix::fs::statvfs(std::env::temp_dir().as_path());
+        let disk = rustix::fs::statvfs(STORES);
         Self {
             model: text("proc/device-tree/model"),
             governor: text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -147,7 +150,9 @@ impl Watch {
     }
 
     fn note(&mut self, board: &Board) -> bool {
-        let since = board.throttled_bits.unwrap_or(0) & THROTTLED_SINCE;
+        // What it cannot say now it may say later, with all that was before the run.
+        let Some(bits) = board.throttled_bits else { return self.throttled };
+        let since = bits & THROTTLED_SINCE;
         let before = *self.before.get_or_insert(since);
         self.throttled |= board.is_throttled() || since & !before != 0;
         self.throttled

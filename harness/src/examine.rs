@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::board::{Facts, Needs};
 use crate::capability::CAPTURE_SETCAP;
 use crate::clock::{self, Exchange, Offset, offset};
+use crate::control::codec::LineReader;
 use crate::place::inventory::Host;
 use crate::probe::{Answer, Question};
 use crate::ssh::{self, Trouble};
@@ -150,7 +151,7 @@ async fn examine(host: Host, arguments: Vec<String>, needs: Needs) -> Result<Exa
 /// The answers to all questions; none if the stream ended before.
 async fn ask(child: &mut Child, needs: Needs) -> Option<Examined> {
     let mut stdin = child.stdin.take()?;
-    let mut lines = BufReader::new(child.stdout.take()?).lines();
+    let mut lines = LineReader::new(BufReader::new(child.stdout.take()?));
     let (mut utc, mut monotonic) = (Vec::new(), Vec::new());
     for _ in 0..EXCHANGES {
         let asked = (clock::monotonic_ns(), clock::utc_ns());
@@ -168,12 +169,12 @@ async fn ask(child: &mut Child, needs: Needs) -> Option<Examined> {
 
 async fn question(
     stdin: &mut ChildStdin,
-    lines: &mut Lines<BufReader<ChildStdout>>,
+    lines: &mut LineReader<BufReader<ChildStdout>>,
     question: &Question,
 ) -> Option<Answer> {
     let line = serde_json::to_string(question).ok()? + "\n";
     stdin.write_all(line.as_bytes()).await.ok()?;
-    serde_json::from_str(&lines.next_line().await.ok()??).ok()
+    lines.next().await.ok()?
 }
 
 /// What is not in order.
@@ -212,7 +213,7 @@ fn judge(host: &Host, examined: &Examined) -> Vec<Finding> {
     let board = &facts.board;
     for (what, available, least) in [
         ("memory", board.memory_available_bytes, MIN_MEMORY_BYTES),
-        ("space for temporary files", board.disk_available_bytes, MIN_DISK_BYTES),
+        ("space in /var/tmp", board.disk_available_bytes, MIN_DISK_BYTES),
     ] {
         if available < least {
             let wrong = format!("only {} of {what} are free", show_bytes(available));
@@ -304,7 +305,7 @@ mod tests {
         );
         assert_eq!(
             one(|it| it.facts.board.disk_available_bytes = 5000),
-            fatal("only 5.0 kB of space for temporary files are free")
+            fatal("only 5.0 kB of space in /var/tmp are free")
         );
         assert_eq!(
             one(|it| it.facts.missing_capabilities = Some("CAP_NET_RAW".into())),

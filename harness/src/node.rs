@@ -89,7 +89,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
                 Some(Command::Impair(Impair { losses, delay_ns })) => {
                     node.disturbance.set(shares(&start.plan, &losses), Duration::from_nanos(delay_ns));
                 }
-                Some(Command::Peers { nodes }) => node.meet(&start.plan, &nodes)?,
+                Some(Command::Peers { nodes, .. }) => node.meet(&start.plan, &nodes)?,
                 Some(Command::Leave) => {
                     let store = node.store.clone();
                     leaving = Box::pin(async move { store.leave().await });

@@ -97,7 +97,7 @@ pub fn trouble(host: &Host, code: Option<i32>, said: &str) -> Trouble {
         // A shell takes a binary that its kernel does not know for a script.
         Some(code) if code == CANNOT_EXECUTE || said.contains("Syntax error") => means(
             &format!("{program} is for another architecture"),
-            "build for it (cargo build --release --target) and copy that binary".into(),
+            "build for it (scripts/cross-build) and copy that binary".into(),
         ),
         Some(NOT_FOUND) => means(
             &format!("there is no {program}"),
@@ -166,13 +166,13 @@ mod tests {
                 126,
                 "sh: cannot execute binary file: Exec format error",
                 "another architecture",
-                "cargo build --release --target",
+                "scripts/cross-build",
             ),
             (
                 2,
                 "/usr/local/bin/harness: 1: Syntax error: \"(\" unexpected",
                 "another architecture",
-                "cargo build --release --target",
+                "scripts/cross-build",
             ),
             (2, "error: unrecognized subcommand 'probe'", "another version", "copy this one"),
             (1, "", "its program failed (it said nothing)", "--version"),

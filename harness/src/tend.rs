@@ -206,10 +206,11 @@ impl Tender {
             Signal::Stop => rustix::process::Signal::STOP,
             Signal::Continue => rustix::process::Signal::CONT,
         };
+        // Before it is done: what follows from it must not be earlier.
+        let at_ns = clock::monotonic_ns();
         if kill_process(pid, number).is_err() {
             return;
         }
-        let at_ns = clock::monotonic_ns();
         match signal {
             // Told when everything else was.
             Signal::Kill => self.killed_at_ns = Some(at_ns),
@@ -252,7 +253,9 @@ impl Tender {
         }
         self.look();
         if let Some(at_ns) = self.killed_at_ns {
-            self.say(&FromNode::Signalled { signal: Signal::Kill, at_ns });
+            // Whoever reads takes it for the end of the node, so it is not dropped as `say` would.
+            let line = line_of(&FromNode::Signalled { signal: Signal::Kill, at_ns });
+            let _ = tokio::time::timeout(FLUSH, self.lines.send(line)).await;
         }
     }
 

@@ -151,18 +151,18 @@ impl Ledger {
     }
 
     /// Adds `record`, which is acknowledged and may be older than what is here, at its place, unless its name is known or it is
-    /// too old to be kept. Returns whether it is new, and the digests that no retained checkpoint refers to any more.
-    pub(crate) fn fill(&mut self, record: Record) -> (bool, Vec<Digest>) {
+    /// too old to be kept, which counts as a repeat. Returns the digests that no retained checkpoint refers to any more.
+    pub(crate) fn fill(&mut self, record: Record) -> (Admission, Vec<Digest>) {
         let slot = self.slots.entry(record.id.slot).or_default();
         let at = slot.partition_point(|known| known.id < record.id);
         let known = slot.iter().any(|known| known.id == record.id);
         if known || (at == 0 && slot.len() >= self.retained) {
-            return (false, Vec::new());
+            return (Admission::Repeat, Vec::new());
         }
         slot.insert(at, record);
         let discarded = if slot.len() > self.retained { slot.pop_front() } else { None };
         let unreferenced = discarded.map(|record| record.digest).filter(|digest| !self.refers_to(*digest));
-        (true, unreferenced.into_iter().collect())
+        (Admission::New, unreferenced.into_iter().collect())
     }
 
     /// Whether a retained checkpoint has these bytes.
@@ -201,11 +201,11 @@ mod tests {
         let mut ledger = Ledger::new(3);
         let at = |round| record(1, round, Phase::AggregateFit, round as u8);
         ledger.insert(at(5));
-        assert_eq!(ledger.fill(at(3)), (true, vec![]));
-        assert_eq!(ledger.fill(at(3)), (false, vec![]));
-        assert_eq!(ledger.fill(at(6)), (true, vec![]));
-        assert_eq!(ledger.fill(at(2)), (false, vec![]), "too old");
-        assert_eq!(ledger.fill(at(4)), (true, vec![at(3).digest]));
+        assert_eq!(ledger.fill(at(3)), (Admission::New, vec![]));
+        assert_eq!(ledger.fill(at(3)), (Admission::Repeat, vec![]));
+        assert_eq!(ledger.fill(at(6)), (Admission::New, vec![]));
+        assert_eq!(ledger.fill(at(2)), (Admission::Repeat, vec![]), "too old");
+        assert_eq!(ledger.fill(at(4)), (Admission::New, vec![at(3).digest]));
         let rounds: Vec<u64> = ledger.records().map(|record| record.id.round).collect();
         assert_eq!(rounds, [4, 5, 6]);
     }

@@ -390,6 +390,7 @@ impl CheckpointStore for LocalStore {
             fails_over: false,
             survives_full_restart: self.node.archive.is_durable(),
             takes_provided: false,
+            in_order: true,
         }
     }
 

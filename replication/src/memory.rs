@@ -199,6 +199,7 @@ impl CheckpointStore for MemoryStore {
             fails_over: true,
             survives_full_restart: false,
             takes_provided: false,
+            in_order: true,
         }
     }
 

@@ -415,6 +415,8 @@ pub struct Guarantees {
     pub survives_full_restart: bool,
     /// Bytes given by [`CheckpointStore::provide`] need not be sent again.
     pub takes_provided: bool,
+    /// A node that serves a checkpoint knows every retained one that was acknowledged before it.
+    pub in_order: bool,
 }
 
 /// Something that happened inside a store; who observes it stamps it with the time.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replication::backup::BackupConfig;
-use replication::conformance::parameters;
+use replication::conformance::{parameters, until};
 use replication::gossip::GossipConfig;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::{
@@ -17,7 +17,6 @@ use replication::{
 };
 
 const CHECKPOINT_BYTES: usize = 248_024;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn gossip(nodes: u64, holders: u32) -> Backend {
     Backend::Gossip(GossipConfig {
@@ -76,15 +75,6 @@ impl Cluster {
         self.stores.insert(node, open(backend, site).await.unwrap());
     }
 
-    async fn until(&self, what: &str, met: impl Fn() -> bool) {
-        let waiting = async {
-            while !met() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited for {what}"));
-    }
-
     fn epoch(&self) -> Option<Epoch> {
         let newest = self.stores.values().filter_map(|store| *store.aggregator().borrow()).max();
         newest.filter(|epoch| {
@@ -101,14 +91,14 @@ impl Cluster {
             known.sort();
             known == members.map(NodeId)
         };
-        self.until(&format!("members {members:?}"), among).await;
+        until(&format!("members {members:?}"), among).await;
     }
 
     /// Writes the next round, on whoever aggregates.
     async fn put(&mut self) -> CheckpointId {
         let round = self.acknowledged.len() as u64 + 1;
         loop {
-            self.until("an aggregator", || self.epoch().is_some()).await;
+            until("an aggregator", || self.epoch().is_some()).await;
             let epoch = self.epoch().unwrap();
             let id = CheckpointId { epoch, round, phase: Phase::AggregateFit, slot: Slot::Global };
             let store = self.stores[&epoch.node].clone();
@@ -184,7 +174,7 @@ async fn five_become_seven_and_then_four(backend: Backend, holders: [u32; 3]) {
     // Four tolerate a loss, whatever was there before.
     let aggregator = cluster.epoch().unwrap().node.0;
     cluster.crash(aggregator).await;
-    cluster.until("a successor", || cluster.epoch().is_some_and(|epoch| epoch.node.0 != aggregator)).await;
+    until("a successor", || cluster.epoch().is_some_and(|epoch| epoch.node.0 != aggregator)).await;
     cluster.put().await;
     cluster.all_is_there().await;
 }
@@ -256,9 +246,7 @@ async fn a_minority_takes_in_nobody_where_a_majority_is_promised() {
     let others: Vec<NodeId> = (1..=5).map(NodeId).filter(|node| ![aggregator, mate].contains(node)).collect();
     cluster.join(6, None).await;
     cluster.network.partition(&[&[aggregator, mate, NodeId(6)], &others]);
-    cluster
-        .until("another aggregator", || cluster.epoch().is_some_and(|epoch| epoch.node != aggregator))
-        .await;
+    until("another aggregator", || cluster.epoch().is_some_and(|epoch| epoch.node != aggregator)).await;
     let id = cluster.put().await;
     assert!(others.contains(&id.epoch.node), "the majority goes on");
     cluster.network.heal();

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use replication::conformance::parameters;
+use replication::conformance::{parameters, until};
 use replication::raft::{Electorate, RaftConfig, RaftStore};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::{
@@ -17,7 +17,6 @@ use replication::{
 use tokio::sync::watch;
 
 const CHECKPOINT_BYTES: usize = 248_024;
-const PATIENCE: Duration = Duration::from_secs(60);
 const SUBSET: Electorate = Electorate::MostSuitable { voters: 3, grace_ms: 5000 };
 
 #[derive(Clone)]
@@ -79,7 +78,7 @@ impl Cluster {
     /// Waits until the leader tells of these voters.
     async fn voters<const N: usize>(&self, wanted: [u64; N]) {
         let wanted: Vec<NodeId> = wanted.map(NodeId).into();
-        self.until(&format!("voters {wanted:?}"), || {
+        until(&format!("voters {wanted:?}"), || {
             let Some(epoch) = self.epoch() else { return false };
             let Some(events) = self.events.get(&epoch.node) else { return false };
             let events = events.0.borrow();
@@ -92,15 +91,6 @@ impl Cluster {
         .await;
     }
 
-    async fn until(&self, what: &str, met: impl Fn() -> bool) {
-        let waiting = async {
-            while !met() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited for {what}"));
-    }
-
     /// The newest epoch that any node knows.
     fn epoch(&self) -> Option<Epoch> {
         self.stores.values().filter_map(|store| *store.aggregator().borrow()).max()
@@ -109,7 +99,7 @@ impl Cluster {
     async fn put(&mut self) -> CheckpointId {
         self.round += 1;
         let leads = || self.epoch().is_some_and(|epoch| self.leads(epoch));
-        self.until("a leader", leads).await;
+        until("a leader", leads).await;
         let epoch = self.epoch().unwrap();
         let id = CheckpointId { epoch, round: self.round, phase: Phase::AggregateFit, slot: Slot::Global };
         let bytes = parameters(self.round, CHECKPOINT_BYTES);
@@ -123,7 +113,7 @@ impl Cluster {
 
     async fn holds(&self, node: u64, id: CheckpointId) {
         let held = || self.store(node).held().is_some_and(|held| held.id == id);
-        self.until(&format!("node {node} to hold {id}"), held).await;
+        until(&format!("node {node} to hold {id}"), held).await;
     }
 
     async fn leave(&mut self, node: u64) {
@@ -230,7 +220,7 @@ async fn a_member_that_lost_its_state_is_not_taken_in_under_its_old_id() {
                 if from.0 == follower && reason.contains("lost its state"))
         })
     };
-    cluster.until("a refusal", refused).await;
+    until("a refusal", refused).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,7 +232,7 @@ async fn a_join_goes_on_under_the_next_leader() {
     let leader = cluster.epoch().unwrap().node.0;
     cluster.open(6, true, None).await;
     // It has heard of the leader, so it is a learner: it does not vote yet.
-    cluster.until("the learner", || cluster.store(6).aggregator().borrow().is_some()).await;
+    until("the learner", || cluster.store(6).aggregator().borrow().is_some()).await;
     cluster.crash(leader).await;
     cluster.voters([1, 2, 3, 4, 5, 6]).await;
     let id = cluster.put().await;
@@ -257,7 +247,7 @@ async fn among_the_most_suitable_a_voter_that_leaves_is_replaced_and_a_node_that
         cluster.put().await;
         for node in [6, 7] {
             cluster.open(node, true, None).await;
-            cluster.until("an aggregator", || cluster.store(node).aggregator().borrow().is_some()).await;
+            until("an aggregator", || cluster.store(node).aggregator().borrow().is_some()).await;
         }
         let id = cluster.put().await;
         assert_eq!(cluster.store(7).latest().await.unwrap().unwrap().id(), id, "it reads from a voter");
@@ -285,7 +275,7 @@ async fn the_last_node_cannot_leave_and_neither_can_one_without_a_majority() {
     let leader = cluster.epoch().unwrap().node.0;
     let other = 3 - leader;
     cluster.leave(leader).await;
-    cluster.until("the other to lead", || cluster.epoch().is_some_and(|epoch| epoch.node.0 == other)).await;
+    until("the other to lead", || cluster.epoch().is_some_and(|epoch| epoch.node.0 == other)).await;
     cluster.put().await;
     let refused = cluster.store(other).leave().await.unwrap_err();
     assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused}");

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::control::node_end;
@@ -20,6 +21,9 @@ pub(super) const DEFAULT_LOG: &str = "info,openraft=warn,quinn=warn";
 pub(super) fn run() -> anyhow::Result<Exit> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).init();
+    // Whoever starts a node asks for this before exec, where the kernel forgets it if the program's file has capabilities. Where
+    // the parent is gone already, so is the other end of standard input.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot end with the parent")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .enable_all()

@@ -201,7 +201,7 @@ mod tests {
             ToNode::Start(Box::new(start)),
             ToNode::Status { request_id: 7 },
             ToNode::ClockProbe { request_id: 8 },
-            ToNode::Peers { nodes: vec![NodeId(1), NodeId(3)] },
+            ToNode::Peers { nodes: vec![NodeId(1), NodeId(3)], asked_by: Some(NodeId(1)) },
             ToNode::Leave,
             ToNode::Finish,
         ];

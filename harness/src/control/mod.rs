@@ -46,6 +46,8 @@ pub enum ToNode {
     Peers {
         /// In ascending order.
         nodes: Vec<NodeId>,
+        /// Whose request for one more node this answers.
+        asked_by: Option<NodeId>,
     },
     /// Write a checkpoint of a few bytes, as aggregator.
     Put {

@@ -41,6 +41,8 @@ pub enum Command {
     Peers {
         /// This one included.
         nodes: Vec<NodeId>,
+        /// Whose request for one more node this answers.
+        asked_by: Option<NodeId>,
     },
     /// Write a checkpoint as aggregator.
     Put {
@@ -198,7 +200,7 @@ async fn obey<R: AsyncBufRead + Unpin>(
             }
             Ok(Some(ToNode::Status { request_id })) => Command::Status { request_id },
             Ok(Some(ToNode::Impair(impair))) => Command::Impair(impair),
-            Ok(Some(ToNode::Peers { nodes })) => Command::Peers { nodes },
+            Ok(Some(ToNode::Peers { nodes, asked_by })) => Command::Peers { nodes, asked_by },
             Ok(Some(ToNode::Put { round })) => Command::Put { round },
             Ok(Some(ToNode::Leave)) => Command::Leave,
             Ok(Some(ToNode::Finish)) => Command::Finish,

@@ -12,12 +12,12 @@ impl<P: Placement> Controller<P> {
     pub(super) fn wanted(&mut self, node: NodeId) -> anyhow::Result<()> {
         let Some(newcomer) = self.newcomers.pop_front() else {
             // What it has been told already: nobody came.
-            self.tell_peers(&[node]);
+            self.tell_peers(&[node], Some(node));
             return Ok(());
         };
         self.progress.note(&format!("node {newcomer} joins"));
         self.entries.insert(newcomer, Entry::Joins);
-        self.members_change(|nodes| nodes.push(newcomer))?;
+        self.members_change(|nodes| nodes.push(newcomer), Some(node))?;
         self.launch(newcomer)
     }
 
@@ -26,11 +26,16 @@ impl<P: Placement> Controller<P> {
         self.progress.note(&format!("node {node} has left"));
         self.departed.insert(node);
         self.recorder.controller_event(&ControllerEvent::NodeLeaving { target: node })?;
-        self.members_change(|nodes| nodes.retain(|other| *other != node))
+        self.members_change(|nodes| nodes.retain(|other| *other != node), None)
     }
 
     /// Changes who is there, and tells everybody: running nodes, clients by their file, later runs by the label of the stores.
-    fn members_change(&mut self, change: impl FnOnce(&mut Vec<NodeId>)) -> anyhow::Result<()> {
+    /// `asked_by` has it for an answer.
+    fn members_change(
+        &mut self,
+        change: impl FnOnce(&mut Vec<NodeId>),
+        asked_by: Option<NodeId>,
+    ) -> anyhow::Result<()> {
         change(&mut self.nodes);
         if let Some(folder) = &mut self.folder {
             folder.members_change()?;
@@ -40,14 +45,14 @@ impl<P: Placement> Controller<P> {
             file.replace(&self.cluster)?;
         }
         let nodes = self.nodes.clone();
-        self.tell_peers(&nodes);
+        self.tell_peers(&nodes, asked_by);
         Ok(())
     }
 
     /// Tells `nodes` who is there. One that has not said hello yet is told with the order to start.
-    fn tell_peers(&self, nodes: &[NodeId]) {
+    fn tell_peers(&self, nodes: &[NodeId], asked_by: Option<NodeId>) {
         for node in nodes.iter().filter(|node| self.listening.contains(node)) {
-            if !self.links.send(*node, ToNode::Peers { nodes: self.nodes.clone() }) {
+            if !self.links.send(*node, ToNode::Peers { nodes: self.nodes.clone(), asked_by }) {
                 self.progress.warn(&format!("node {node} does not read: it is not told who is there"));
             }
         }

@@ -1,6 +1,6 @@
 //! What a node does in a key-value run: opens its store and serves clients on the port of the learning plane.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     let server = Server::with_admissions(start.node, node.store.clone(), configuration, Some(admissions));
     node.learning.serve(Arc::new(server.clone()));
     let mut peers: BTreeSet<NodeId> = start.peers.iter().copied().collect();
-    let mut waiting: Vec<Admission> = Vec::new();
+    let mut waiting: VecDeque<Admission> = VecDeque::new();
     let outcome = {
         let mut serving = pin!(server.run());
         loop {
@@ -46,7 +46,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
                     break node.because_of_its_disk(Ok(())).await;
                 }
                 Some(admission) = asked.recv() => {
-                    waiting.push(admission);
+                    waiting.push_back(admission);
                     outbox.event(NodeEvent::Node(Lifecycle::NodeWanted));
                 }
                 command = commands.recv() => match command {
@@ -54,11 +54,13 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
                     Some(Command::Impair(Impair { losses, delay_ns })) => {
                         node.disturbance.set(shares(plan, &losses), Duration::from_nanos(delay_ns));
                     }
-                    Some(Command::Peers { nodes }) => {
+                    Some(Command::Peers { nodes, asked_by }) => {
                         node.meet(plan, &nodes)?;
                         let added = nodes.iter().copied().find(|node| !peers.contains(node));
                         peers = nodes.into_iter().collect();
-                        for admission in waiting.drain(..) {
+                        // Each request has an answer of its own, in the order in which they were made.
+                        let answered = asked_by.filter(|asked_by| *asked_by == start.node);
+                        if let Some(admission) = answered.and_then(|_| waiting.pop_front()) {
                             // Whoever asked may be gone.
                             let _ = admission.send(admitted(plan, added));
                         }

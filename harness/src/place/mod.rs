@@ -9,7 +9,6 @@ pub mod ssh;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
 
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
@@ -75,11 +74,11 @@ pub trait Placement {
     /// If it could not be told.
     fn resume(&mut self, node: NodeId) -> anyhow::Result<()>;
 
-    /// Cuts the power of the host of `node`; returns how long that took. Waits.
+    /// Cuts the power of the host of `node`. Waits.
     ///
     /// # Errors
     /// If its power cannot be cut.
-    fn power_off(&mut self, node: NodeId) -> anyhow::Result<Duration> {
+    fn power_off(&mut self, node: NodeId) -> anyhow::Result<()> {
         anyhow::bail!("node {node} has no power of its own")
     }
 

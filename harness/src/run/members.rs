@@ -81,7 +81,7 @@ impl<P: Placement> Controller<P> {
         let nodes = self.peers();
         // Whoever has not said hello yet is told with the order to start.
         for node in self.cluster.running().into_iter().filter(|node| self.introduced.contains(node)) {
-            if !self.links.send(node, ToNode::Peers { nodes: nodes.clone() }) {
+            if !self.links.send(node, ToNode::Peers { nodes: nodes.clone(), asked_by: None }) {
                 self.progress.warn(&format!("node {node} does not read: it is not told who is there"));
             }
         }

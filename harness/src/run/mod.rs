@@ -28,6 +28,7 @@ use self::clocks::ClockBook;
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
 use self::vacancy::Vacancies;
+use crate::board;
 use crate::board::Board;
 use crate::clock;
 use crate::control::{
@@ -48,8 +49,6 @@ use crate::units::{nanoseconds, show_ns};
 const TICK: Duration = Duration::from_millis(100);
 /// How often nodes are asked for their status while the job runs.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
-/// Where hosts keep stores for the time of a run: on disk, which /tmp need not be.
-const FOLDER_ON_HOSTS: &str = "/var/tmp";
 /// How long an ended process may take to be seen as ended, after its stream was.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -170,7 +169,7 @@ pub async fn run<P: Placement>(
     let folder = if disk_on_hosts {
         // Each host makes it, and removes it at the end.
         let cluster = disk::Label::new(trial.plan.backend.backend(), trial.plan.founders).cluster;
-        let dir = PathBuf::from(FOLDER_ON_HOSTS).join(format!("harness-{cluster}"));
+        let dir = PathBuf::from(board::STORES).join(format!("harness-{cluster}"));
         trial.plan.disk = Some(DiskStore { dir, cluster });
         None
     } else {

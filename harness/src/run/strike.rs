@@ -12,7 +12,6 @@ use crate::control::{Entry, ToNode};
 use crate::fault::{Action, Fault, Kind, Planned};
 use crate::place::Placement;
 use crate::record::ControllerEvent;
-use crate::units::nanoseconds;
 
 impl<P: Placement> Controller<P> {
     /// Carries `actions` out, in order.
@@ -43,8 +42,6 @@ impl<P: Placement> Controller<P> {
         // Before anything is done: what follows from it must not be earlier.
         let at_ns = clock::monotonic_ns();
         self.faults_struck += 1;
-        // When the power was gone is not known better than that.
-        let mut uncertainty_ns = 0;
         for node in nodes {
             match fault.kind {
                 Kind::Kill | Kind::Restart { .. } => {
@@ -59,8 +56,7 @@ impl<P: Placement> Controller<P> {
                 }
                 Kind::PowerOff => {
                     self.struck.insert(*node);
-                    let took = self.placement.power_off(*node)?;
-                    uncertainty_ns = uncertainty_ns.max(nanoseconds(took));
+                    self.placement.power_off(*node)?;
                     if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
                         self.vacancies.crashed(at_ns, epoch);
                     }
@@ -69,6 +65,9 @@ impl<P: Placement> Controller<P> {
                 Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => {}
             }
         }
+        // When the power was gone is not known better: one host follows another.
+        let is_hooked = matches!(fault.kind, Kind::PowerOff);
+        let uncertainty_ns = if is_hooked { clock::monotonic_ns() - at_ns } else { 0 };
         if fault.kind.disturbs_links() {
             self.impair();
         }

@@ -304,6 +304,7 @@ impl CheckpointStore for BackupStore {
             fails_over: true,
             survives_full_restart: self.node.archive.is_durable(),
             takes_provided: true,
+            in_order: true,
         }
     }
 

@@ -146,42 +146,20 @@ impl Node {
     /// Takes a checkpoint, whose bytes are here, on the word of the aggregator of `epoch`; returns once a restart does not
     /// lose it.
     pub(super) async fn take(&self, record: Record, epoch: Epoch, fills: bool) -> Result<(), StoreError> {
-        if fills {
-            self.note_filled(record, epoch)?
-        } else {
-            self.note_taken(record, epoch)?
-        };
+        self.note(record, epoch, fills)?;
         Ok(self.archive.flush().await?)
     }
 
-    /// Takes what is acknowledged and may be older than what is here.
-    fn note_filled(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {
+    /// With `fills` it is acknowledged, and may be older than what is here.
+    fn note(&self, record: Record, epoch: Epoch, fills: bool) -> Result<(), StoreError> {
         let mut state = self.state();
         let current = state.succession.epoch();
         if state.closed || current != Some(epoch) {
             return Err(StoreError::Fenced { epoch, current });
         }
         let (id, digest, bytes) = (record.id, record.digest, record.bytes);
-        let (filled, released) = state.ledger.fill(record);
-        if filled {
-            self.exchange.blobs().refer(digest);
-            self.observer.observe(StoreEvent::Applied { id, digest, bytes });
-            self.archive.save(&state.ledger, [id.slot]);
-        }
-        for digest in released {
-            self.exchange.blobs().release(digest);
-        }
-        Ok(())
-    }
-
-    fn note_taken(&self, record: Record, epoch: Epoch) -> Result<(), StoreError> {
-        let mut state = self.state();
-        let current = state.succession.epoch();
-        if state.closed || current != Some(epoch) {
-            return Err(StoreError::Fenced { epoch, current });
-        }
-        let (id, digest, bytes) = (record.id, record.digest, record.bytes);
-        let (admission, released) = state.ledger.overrule(record, epoch);
+        let (admission, released) =
+            if fills { state.ledger.fill(record) } else { state.ledger.overrule(record, epoch) };
         if admission == Admission::New {
             self.exchange.blobs().refer(digest);
             self.observer.observe(StoreEvent::Applied { id, digest, bytes });

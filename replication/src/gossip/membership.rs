@@ -39,7 +39,7 @@ use crate::store::{Epoch, NodeId, Slot, StoreEvent};
 use crate::transport::{Class, Frame, Refusal};
 use crate::wire;
 
-/// Checkpoints that a node tells the aggregator of.
+/// Checkpoints that a node tells the aggregator of. One that holds more says so instead: nothing is settled on half of the truth.
 const MAX_TOLD: usize = 8192;
 
 /// A member has two intervals to answer, and this for its disk.
@@ -108,7 +108,8 @@ impl Core {
         }
         self.follow(epoch);
         self.install(&members);
-        let holds = if counts { self.holds() } else { Vec::new() };
+        let too_many = || Refusal(format!("it holds more than {MAX_TOLD} checkpoints"));
+        let holds = if counts { self.holds().ok_or_else(too_many)? } else { Vec::new() };
         let members = self.state().members.place();
         let refusal = |error: crate::storage::StorageError| Refusal(error.to_string());
         self.archive.flush_facts().await.map_err(refusal)?;
@@ -122,10 +123,12 @@ impl Core {
         }
     }
 
-    fn holds(&self) -> Vec<Announcement> {
+    /// What this node holds; none if it is too much to be told.
+    fn holds(&self) -> Option<Vec<Announcement>> {
         let state = self.state();
         let held = state.catalogue.entries().filter(|entry| entry.held).map(|entry| entry.announced);
-        held.take(MAX_TOLD).collect()
+        let held: Vec<Announcement> = held.take(MAX_TOLD + 1).collect();
+        (held.len() <= MAX_TOLD).then_some(held)
     }
 
     /// Tells `peers` who belongs to the cluster. Returns what those hold that have the configuration `place` now, by node.
@@ -182,7 +185,7 @@ impl Core {
                 peers.retain(|peer| state.members.contains(*peer) || *peer == beside);
                 peers
             };
-            let own = self.holds();
+            let Some(own) = self.holds() else { return false };
             let kept = async {
                 self.archive.flush_facts().await?;
                 self.archive.flush().await

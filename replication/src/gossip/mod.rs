@@ -280,6 +280,7 @@ impl CheckpointStore for GossipStore {
             fails_over: of > 2,
             survives_full_restart: self.core.archive.is_durable(),
             takes_provided: true,
+            in_order: false,
         }
     }
 

@@ -434,6 +434,7 @@ impl CheckpointStore for RaftStore {
             fails_over: of > 2,
             survives_full_restart: self.storage.is_some(),
             takes_provided: self.proposer.config.payload == Payload::Digest,
+            in_order: true,
         }
     }
 
