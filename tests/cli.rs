@@ -272,7 +272,11 @@ fn help_names_every_option_with_its_default() {
         assert!(help.out.contains(expected), "{expected} in {}", help.out);
     }
     let top = harness(dir.path(), &["--help"]);
-    assert!(top.out.contains("Exit codes: 0 done, 1 failed, 2 bad input, 3 no majority left"), "{}", top.out);
+    assert!(
+        top.out.contains("Exit codes: 0 done, 1 failed, 2 bad input, 3 too few nodes left"),
+        "{}",
+        top.out
+    );
     assert!(!top.out.contains("  node "), "the node command is internal: {}", top.out);
     for words in [
         &["capture", "--help"][..],

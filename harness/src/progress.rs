@@ -3,11 +3,12 @@
 //! Everything here goes to standard error except the summary. A reader that went away is no error.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use replication::{Epoch, NodeId, StoreEvent};
+use replication::{CheckpointId, Epoch, NodeId, StoreEvent};
 use workloads::federated::Event;
 
 use crate::control::NodeEvent;
@@ -21,6 +22,8 @@ pub struct Progress {
     quiet: bool,
     bar: Option<ProgressBar>,
     rounds: u64,
+    /// The checkpoint that was told of last as not acknowledged, and why: what is tried again and again is told once.
+    refused: Mutex<Option<(CheckpointId, String)>>,
 }
 
 impl Progress {
@@ -28,13 +31,13 @@ impl Progress {
     #[must_use]
     pub fn new(rounds: u64, quiet: bool) -> Self {
         let live = !quiet && std::io::stderr().is_terminal();
-        Self { quiet, bar: live.then(|| live_line(rounds)), rounds }
+        Self { quiet, bar: live.then(|| live_line(rounds)), rounds, refused: Mutex::default() }
     }
 
     /// Says nothing.
     #[must_use]
     pub fn silent() -> Self {
-        Self { quiet: true, bar: None, rounds: 0 }
+        Self { quiet: true, bar: None, rounds: 0, refused: Mutex::default() }
     }
 
     /// A line, unless quiet.
@@ -86,6 +89,14 @@ impl Progress {
             }
             NodeEvent::Federated(Event::WorkerFailed { round, worker, reason, .. }) => {
                 self.note(&format!("round {round}: no result of worker {worker}: {reason}"));
+            }
+            NodeEvent::Federated(Event::CheckpointFailed { id, reason, .. }) => {
+                let news = Some((*id, reason.clone()));
+                let mut told = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                if *told != news {
+                    self.note(&format!("node {node}: checkpoint {id} was not acknowledged: {reason}"));
+                    *told = news;
+                }
             }
             NodeEvent::Federated(Event::Restored { from: Some(id), .. }) => {
                 self.note(&format!("node {node} continues from {id}"));
@@ -193,7 +204,7 @@ pub fn summary_text(summary: &Summary) -> String {
         Outcome::Running => "running",
         Outcome::Completed => "completed",
         Outcome::Failed => "failed",
-        Outcome::NoMajority => "no majority left",
+        Outcome::NoMajority => "too few nodes left",
         Outcome::Interrupted => "interrupted (SIGINT)",
         Outcome::Terminated => "terminated (SIGTERM)",
     };

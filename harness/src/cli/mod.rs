@@ -33,7 +33,7 @@ pub use values::{PartitionArg, PolicyArg, Size, Span, Thousandths, Window};
 #[derive(Debug, Parser)]
 #[command(name = "harness", version, propagate_version = true, max_term_width = 110)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 bad input, 3 no majority left, 130 SIGINT, 143 SIGTERM.\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad input, 3 too few nodes left, 130 SIGINT, 143 SIGTERM.\n\
     Every file and column of a results folder is explained in docs/RESULTS.md."
 )]
 pub struct Cli {

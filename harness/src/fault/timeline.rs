@@ -295,6 +295,13 @@ impl Timeline {
         self.lanes.iter().flat_map(|lane| lane.waiting.iter().rev().copied()).collect()
     }
 
+    /// Whether nodes are still to join.
+    #[must_use]
+    pub fn awaits_newcomers(&self) -> bool {
+        let joins = |planned: &Planned| matches!(planned, Planned::Change(Change::Join { .. }));
+        self.lanes.iter().flat_map(|lane| &lane.waiting).any(joins)
+    }
+
     /// What the faults in force do to what `from` sends. Peers that nothing is lost to are left out; delays add up.
     #[must_use]
     pub fn impairment(&self, from: NodeId) -> Impair {

@@ -134,6 +134,14 @@ enum Why {
     Aggregator,
     Majority,
     Holders,
+    Workers,
+}
+
+impl Shortfall {
+    /// Whether `alive` of `of` workers are too few for a round, which takes `needed`.
+    pub(super) fn of_workers(alive: usize, of: usize, needed: usize) -> Option<Self> {
+        (alive < needed).then_some(Self { alive, of, what: "workers", needed, why: Why::Workers })
+    }
 }
 
 impl fmt::Display for Shortfall {
@@ -147,6 +155,11 @@ impl fmt::Display for Shortfall {
             Why::Holders => write!(
                 f,
                 "too few {what} are left to hold a checkpoint: {alive} of {of} {what} alive, {needed} needed"
+            ),
+            Why::Workers => write!(
+                f,
+                "too few {what} are left to train a round: {alive} of {of} {what} alive, {needed} needed \
+                 (--min-fit-clients)"
             ),
         }
     }

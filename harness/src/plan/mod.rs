@@ -157,6 +157,14 @@ impl Plan {
         workers_of(self.founders, self.job.aggregator_trains)
     }
 
+    /// What keeps a round from counting, if too few of those who are there can train.
+    #[must_use]
+    pub fn shortfall_of_workers(&self, roll: &Roll) -> Option<Shortfall> {
+        let workers = |nodes: &[NodeId]| workers_of(nodes.len() as u64, self.job.aggregator_trains) as usize;
+        let (alive, of) = (workers(&roll.alive), workers(&roll.members));
+        Shortfall::of_workers(alive, of, self.job.min_fit_clients as usize)
+    }
+
     /// The level of self-recovery (Dautov and Husom 2024, Table 1), 0 to 4.
     #[must_use]
     pub fn level(&self) -> u8 {

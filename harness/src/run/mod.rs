@@ -557,7 +557,11 @@ impl<P: Placement> Controller<P> {
 
     /// What keeps anything more from being acknowledged, if something does.
     fn shortfall(&self) -> Option<Shortfall> {
-        self.trial.plan.backend.shortfall(&self.cluster.roll())
+        let (plan, roll) = (&self.trial.plan, self.cluster.roll());
+        plan.backend.shortfall(&roll).or_else(|| {
+            plan.shortfall_of_workers(&roll)
+                .filter(|_| self.replacing.is_empty() && !self.timeline.awaits_newcomers())
+        })
     }
 
     /// Living nodes that still have to show the final checkpoint.

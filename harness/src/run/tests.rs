@@ -56,13 +56,14 @@ struct World {
 struct Fakes {
     world: Arc<Mutex<World>>,
     size: usize,
+    min_fit_clients: u32,
     stuck: bool,
     quirks: BTreeMap<NodeId, Quirk>,
 }
 
 impl Fakes {
     fn new(size: usize) -> Self {
-        Self { world: Arc::default(), size, stuck: false, quirks: BTreeMap::new() }
+        Self { world: Arc::default(), size, min_fit_clients: 1, stuck: false, quirks: BTreeMap::new() }
     }
 
     fn with(mut self, node: u64, quirk: Quirk) -> Self {
@@ -251,6 +252,7 @@ async fn ran(fakes: Fakes, rounds: u64, faults: &[&str], stop: Option<Stop>) -> 
     let dir = tempfile::tempdir().unwrap();
     let mut plan = crate::plan::tests::plan(fakes.size as u64);
     plan.job.rounds = rounds;
+    plan.job.min_fit_clients = fakes.min_fit_clients;
     let faults = faults.iter().map(|text| text.parse().unwrap()).collect();
     // A fake that misbehaves is waited for in vain; one that does not gets the time a busy machine needs.
     let patience = if fakes.stuck || !fakes.quirks.is_empty() { 700 } else { 10_000 };
@@ -352,6 +354,18 @@ async fn without_a_majority_the_run_ends_and_says_what_the_survivors_have() {
     assert!(summary.message.starts_with(&expected), "{}\n{expected}", summary.message);
     let checkpoint = summary.checkpoint.as_ref().unwrap();
     assert_eq!((checkpoint.round, checkpoint.holders.len()), (id.round, 2));
+    ran.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn with_too_few_workers_for_a_round_the_run_ends() {
+    let fakes = Fakes { min_fit_clients: 3, ..Fakes::new(5) };
+    let ran = ran(fakes, 9, &["kill@worker,round:2", "kill@worker,round:3"], None).await;
+    let summary = &ran.summary;
+    assert_eq!((summary.outcome, summary.exit_code), (Outcome::NoMajority, 3), "{}", summary.message);
+    let expected =
+        "too few workers are left to train a round: 2 of 4 workers alive, 3 needed (--min-fit-clients)";
+    assert!(summary.message.starts_with(expected), "{}", summary.message);
     ran.assert_nothing_is_left();
 }
 

@@ -309,6 +309,14 @@ impl Writer {
         let mut told = Vec::new();
         {
             let mut queue = self.queue();
+            if queue.full != is_full(&all) {
+                let file = &self.file;
+                if queue.full {
+                    tracing::info!(file, "the disk has room again");
+                } else {
+                    tracing::warn!(file, "the disk is full: what is to be written waits for room");
+                }
+            }
             queue.full = is_full(&all);
             if is_full(&all) {
                 queue.put_back(Lane::Rest, rest);
