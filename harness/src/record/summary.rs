@@ -46,7 +46,7 @@ pub struct Summary {
     pub seed: u64,
     /// Nodes that were started.
     pub nodes: u64,
-    /// Nodes that were alive at the end, before they were told to finish.
+    /// Nodes that belonged to the cluster and were alive at the end, before they were told to finish.
     pub nodes_alive: u64,
     /// Rounds that were asked for.
     pub rounds: u64,

@@ -255,7 +255,7 @@ impl<P: Placement> Controller<P> {
             level: plan.level(),
             seed: plan.job.seed,
             nodes: cluster.size() as u64,
-            nodes_alive: cluster.alive().len() as u64,
+            nodes_alive: cluster.roll().alive.len() as u64,
             rounds: plan.job.rounds,
             rounds_finished: cluster.finished.len() as u64,
             checkpoint: self.final_checkpoint(),
