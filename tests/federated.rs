@@ -345,6 +345,19 @@ fn training_flat_out_causes_no_election() {
     assert_eq!(run.events("suspected").len(), 0);
 }
 
+#[cfg(feature = "torch")]
+#[test]
+fn with_libtorch_the_job_learns_and_outlives_its_aggregator() {
+    let options =
+        ["--engine", "torch", "--nodes", "4", "--rounds", "6", "--fault", "kill@aggregator,round:3"];
+    let run = run(&small(&options));
+    run.assert_completed(6);
+    run.assert_nothing_trained_twice();
+    run.assert_restored_the_newest();
+    let summary = run.summary();
+    assert!(summary["loss"].as_f64().unwrap() < 2.3, "no better than guessing: {summary}");
+}
+
 /// libtorch alone takes more than the bound, so this is asked of the default build.
 #[cfg(not(feature = "torch"))]
 #[test]

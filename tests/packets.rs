@@ -57,7 +57,7 @@ fn with_gossip(options: &[&str], s_per_put: f64) {
 #[test]
 fn ten_nodes_with_large_parameters_agree_in_all_three_counts_and_drop_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let options = ["--engine", "none", "--parameter-bytes", "2MB", "--rounds", "3", "--payload", "inline"];
+    let options = ["--engine", "none", "--parameter-bytes", "10MB", "--rounds", "2", "--payload", "inline"];
     let output =
         harness_of(NODES, dir.path(), &[&options[..], &["--window", "5s-10s"]].concat()).output().unwrap();
     let traffic = finished(dir.path(), output).summary["traffic"].clone();

@@ -8,10 +8,15 @@
 //! Decides which commands of iproute2 make that (`Step`s, pure), and runs them. The rate of a link is a token bucket
 //! at both of its ends; air that all share is one token bucket on an IFB device, through which the bridge's ports
 //! redirect what nodes send.
+//!
+//! Nodes know each other's hardware addresses from the beginning. The kernel keeps what it finds out for all namespaces in
+//! one table of 1,024 entries, which 33 nodes overflow.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, bail};
 use replication::NodeId;
@@ -60,6 +65,7 @@ impl Network {
             let port = port(member.node);
             execute(&switch, &port_steps(&port, &inside.path(), link))?;
             execute(&inside, &node_steps(member, link))?;
+            execute_batch(&inside, &neighbours(member, members))?;
             for (namespace, interface) in [(&switch, port.as_str()), (&inside, NODE_INTERFACE)] {
                 let off = namespace.run(|| offload::switch(interface, false));
                 off.with_context(|| format!("cannot switch off the offloads of {interface}"))?;
@@ -149,6 +155,7 @@ fn node_steps(member: &Member, link: &Link) -> Vec<Step> {
     let mut steps = vec![
         step("ip link set dev lo up"),
         step(&format!("ip link set dev {NODE_INTERFACE} addrgenmode none gso_max_segs 1")),
+        step(&format!("ip link set dev {NODE_INTERFACE} address {}", hardware_address(member.ip))),
         step(&format!("ip address add {}/24 dev {NODE_INTERFACE}", member.ip)),
         step(&format!("ip link set dev {NODE_INTERFACE} up")),
     ];
@@ -162,6 +169,22 @@ fn node_steps(member: &Member, link: &Link) -> Vec<Step> {
         steps.extend(bucket);
     }
     steps
+}
+
+/// The hardware address of the node at `ip`: locally administered, and as unique as that.
+fn hardware_address(ip: Ipv4Addr) -> String {
+    let [a, b, c, d] = ip.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
+/// What `ip -batch` reads to make the others of `members` known to `member` for good.
+fn neighbours(member: &Member, members: &[Member]) -> String {
+    let others = members.iter().filter(|other| other.node != member.node);
+    let line = |other: &Member| {
+        let (ip, address) = (other.ip, hardware_address(other.ip));
+        format!("neigh add {ip} lladdr {address} nud permanent dev {NODE_INTERFACE}\n")
+    };
+    others.map(line).collect()
 }
 
 /// A token bucket with the link's rate, if it has one.
@@ -178,18 +201,42 @@ fn execute(namespace: &Namespace, steps: &[Step]) -> anyhow::Result<()> {
     for words in steps {
         let line = words.join(" ");
         let (program, arguments) = words.split_first().context("an empty command")?;
-        let mut command = Command::new(program);
+        let mut command = inside(namespace, program)?;
         command.args(arguments).stdin(Stdio::null());
-        let handle = namespace.handle()?;
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns is a system call.
-        unsafe {
-            command.pre_exec(move || enter(&handle));
-        }
         let output = command.output().with_context(|| format!("cannot run `{line}`"))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-            bail!("`{line}` failed: {said}");
-        }
+        succeeded(&line, &output)?;
+    }
+    Ok(())
+}
+
+/// Has one `ip` carry out `lines`.
+fn execute_batch(namespace: &Namespace, lines: &str) -> anyhow::Result<()> {
+    let line = "ip -batch -";
+    let mut command = inside(namespace, "ip")?;
+    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot run `{line}`"))?;
+    // What it has to say is less than a pipe holds, so it reads to the end. If it does not, it says why.
+    let written = child.stdin.take().map(|mut stdin| stdin.write_all(lines.as_bytes()));
+    succeeded(line, &child.wait_with_output().with_context(|| format!("cannot run `{line}`"))?)?;
+    written.transpose().with_context(|| format!("`{line}` does not read"))?;
+    Ok(())
+}
+
+/// `program`, to be run in `namespace`.
+fn inside(namespace: &Namespace, program: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(program);
+    let handle = namespace.handle()?;
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns is a system call.
+    unsafe {
+        command.pre_exec(move || enter(&handle));
+    }
+    Ok(command)
+}
+
+fn succeeded(line: &str, output: &Output) -> anyhow::Result<()> {
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        bail!("`{line}` failed: {said}");
     }
     Ok(())
 }
@@ -237,6 +284,20 @@ mod tests {
         ] {
             assert_eq!(last(alone), "tc qdisc add dev eth0 root netem limit 16384 delay 1000us 0us");
         }
+    }
+
+    #[test]
+    fn every_node_knows_the_others_by_their_own_addresses() {
+        let members = crate::plan::Plan::members_in("10.1.2.0".parse().unwrap(), 3);
+        let address = |member: &Member| hardware_address(member.ip);
+        assert_eq!(address(&members[0]), "02:00:0a:01:02:0b");
+        let sets = format!("ip link set dev eth0 address {}", address(&members[1]));
+        assert!(lines(&node_steps(&members[1], &Link::default())).contains(&sets));
+        assert_eq!(
+            neighbours(&members[1], &members),
+            "neigh add 10.1.2.11 lladdr 02:00:0a:01:02:0b nud permanent dev eth0\n\
+             neigh add 10.1.2.13 lladdr 02:00:0a:01:02:0d nud permanent dev eth0\n"
+        );
     }
 
     #[test]

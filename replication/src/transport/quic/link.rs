@@ -40,6 +40,10 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the higher id waits to be dialled before it dials.
 pub const HIGHER_ID_PATIENCE: Duration = Duration::from_millis(100);
 
+/// First attempts of an endpoint under way at once. With many nodes all handshakes of a beginning at once take so long on few
+/// cores that they are given up before they are done, and begun again: nobody ever connects.
+pub const MAX_FIRST_ATTEMPTS: usize = 8;
+
 /// Pause after a failed attempt; doubles with every further one.
 pub const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 
@@ -173,8 +177,14 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: NodeId, 
             failures = 0;
             continue;
         }
+        // Further attempts need no turn: they pause longer and longer, and dead peers must not be in the way of living ones.
+        let turn = if failures == 0 { shared.first_attempts.acquire().await.ok() } else { None };
+        if shared.pool.live(peer, lane).is_some() {
+            continue;
+        }
         // Not given up when the peer's connection arrives meanwhile: the other end may have admitted this one.
         let result = timeout(shared.config.handshake_timeout, dial(&shared, &endpoint, peer, lane)).await;
+        drop(turn);
         match result.unwrap_or_else(|_| Err(Failure::Lost("no answer".into()))) {
             Ok((link, counting)) => {
                 failures = 0;

@@ -33,12 +33,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use quinn::{AsyncUdpSocket, ClientConfig, Endpoint, Runtime, TokioRuntime};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 pub use link::{
-    FIRST_BACKOFF, HANDSHAKE_TIMEOUT, HIGHER_ID_PATIENCE, MAX_BACKOFF, MAX_HANDSHAKES, RETIREMENT,
+    FIRST_BACKOFF, HANDSHAKE_TIMEOUT, HIGHER_ID_PATIENCE, MAX_BACKOFF, MAX_FIRST_ATTEMPTS, MAX_HANDSHAKES,
+    RETIREMENT,
 };
 use pool::{Pool, lock};
 pub use socket::{
@@ -184,6 +185,8 @@ struct Shared {
     config: QuicConfig,
     granted_buffer: usize,
     attempts: AtomicU64,
+    /// Turns of first attempts to connect.
+    first_attempts: Semaphore,
     ways: Mutex<Ways>,
     pool: Arc<Pool>,
     frames: FrameCounters,
@@ -323,6 +326,7 @@ impl QuicTransport {
             incarnation: u64::from_be_bytes(incarnation),
             granted_buffer,
             attempts: AtomicU64::new(0),
+            first_attempts: Semaphore::new(MAX_FIRST_ATTEMPTS),
             ways: Mutex::new(Ways { peers: BTreeMap::new(), control, bulk }),
             pool: Arc::new(Pool::new()),
             frames: FrameCounters::default(),
