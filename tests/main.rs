@@ -19,6 +19,7 @@ mod netns;
 mod packets;
 mod policy;
 mod reports;
+mod shelf;
 mod signals;
 
 use std::sync::atomic::{AtomicU8, Ordering};

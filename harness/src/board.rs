@@ -2,15 +2,21 @@
 //! What cannot be learned is not there.
 
 use std::fs;
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use replication::Digest;
 use serde::{Deserialize, Serialize};
+use workloads::federated::shard::Piece;
 
 use crate::capability::{self, NET_RAW};
 use crate::data;
 use crate::meter::field_bytes;
+use crate::offload;
 use crate::record::Machine;
 use crate::resources;
 
@@ -50,6 +56,12 @@ pub struct Wifi {
 
 /// Where hosts keep stores for the time of a run: on disk, which /tmp need not be.
 pub const STORES: &str = "/var/tmp";
+
+/// How long a program may take to say something of the board, and how often it is looked whether it has.
+const SAYS_WITHIN: Duration = Duration::from_secs(2);
+const SAYS_INTERVAL: Duration = Duration::from_millis(5);
+/// Most bytes of its words that are kept.
+const MOST_SAID_BYTES: u64 = 64 * 1024;
 
 /// Bits of `throttled_bits` that speak of now: under-voltage, frequency capped, throttled, temperature limit.
 const THROTTLED_NOW: u64 = 0xf;
@@ -97,14 +109,29 @@ impl Board {
     }
 }
 
-/// What the first of these `programs` that there is says.
+/// What the first of these `programs` that there is says, unless it takes long: some hang.
 fn said(programs: &[&str], arguments: &[&str]) -> Option<String> {
-    let run = |program: &&str| {
+    let start = |program: &&str| {
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()
     };
-    let output = programs.iter().find_map(run)?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let mut child = programs.iter().find_map(start)?;
+    let deadline = Instant::now() + SAYS_WITHIN;
+    // Few words fit into the pipe, so that whoever says them ends without being listened to.
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < deadline => thread::sleep(SAYS_INTERVAL),
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return None;
+            }
+        }
+    };
+    let mut words = String::new();
+    child.stdout.take()?.take(MOST_SAID_BYTES).read_to_string(&mut words).ok()?;
+    status.success().then(|| words.trim().to_owned())
 }
 
 /// The first link of `/proc/net/wireless`.
@@ -142,14 +169,8 @@ impl Watch {
         Self::default()
     }
 
-    /// The board now, and whether it throttles or has since the first look.
-    pub fn look(&mut self) -> (Board, bool) {
-        let board = Board::this();
-        let throttled = self.note(&board);
-        (board, throttled)
-    }
-
-    fn note(&mut self, board: &Board) -> bool {
+    /// Takes note of a look; whether it throttles, or has since the first one.
+    pub fn note(&mut self, board: &Board) -> bool {
         // What it cannot say now it may say later, with all that was before the run.
         let Some(bits) = board.throttled_bits else { return self.throttled };
         let since = bits & THROTTLED_SINCE;
@@ -160,7 +181,7 @@ impl Watch {
 }
 
 /// What a node needs of its host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Needs {
     /// The node's address.
     pub address: Ipv4Addr,
@@ -169,6 +190,9 @@ pub struct Needs {
     /// Where its data is; none: it needs none.
     #[serde(default)]
     pub data: Option<PathBuf>,
+    /// Whose images it needs of the data.
+    #[serde(default)]
+    pub piece: Option<Piece>,
 }
 
 /// What a host has of it.
@@ -188,14 +212,32 @@ pub struct Facts {
     pub interface: Option<String>,
     /// Ports that cannot be bound, each with the system's reason.
     pub refused_ports: Vec<(u16, String)>,
-    /// Size of the program's file, which tells builds apart.
+    /// Which offloads of that interface are on: packets are then captured joined.
+    #[serde(default)]
+    pub offloads: Vec<String>,
+    /// Size of the program's file.
     #[serde(default)]
     pub program_bytes: u64,
+    /// BLAKE3 of the program's file, which tells builds apart.
+    #[serde(default)]
+    pub program_digest: Option<Digest>,
+    /// Whether the program has the engine torch.
+    #[serde(default)]
+    pub has_torch: bool,
     /// Why the data cannot be used.
     #[serde(default)]
     pub data_refused: Option<String>,
     /// Capabilities that a capture needs and the program lacks.
     pub missing_capabilities: Option<String>,
+}
+
+/// This program's own file.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// Names of the offloads of `interface` that are on.
+fn offloads(interface: &str) -> Vec<String> {
+    let state = offload::state(interface).unwrap_or_default();
+    state.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect()
 }
 
 impl Facts {
@@ -206,7 +248,11 @@ impl Facts {
         let has = |interface: &&pnet_datalink::NetworkInterface| {
             interface.ips.iter().any(|network| network.ip() == IpAddr::from(needs.address))
         };
-        let interface = interfaces.iter().find(has).map(|interface| interface.name.clone());
+        let own = interfaces.iter().find(has);
+        // On loopback nothing is as on a wire.
+        let on_wire = own.filter(|interface| !interface.is_loopback());
+        let offloads = on_wire.map(|interface| offloads(&interface.name)).unwrap_or_default();
+        let interface = own.map(|interface| interface.name.clone());
         let refused = |port: &u16| {
             let refused = UdpSocket::bind((needs.address, *port)).err()?;
             Some((*port, refused.to_string()))
@@ -219,11 +265,14 @@ impl Facts {
             machine: Machine::this(),
             board: Board::this(),
             refused_ports: ports.iter().filter_map(refused).collect(),
-            program_bytes: fs::metadata("/proc/self/exe").map_or(0, |file| file.len()),
+            program_bytes: fs::metadata(PROGRAM).map_or(0, |file| file.len()),
+            program_digest: fs::read(PROGRAM).ok().map(|bytes| Digest::of(&bytes)),
+            has_torch: cfg!(feature = "torch"),
+            offloads,
             data_refused: needs
                 .data
                 .as_deref()
-                .and_then(|data| data::check(data).err())
+                .and_then(|data| data::check(data, needs.piece.as_slice()).err())
                 .map(|error| error.to_string()),
             missing_capabilities: capability::missing(&[NET_RAW]),
             interface,
@@ -269,6 +318,15 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_hangs_is_given_up() {
+        assert_eq!(said(&["/nonexistent/iw", "echo"], &["hello"]).as_deref(), Some("hello"));
+        assert_eq!(said(&["false"], &[]), None);
+        let begun = Instant::now();
+        assert_eq!(said(&["sleep"], &["1000"]), None);
+        assert!(begun.elapsed() >= SAYS_WITHIN);
+    }
+
+    #[test]
     fn only_what_throttles_while_it_is_watched_counts() {
         let board = |bits| Board { throttled_bits: Some(bits), ..Board::default() };
         let mut watch = Watch::new();
@@ -283,10 +341,16 @@ mod tests {
     fn a_host_without_the_address_or_with_a_taken_port_says_so() {
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let facts = Facts::of(&Needs { address: Ipv4Addr::LOCALHOST, ports: vec![port], data: None });
+        let facts =
+            Facts::of(&Needs { address: Ipv4Addr::LOCALHOST, ports: vec![port], data: None, piece: None });
         assert_eq!(facts.interface.as_deref(), Some("lo"));
         assert_eq!(facts.refused_ports[0].0, port);
-        let facts = Facts::of(&Needs { address: Ipv4Addr::new(192, 0, 2, 1), ports: vec![port], data: None });
+        let facts = Facts::of(&Needs {
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            ports: vec![port],
+            data: None,
+            piece: None,
+        });
         assert_eq!((facts.interface, facts.refused_ports), (None, vec![]));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
+use workloads::federated::shard::Piece;
 use workloads::federated::{self, DataError, Source, Split, Status};
 
 use crate::exit::Usage;
@@ -34,14 +35,23 @@ pub fn status(path: &Path) -> Result<Status, Usage> {
     federated::status(path).map_err(|error| Usage(format!("{error}; name a folder or archive with CIFAR-10")))
 }
 
-/// Checks that a run can use the data at `path`: every file complete, every label a class. Reads the labels only.
+/// Checks that a run can use the data at `path`: every file complete, every label a class, and if it has the images of one
+/// shard only, that this is what each of `pieces` is. Reads the labels only.
 ///
 /// # Errors
 /// One line that names the first problem and a remedy.
-pub fn check(path: &Path) -> Result<(), Usage> {
-    let remedy = "see `harness data status`, or get the data with `harness data fetch DIR`";
-    let usage = |error: DataError| Usage(format!("--data {}: {error}; {remedy}", path.display()));
+pub fn check(path: &Path, pieces: &[Piece]) -> Result<(), Usage> {
+    let usage = |error: DataError| {
+        let remedy = match error {
+            DataError::OtherPiece { .. } | DataError::PieceUnreadable { .. } => {
+                "see `harness data shards --help`"
+            }
+            _ => "see `harness data status`, or get the data with `harness data fetch DIR`",
+        };
+        Usage(format!("--data {}: {error}; {remedy}", path.display()))
+    };
     let source = Source::open(path).map_err(usage)?;
+    pieces.iter().try_for_each(|piece| source.check_piece(*piece)).map_err(usage)?;
     for split in [Split::Train, Split::Test] {
         source.labels(split).map_err(usage)?;
     }
@@ -350,7 +360,7 @@ mod tests {
         let bytes: Vec<_> =
             status.files.iter().filter(|file| file.expected_bytes.is_some()).map(|file| file.bytes).collect();
         assert_eq!(bytes, [None, None, None, None, None, Some(5)]);
-        assert!(check(dir.path()).unwrap_err().to_string().starts_with("--data "));
-        assert!(check(&dir.path().join("nowhere")).unwrap_err().to_string().contains("nowhere"));
+        assert!(check(dir.path(), &[]).unwrap_err().to_string().starts_with("--data "));
+        assert!(check(&dir.path().join("nowhere"), &[]).unwrap_err().to_string().contains("nowhere"));
     }
 }

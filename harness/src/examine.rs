@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use workloads::federated::shard::{Cut, Piece};
 
 use crate::board::{Facts, Needs};
 use crate::capability::CAPTURE_SETCAP;
@@ -27,6 +28,8 @@ const MIN_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
 const MIN_DISK_BYTES: u64 = 64 * 1024 * 1024;
 /// A clock that is this far away makes logs of different hosts hard to compare.
 const MAX_UTC_OFFSET_NS: u64 = 1_000_000_000;
+/// Digits of a digest that are shown.
+const SHOWN_DIGITS: usize = 12;
 /// Most bytes of a host's words that are kept.
 const MAX_SAID_BYTES: u64 = 64 * 1024;
 
@@ -51,12 +54,16 @@ pub struct Finding {
 }
 
 /// What every host is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wanted {
     /// UDP ports.
     pub ports: Vec<u16>,
     /// Where the data is; none: none is needed.
     pub data: Option<PathBuf>,
+    /// How the run shares the data out; none: that is not known, or there is none.
+    pub cut: Option<Cut>,
+    /// Whether the engine is libtorch.
+    pub torch: bool,
 }
 
 /// What each of `hosts` says, in order.
@@ -66,8 +73,13 @@ pub async fn examine_all(
     wanted: &Wanted,
 ) -> Vec<Result<Examined, Trouble>> {
     let mut tasks = Vec::new();
-    for host in hosts {
-        let needs = Needs { address: host.address, ports: wanted.ports.clone(), data: wanted.data.clone() };
+    for (host, place) in hosts.iter().zip(1..) {
+        let needs = Needs {
+            address: host.address,
+            ports: wanted.ports.clone(),
+            data: wanted.data.clone(),
+            piece: wanted.cut.filter(|cut| place <= cut.nodes).map(|cut| Piece { place, cut }),
+        };
         let arguments = ssh::arguments(host, config, &["probe"]);
         tasks.push((host, tokio::spawn(examine(host.clone(), arguments, needs))));
     }
@@ -81,9 +93,13 @@ pub async fn examine_all(
 
 /// What is not in order, host by host: what each says of itself, and where it differs from the others.
 #[must_use]
-pub fn findings(hosts: &[Host], examined: &[Result<Examined, Trouble>]) -> Vec<Vec<Finding>> {
+pub fn findings(
+    hosts: &[Host],
+    examined: &[Result<Examined, Trouble>],
+    wanted: &Wanted,
+) -> Vec<Vec<Finding>> {
     let of = |(host, examined): (&Host, &Result<Examined, Trouble>)| match examined {
-        Ok(examined) => judge(host, examined),
+        Ok(examined) => judge(host, examined, wanted),
         Err(trouble) => vec![Finding { fatal: true, trouble: trouble.clone() }],
     };
     let mut all: Vec<Vec<Finding>> = hosts.iter().zip(examined).map(of).collect();
@@ -107,17 +123,22 @@ fn compare(hosts: &[(&Host, Option<&Facts>)]) -> Vec<Option<Finding>> {
         };
         let (first, other) = hosts[..at].iter().find(alike)?;
         let other = (*other)?;
-        (other.program_bytes != facts.program_bytes).then(|| {
-            let (ours, theirs) = (facts.program_bytes, other.program_bytes);
-            let wrong = format!(
-                "its program is another build than that of {} ({ours} B, not {theirs} B)",
-                first.name
-            );
+        let build = |facts: &Facts| (facts.program_bytes, facts.program_digest);
+        (build(other) != build(facts)).then(|| {
+            let (ours, theirs) = (build_of(facts), build_of(other));
+            let wrong =
+                format!("its program is another build than that of {} ({ours}, not {theirs})", first.name);
             let remedy = "copy the same binary to all hosts of an architecture".into();
             Finding { fatal: true, trouble: Trouble { wrong, remedy } }
         })
     };
     hosts.iter().enumerate().map(differs).collect()
+}
+
+/// What tells a build from others, in words.
+fn build_of(facts: &Facts) -> String {
+    let digest = facts.program_digest.map_or_else(|| "unknown".into(), |digest| digest.to_string());
+    format!("{} B, BLAKE3 {}", facts.program_bytes, digest.get(..SHOWN_DIGITS).unwrap_or(&digest))
 }
 
 async fn examine(host: Host, arguments: Vec<String>, needs: Needs) -> Result<Examined, Trouble> {
@@ -178,7 +199,7 @@ async fn question(
 }
 
 /// What is not in order.
-fn judge(host: &Host, examined: &Examined) -> Vec<Finding> {
+fn judge(host: &Host, examined: &Examined, wanted: &Wanted) -> Vec<Finding> {
     let Examined { facts, utc, .. } = examined;
     let mut findings = Vec::new();
     let mut find = |fatal, wrong: String, remedy: String| {
@@ -210,6 +231,11 @@ fn judge(host: &Host, examined: &Examined) -> Vec<Finding> {
     if let Some(refused) = &facts.data_refused {
         find(true, refused.clone(), "copy its data there, or leave --data out".into());
     }
+    if wanted.torch && !facts.has_torch {
+        let remedy =
+            "build with --features torch (scripts/cross-build aarch64-torch), or use --engine candle";
+        find(true, "its program has no engine torch".into(), remedy.into());
+    }
     let board = &facts.board;
     for (what, available, least) in [
         ("memory", board.memory_available_bytes, MIN_MEMORY_BYTES),
@@ -223,6 +249,12 @@ fn judge(host: &Host, examined: &Examined) -> Vec<Finding> {
     if let Some(missing) = &facts.missing_capabilities {
         let wrong = format!("it cannot capture packets: {missing} is missing");
         find(false, wrong, format!("{CAPTURE_SETCAP} {}", host.program));
+    }
+    if let (Some(interface), false) = (&facts.interface, facts.offloads.is_empty()) {
+        let on = &facts.offloads;
+        let off: Vec<_> = on.iter().map(|name| format!("{name} off")).collect();
+        let wrong = format!("{} of {interface} is on: packets are captured joined", on.join(", "));
+        find(false, wrong, format!("sudo ethtool -K {interface} {}", off.join(" ")));
     }
     let away_ns = utc.offset_ns.unsigned_abs();
     if away_ns > MAX_UTC_OFFSET_NS + utc.uncertainty_ns {
@@ -241,6 +273,8 @@ fn judge(host: &Host, examined: &Examined) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use replication::Digest;
+
     use super::*;
     use crate::board::Board;
     use crate::place::inventory;
@@ -258,6 +292,7 @@ mod tests {
             board,
             interface: Some("wlan0".into()),
             interfaces: vec!["lo".into(), "wlan0".into()],
+            has_torch: true,
             ..Facts::default()
         };
         let exact = Offset { offset_ns: 0, uncertainty_ns: 1_000_000 };
@@ -269,7 +304,8 @@ mod tests {
         let host = inventory::parse(text, false, None).unwrap().remove(0);
         let mut examined = examined();
         change(&mut examined);
-        let findings = judge(&host, &examined).into_iter();
+        let wanted = Wanted { torch: true, ..Wanted::default() };
+        let findings = judge(&host, &examined, &wanted).into_iter();
         findings.map(|finding| (finding.fatal, finding.trouble.wrong)).collect()
     }
 
@@ -315,6 +351,11 @@ mod tests {
             one(|it| it.facts.board.governor = Some("ondemand".into())),
             warning("its governor is ondemand")
         );
+        assert_eq!(one(|it| it.facts.has_torch = false), fatal("its program has no engine torch"));
+        assert_eq!(
+            one(|it| it.facts.offloads = vec!["tso".into(), "gro".into()]),
+            warning("tso, gro of wlan0 is on: packets are captured joined")
+        );
         assert_eq!(one(|it| it.facts.board.throttled_bits = Some(1)), warning("it is throttled now"));
         let (fatal, text) = one(|it| it.utc.offset_ns = -3_600_000_000_000);
         assert!(!fatal && text.ends_with("behind"), "{text}");
@@ -323,8 +364,9 @@ mod tests {
     #[test]
     fn hosts_of_one_architecture_have_the_same_build() {
         let hosts = inventory::parse("10.0.0.[1:4]", false, None).unwrap();
-        let facts = |architecture: &str, program_bytes| {
-            let mut facts = Facts { program_bytes, ..Facts::default() };
+        let facts = |architecture: &str, program: u64| {
+            let digest = Digest::of(&program.to_le_bytes());
+            let mut facts = Facts { program_bytes: 5, program_digest: Some(digest), ..Facts::default() };
             facts.machine.architecture = architecture.into();
             facts
         };
@@ -332,7 +374,11 @@ mod tests {
         let pairs: Vec<_> = hosts.iter().zip(facts.iter().map(Some)).collect();
         let found = compare(&pairs);
         let wrong: Vec<_> = found.iter().flatten().map(|finding| finding.trouble.wrong.as_str()).collect();
-        assert_eq!(wrong, ["its program is another build than that of 10.0.0.1 (6 B, not 5 B)"]);
+        let [wrong] = wrong[..] else { panic!("{wrong:?}") };
+        assert!(
+            wrong.starts_with("its program is another build than that of 10.0.0.1 (5 B, BLAKE3 "),
+            "{wrong}"
+        );
         assert!(found[3].is_some());
     }
 }

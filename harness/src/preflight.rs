@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{Access, access};
 use workloads::federated::EngineKind;
+use workloads::federated::shard::{Cut, Piece};
 
 use crate::capability::{self, NET_ADMIN, NET_RAW, SYS_ADMIN, capture_remedy};
 use crate::capture::{CaptureError, CaptureMode};
@@ -27,7 +28,11 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
         check_engine(trial.plan.job.engine)?;
     }
     if let (Some(path), true) = (&trial.plan.job.data, here) {
-        data::check(path)?;
+        // All nodes read the same.
+        let devices = trial.plan.devices().len();
+        let cut = Cut::of(&trial.plan.job, devices);
+        let pieces: Vec<_> = (1..=devices as u64).map(|place| Piece { place, cut }).collect();
+        data::check(path, &pieces)?;
     }
     check_out(&trial.out)?;
     if let Durability::Disk { dir: Some(dir) } = &trial.durability {

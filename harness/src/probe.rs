@@ -12,7 +12,7 @@ use crate::clock;
 const MAX_LINE_BYTES: u64 = 64 * 1024;
 
 /// A question.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub enum Question {
     /// What do your clocks show?
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn questions_are_answered_in_order_until_the_stream_ends() {
-        let needs = Needs { address: Ipv4Addr::LOCALHOST, ports: vec![], data: None };
+        let needs = Needs { address: Ipv4Addr::LOCALHOST, ports: vec![], data: None, piece: None };
         let ask = |question: &Question| serde_json::to_string(question).unwrap() + "\n";
         let text = ask(&Question::Clocks) + &ask(&Question::Facts(needs)) + &ask(&Question::Clocks);
         let mut answers = Vec::new();

@@ -7,8 +7,9 @@
 //!
 //! It passes lines on in both directions, sends the node signals when it is told to, answers questions for the time and
 //! captures, all of which also works when the node is stopped or dead. It ends the node when its controller goes away or
-//! falls silent (a link that is cut says nothing), and leaves nothing behind: nothing is written, save for stores of a run
-//! with `--durability disk`, whose folder is removed at the end. It does not know what the lines between the two say.
+//! falls silent (a link that is cut says nothing), or when the host is shut down in order (SIGTERM), and leaves nothing behind:
+//! nothing is written, save for stores of a run with `--durability disk`, whose folder is removed at the end. It does not know
+//! what the lines between the two say.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,10 +23,12 @@ use anyhow::Context as _;
 use rustix::process::{Pid, getpid, getppid, kill_process, set_parent_process_death_signal};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, Stdin};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::board::Watch;
+use crate::board::{Board, Watch};
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::clock;
 use crate::control::codec::{LineReader, LineWriter, MAX_LINE_BYTES};
@@ -52,6 +55,7 @@ const WAITING_ORDERS: usize = 64;
 /// # Errors
 /// If the node cannot be started.
 pub async fn run(program: &Path, stdin: Stdin) -> anyhow::Result<u8> {
+    let told_to_end = told_to_end()?;
     let (mut child, node_in, node_out) = start(program)?;
     let (lines, waiting) = mpsc::channel(WAITING_LINES);
     let (ended, all_written) = oneshot::channel();
@@ -67,6 +71,7 @@ pub async fn run(program: &Path, stdin: Stdin) -> anyhow::Result<u8> {
         watch: Watch::new(),
         killed_at_ns: None,
         heard: Instant::now(),
+        told_to_end,
     };
     let mut reader = LineReader::secret(BufReader::new(stdin));
     let status = tender.follow(&mut child, &mut reader).await;
@@ -83,6 +88,20 @@ pub async fn run(program: &Path, stdin: Stdin) -> anyhow::Result<u8> {
     writer.abort();
     drop(store);
     Ok(code_of(status))
+}
+
+/// SIGTERM, SIGHUP and SIGINT as messages: from now on none of them ends this process.
+fn told_to_end() -> anyhow::Result<mpsc::Receiver<()>> {
+    let (told, told_to_end) = mpsc::channel(1);
+    for kind in [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()] {
+        let (mut signals, told) = (signal(kind).context("cannot watch for signals")?, told.clone());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                let _ = told.try_send(());
+            }
+        });
+    }
+    Ok(told_to_end)
 }
 
 /// Starts the node, which dies with this thread.
@@ -122,6 +141,8 @@ struct Tender {
     killed_at_ns: Option<u64>,
     /// When something was last heard of the controller.
     heard: Instant,
+    /// Says that this process shall end: the host is shut down.
+    told_to_end: mpsc::Receiver<()>,
 }
 
 impl Tender {
@@ -131,7 +152,9 @@ impl Tender {
         child: &mut Child,
         reader: &mut LineReader<BufReader<Stdin>>,
     ) -> Option<ExitStatus> {
-        let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        let mut look = tokio::time::interval(LOOK);
+        // What the board is asked with may hang.
+        let mut looking: Option<JoinHandle<Board>> = None;
         let mut patience = None;
         loop {
             tokio::select! {
@@ -150,15 +173,28 @@ impl Tender {
                         patience = Some(Instant::now() + GRACE);
                     }
                 },
-                _ = look.tick() => self.look(),
+                board = looked(&mut looking), if looking.is_some() => {
+                    looking = None;
+                    if let Some(board) = board {
+                        self.tell(board);
+                    }
+                }
+                _ = look.tick(), if looking.is_none() => looking = Some(tokio::task::spawn_blocking(Board::this)),
             }
         }
     }
 
-    /// The next order; none when the controller is gone. Cancel safe.
+    /// The next order; none when the controller is gone, or the host is shut down. Cancel safe.
     async fn order(&mut self, reader: &mut LineReader<BufReader<Stdin>>) -> Option<ToNode> {
         loop {
-            let heard = tokio::time::timeout_at(self.heard + SILENCE, reader.next()).await;
+            let heard = tokio::select! {
+                biased;
+                Some(()) = self.told_to_end.recv() => {
+                    tracing::warn!("told to end, before the run was over");
+                    return None;
+                }
+                heard = tokio::time::timeout_at(self.heard + SILENCE, reader.next()) => heard,
+            };
             self.heard = if heard.is_ok() { Instant::now() } else { self.heard };
             match heard {
                 Ok(Ok(order)) => return order,
@@ -188,7 +224,6 @@ impl Tender {
                     let _ = child.start_kill();
                     return;
                 }
-                self.look();
             }
             _ => {}
         }
@@ -240,8 +275,8 @@ impl Tender {
         Ok(())
     }
 
-    fn look(&mut self) {
-        let (board, throttled) = self.watch.look();
+    fn tell(&mut self, board: Board) {
+        let throttled = self.watch.note(&board);
         self.say(&FromNode::Board { board: Box::new(board), throttled });
     }
 
@@ -251,7 +286,10 @@ impl Tender {
             let finish = tokio::task::spawn_blocking(move || capture.finish());
             let _ = tokio::time::timeout(FLUSH, finish).await;
         }
-        self.look();
+        let board = tokio::task::spawn_blocking(Board::this);
+        if let Ok(Ok(board)) = tokio::time::timeout(FLUSH, board).await {
+            self.tell(board);
+        }
         if let Some(at_ns) = self.killed_at_ns {
             // Whoever reads takes it for the end of the node, so it is not dropped as `say` would.
             let line = line_of(&FromNode::Signalled { signal: Signal::Kill, at_ns });
@@ -271,6 +309,11 @@ fn line_of(message: &FromNode) -> Vec<u8> {
     let mut line = serde_json::to_vec(message).unwrap_or_default();
     line.push(b'\n');
     line
+}
+
+/// The board that is looked at; not to be asked if none is.
+async fn looked(looking: &mut Option<JoinHandle<Board>>) -> Option<Board> {
+    looking.as_mut()?.await.ok()
 }
 
 async fn until(moment: Option<Instant>) {

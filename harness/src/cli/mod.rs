@@ -217,9 +217,12 @@ pub struct DoctorArgs {
     /// Configuration of ssh [default: ssh's own].
     #[arg(long, value_name = "FILE")]
     pub ssh_config: Option<PathBuf>,
-    /// Where the data is on every host, if runs are to use it.
+    /// Where the data is on every host, if runs are to use it. Whose shard it is, is checked when a run begins.
     #[arg(long, value_name = "DIR|ARCHIVE")]
     pub data: Option<PathBuf>,
+    /// Engine that runs are to use.
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub engine: EngineArg,
     /// UDP port of the learning plane on every node.
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub learning_port: u16,

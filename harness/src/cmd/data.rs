@@ -7,13 +7,14 @@ use std::path::Path;
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use workloads::federated::shard::Cut;
 use workloads::federated::{FileStatus, Location, Status};
 
 use super::print;
 use crate::cli::DataCommand;
 use crate::data::{self, Download};
 use crate::exit::Exit;
-use crate::shards::{self, Cut};
+use crate::shards;
 use crate::units::show_bytes;
 
 pub(super) fn run(command: &DataCommand) -> anyhow::Result<Exit> {
@@ -33,7 +34,7 @@ pub(super) fn run(command: &DataCommand) -> anyhow::Result<Exit> {
             test_examples_per_node,
         } => {
             let cut = Cut {
-                nodes: usize::try_from(*nodes)?,
+                nodes: *nodes,
                 partition: partition.0,
                 examples_per_node: *examples_per_node,
                 test_examples_per_node: *test_examples_per_node,

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use comfy_table::{Table, presets};
 
 use super::print;
-use crate::cli::DoctorArgs;
+use crate::cli::{DoctorArgs, EngineArg};
 use crate::examine::{self, Examined, Finding, Wanted};
 use crate::exit::{Exit, Usage};
 use crate::place::inventory;
@@ -20,7 +20,12 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
         )
     };
     let hosts = inventory::load(&args.inventory, args.group.as_deref()).map_err(refuse)?;
-    let wanted = Wanted { ports: vec![args.learning_port, args.replication_port], data: args.data.clone() };
+    let wanted = Wanted {
+        ports: vec![args.learning_port, args.replication_port],
+        data: args.data.clone(),
+        cut: None,
+        torch: args.engine == EngineArg::Torch,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let examined = runtime.context("cannot start the runtime")?.block_on(examine::examine_all(
         &hosts,
@@ -31,7 +36,7 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
     table.load_style(presets::NOTHING);
     table.set_header(["host", "", "found", "what to do"]);
     let mut failed = false;
-    let findings = examine::findings(&hosts, &examined);
+    let findings = examine::findings(&hosts, &examined, &wanted);
     for ((host, examined), findings) in hosts.iter().zip(&examined).zip(findings) {
         failed |= findings.iter().any(|finding| finding.fatal);
         if let (true, Ok(examined)) = (findings.is_empty(), examined) {

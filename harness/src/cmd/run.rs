@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use workloads::federated::EngineKind;
+use workloads::federated::shard::Cut;
 
 use super::print;
 use crate::capability::CAPTURE_SETCAP;
@@ -112,11 +113,16 @@ async fn hosts(trial: &Trial, progress: &Progress) -> anyhow::Result<Hosts> {
     let shelf = trial.shelf.as_ref().context("the trial has no hosts")?;
     let plan = &trial.plan;
     let hosts = &shelf.hosts[..plan.members.len().min(shelf.hosts.len())];
-    let wanted =
-        Wanted { ports: vec![plan.learning_port, plan.replication_port], data: plan.job.data.clone() };
+    let reads = plan.job.data.is_some() && plan.job.engine != EngineKind::None;
+    let wanted = Wanted {
+        ports: vec![plan.learning_port, plan.replication_port],
+        data: plan.job.data.clone(),
+        cut: reads.then(|| Cut::of(&plan.job, plan.devices().len())),
+        torch: plan.job.engine == EngineKind::Torch,
+    };
     let examined = examine::examine_all(hosts, shelf.ssh_config.as_deref(), &wanted).await;
     let mut refusals = Vec::new();
-    for (host, findings) in hosts.iter().zip(examine::findings(hosts, &examined)) {
+    for (host, findings) in hosts.iter().zip(examine::findings(hosts, &examined, &wanted)) {
         for Finding { fatal, trouble: Trouble { wrong, remedy } } in findings {
             let line = format!("host {}: {wrong}; {remedy}", host.name);
             if fatal { refusals.push(line) } else { progress.warn(&line) }

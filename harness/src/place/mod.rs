@@ -7,8 +7,10 @@ pub mod netns;
 pub mod process;
 pub mod ssh;
 
+use std::future::{self, Future};
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::pin::Pin;
 
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,9 @@ pub struct HostRecord {
     pub throttled: bool,
 }
 
+/// What cuts the power of a host; ends when that is done.
+pub type PowerCut = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
 /// Starts and ends nodes. Dropping it kills every node it started, and waits until they are gone.
 pub trait Placement {
     /// Starts `node`, whose standard error is appended to `log`.
@@ -74,19 +79,30 @@ pub trait Placement {
     /// If it could not be told.
     fn resume(&mut self, node: NodeId) -> anyhow::Result<()>;
 
-    /// Cuts the power of the host of `node`. Waits.
+    /// What cuts the power of the host of `node`, of bounded duration; several may run side by side. When it has succeeded,
+    /// [`without_power`](Placement::without_power) is to be told.
     ///
     /// # Errors
     /// If its power cannot be cut.
-    fn power_off(&mut self, node: NodeId) -> anyhow::Result<()> {
+    fn power_off(&mut self, node: NodeId) -> anyhow::Result<PowerCut> {
         anyhow::bail!("node {node} has no power of its own")
     }
+
+    /// Takes note that the host of `node` has no power any more.
+    fn without_power(&mut self, _node: NodeId) {}
 
     /// How `node` ended, if it has; does not wait.
     fn ended(&mut self, node: NodeId) -> Option<String>;
 
     /// Kills every node that is left, and waits until they are gone.
     fn kill_all(&mut self);
+
+    /// As [`kill_all`](Placement::kill_all), where that alone cannot see when nodes on other hosts are gone. Waits a bounded time
+    /// for what cannot be reached.
+    fn end_all(&mut self) -> impl Future<Output = ()> {
+        self.kill_all();
+        future::ready(())
+    }
 
     /// Whether nodes share the controller's CLOCK_MONOTONIC.
     fn shares_clock(&self) -> bool {

@@ -6,17 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use replication::NodeId;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
-use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at, timeout, timeout_at};
 
 use super::process::{Processes, child_command, describe};
-use super::{HostRecord, Pipes, Placement};
+use super::{HostRecord, Pipes, Placement, PowerCut};
 use crate::control::codec::MAX_LINE_BYTES;
 use crate::control::{Signal, ToNode};
 use crate::place::inventory::Host;
@@ -28,9 +29,10 @@ const WAITING_SIGNALS: usize = 16;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How long the command that cuts a host's power may take.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
-const HOOK_INTERVAL: Duration = Duration::from_millis(2);
-/// How often a host whose node was killed is told that its controller lives.
+/// How often a host is told that its controller lives, whatever that is busy with.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// How long hosts may take to tidy up, once their nodes are killed.
+const TIDY_TIMEOUT: Duration = Duration::from_secs(8);
 /// Exit code of ssh itself.
 const SSH_FAILED: i32 = 255;
 /// What a remote shell adds to the number of the signal that ended a program.
@@ -53,6 +55,18 @@ struct Remote {
     ssh: Child,
     signals: mpsc::Sender<Signal>,
     fate: Fate,
+}
+
+impl Remote {
+    /// Kills the node, if it is still there, and ends the connection after that.
+    fn hang_up(self) -> Child {
+        if self.fate == Fate::Runs {
+            let _ = self.signals.try_send(Signal::Kill);
+        }
+        // The last of its signals closes the host's standard input.
+        drop(self.signals);
+        self.ssh
+    }
 }
 
 /// What was done to a node.
@@ -124,16 +138,23 @@ impl Placement for Hosts {
         self.signal(node, Signal::Continue)
     }
 
-    fn power_off(&mut self, node: NodeId) -> anyhow::Result<()> {
+    fn power_off(&mut self, node: NodeId) -> anyhow::Result<PowerCut> {
         let host = self.host(node)?;
-        let words = host.power_off.clone().unwrap_or_default();
-        run_hook(&words).with_context(|| format!("harness_power_off of {}", host.name))?;
+        let (words, name) = (host.power_off.clone().unwrap_or_default(), host.name.clone());
+        if let Some(remote) = self.remotes.get_mut(&node) {
+            // Its connection may be lost before the command ends.
+            remote.fate = Fate::PoweredOff;
+        }
+        Ok(Box::pin(
+            async move { run_hook(&words).await.with_context(|| format!("harness_power_off of {name}")) },
+        ))
+    }
+
+    fn without_power(&mut self, node: NodeId) {
         if let Some(remote) = self.remotes.get_mut(&node) {
             // Nobody is there any more who could close it.
-            remote.fate = Fate::PoweredOff;
             let _ = remote.ssh.start_kill();
         }
-        Ok(())
     }
 
     fn ended(&mut self, node: NodeId) -> Option<String> {
@@ -164,6 +185,17 @@ impl Placement for Hosts {
         Processes::end(connections.iter_mut());
     }
 
+    async fn end_all(&mut self) {
+        let remotes = std::mem::take(&mut self.remotes).into_values().chain(self.keepers.drain(..));
+        let mut connections: Vec<Child> = remotes.map(Remote::hang_up).collect();
+        let deadline = Instant::now() + TIDY_TIMEOUT;
+        for ssh in &mut connections {
+            // ssh ends when what it runs has: ports are free then, and stores gone.
+            let _ = timeout_at(deadline, ssh.wait()).await;
+        }
+        Processes::end(connections.iter_mut());
+    }
+
     fn shares_clock(&self) -> bool {
         false
     }
@@ -179,46 +211,38 @@ impl Drop for Hosts {
     }
 }
 
-/// Runs the command that cuts a host's power, and waits for its end. The controller waits, too: what nodes tell
-/// meanwhile is stamped where it happens.
-fn run_hook(words: &[String]) -> anyhow::Result<()> {
+/// Runs the command that cuts a host's power until its end.
+async fn run_hook(words: &[String]) -> anyhow::Result<()> {
     let (program, arguments) = words.split_first().context("there is none")?;
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
-    let deadline = Instant::now() + HOOK_TIMEOUT;
-    loop {
-        match child.try_wait()? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => bail!("{program} failed ({})", describe(status)),
-            None if Instant::now() > deadline => {
-                let _ = child.kill();
-                let _ = child.wait();
-                bail!("{program} has not ended within {HOOK_TIMEOUT:?}");
-            }
-            None => std::thread::sleep(HOOK_INTERVAL),
-        }
+    match timeout(HOOK_TIMEOUT, child.wait()).await {
+        Ok(status) => match status? {
+            status if status.success() => Ok(()),
+            status => bail!("{program} failed ({})", describe(status)),
+        },
+        Err(_) => bail!("{program} has not ended within {HOOK_TIMEOUT:?}"),
     }
 }
 
-/// Orders of the controller, whole lines only, and signals between them. After a kill the connection stays until the
-/// placement lets go of it.
+/// Orders of the controller, whole lines only, and signals between them. The connection stays until the placement lets go of
+/// it: a node that was told to finish takes its time.
 async fn pass_orders(orders: DuplexStream, mut signals: mpsc::Receiver<Signal>, mut host: ChildStdin) {
     let mut orders = BufReader::new(orders);
-    let (mut line, mut open, mut killed) = (Vec::new(), true, false);
-    let mut alive = tokio::time::interval(SIGN_OF_LIFE);
-    while open || killed {
+    let (mut line, mut open) = (Vec::new(), true);
+    let mut alive = interval_at(Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
+    loop {
         let written = tokio::select! {
             biased;
             signal = signals.recv() => {
                 let Some(signal) = signal else { return };
-                killed |= signal == Signal::Kill;
                 let mut line = serde_json::to_vec(&ToNode::Signal { signal }).unwrap_or_default();
                 line.push(b'\n');
                 host.write_all(&line).await
             }
             // The host counts on hearing of its controller.
-            _ = alive.tick(), if killed => {
+            _ = alive.tick() => {
                 let mut line = serde_json::to_vec(&ToNode::ClockProbe { request_id: 0 }).unwrap_or_default();
                 line.push(b'\n');
                 host.write_all(&line).await
@@ -255,18 +279,21 @@ mod tests {
     use super::*;
     use crate::control::FromNode;
 
+    const SIGN: &str = r#"{"type":"clock_probe","request_id":0}"#;
+
     #[test]
     fn the_last_line_of_a_killed_node_is_recognised() {
         let line = serde_json::to_string(&FromNode::Signalled { signal: Signal::Kill, at_ns: 5 }).unwrap();
         assert!(line.starts_with(r#"{"type":"signalled","signal":"kill""#), "{line}");
     }
 
-    #[test]
-    fn a_hook_that_fails_says_so() {
+    #[tokio::test]
+    async fn a_hook_that_fails_says_so() {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        assert!(run_hook(&words("true")).is_ok());
-        assert!(run_hook(&words("false")).unwrap_err().to_string().contains("false failed (exit code 1)"));
-        let error = run_hook(&words("/nonexistent/plug off")).unwrap_err();
+        assert!(run_hook(&words("true")).await.is_ok());
+        let error = run_hook(&words("false")).await.unwrap_err();
+        assert!(error.to_string().contains("false failed (exit code 1)"));
+        let error = run_hook(&words("/nonexistent/plug off")).await.unwrap_err();
         assert!(error.to_string().contains("cannot run /nonexistent/plug"), "{error}");
     }
 
@@ -278,18 +305,25 @@ mod tests {
         let (signals, waiting) = mpsc::channel(4);
         let passing = tokio::spawn(pass_orders(near, waiting, cat.stdin.take().unwrap()));
         let mut said = BufReader::new(cat.stdout.take().unwrap()).lines();
+        // Signs of life come in between, on a machine that is slow enough.
+        let mut next = async || loop {
+            let line = said.next_line().await.unwrap();
+            if line.as_deref() != Some(SIGN) {
+                return line;
+            }
+        };
         orders.write_all(b"{\"type\":").await.unwrap();
         signals.send(Signal::Stop).await.unwrap();
-        assert_eq!(said.next_line().await.unwrap().unwrap(), r#"{"type":"signal","signal":"stop"}"#);
+        assert_eq!(next().await.unwrap(), r#"{"type":"signal","signal":"stop"}"#);
         orders.write_all(b"\"finish\"}\n").await.unwrap();
-        assert_eq!(said.next_line().await.unwrap().unwrap(), r#"{"type":"finish"}"#);
-        signals.send(Signal::Kill).await.unwrap();
-        assert_eq!(said.next_line().await.unwrap().unwrap(), r#"{"type":"signal","signal":"kill"}"#);
+        assert_eq!(next().await.unwrap(), r#"{"type":"finish"}"#);
         drop(orders);
-        let alive = said.next_line().await.unwrap().unwrap();
-        assert_eq!(alive, r#"{"type":"clock_probe","request_id":0}"#);
+        signals.send(Signal::Kill).await.unwrap();
+        assert_eq!(next().await.unwrap(), r#"{"type":"signal","signal":"kill"}"#);
+        assert_eq!(said.next_line().await.unwrap().unwrap(), SIGN, "the controller lives");
         drop(signals);
         passing.await.unwrap();
+        while said.next_line().await.unwrap().is_some_and(|line| line == SIGN) {}
         assert_eq!(said.next_line().await.unwrap(), None);
     }
 }

@@ -171,16 +171,17 @@ impl Failovers {
         }
     }
 
-    /// Takes note of a fault that struck `nodes` at `at_ns`, or later by at most `uncertainty_ns`, and left `survivors`.
-    pub fn struck(
-        &mut self,
-        (at_ns, uncertainty_ns): (u64, u64),
-        fault: String,
-        nodes: &[NodeId],
-        survivors: Vec<NodeId>,
-    ) {
-        let (nodes, reached) = (nodes.to_vec(), BTreeSet::new());
+    /// Takes note of a fault that struck `nodes` at `at_ns` and left `survivors`.
+    pub fn struck(&mut self, at_ns: u64, fault: String, nodes: &[NodeId], survivors: Vec<NodeId>) {
+        let (nodes, reached, uncertainty_ns) = (nodes.to_vec(), BTreeSet::new(), 0);
         self.strikes.push(Strike { at_ns, uncertainty_ns, reached, fault, nodes, survivors });
+    }
+
+    /// Takes note that the last fault that struck `node` took so long: it may have struck as much later.
+    pub fn took(&mut self, duration_ns: u64, node: NodeId) {
+        if let Some(strike) = self.strikes.iter_mut().rfind(|strike| strike.nodes.contains(&node)) {
+            strike.uncertainty_ns = strike.uncertainty_ns.max(duration_ns);
+        }
     }
 
     /// Takes note that the last fault that struck `node` reached it at `at_ns`. Over a link that is later than it was
@@ -337,7 +338,7 @@ mod tests {
         observe(&mut failovers, &known);
         observe(&mut failovers, &[(50, 3, suspected()), (900, 1, put(first, 1))]);
         let survivors = [2, 3, 4].map(NodeId).to_vec();
-        failovers.struck((1000, 0), "kill@aggregator,round:2".into(), &[NodeId(1)], survivors);
+        failovers.struck(1000, "kill@aggregator,round:2".into(), &[NodeId(1)], survivors);
         failovers
     }
 
@@ -377,7 +378,7 @@ mod tests {
         let mut failovers = Failovers::default();
         observe(&mut failovers, &taken_over(100, epoch(1, 1)));
         assert_eq!(failovers.rows(&BTreeMap::new()), []);
-        failovers.struck((1000, 0), "kill@worker,round:1".into(), &[NodeId(3)], vec![NodeId(1), NodeId(2)]);
+        failovers.struck(1000, "kill@worker,round:1".into(), &[NodeId(3)], vec![NodeId(1), NodeId(2)]);
         assert_eq!(failovers.rows(&BTreeMap::new()), [], "a change that was before the fault");
         assert_eq!(FailoverSummary::of(&failovers.rows(&BTreeMap::new())), FailoverSummary::default());
     }
@@ -398,12 +399,7 @@ mod tests {
         observe(&mut failovers, &taken_over(2600, epoch(2, 2)));
         // Nobody was struck in between: the second change is the first fault's, too.
         observe(&mut failovers, &taken_over(3000, epoch(3, 3)));
-        failovers.struck(
-            (4000, 0),
-            "stop@aggregator,round:3".into(),
-            &[NodeId(3)],
-            vec![NodeId(2), NodeId(4)],
-        );
+        failovers.struck(4000, "stop@aggregator,round:3".into(), &[NodeId(3)], vec![NodeId(2), NodeId(4)]);
         observe(&mut failovers, &taken_over(5000, epoch(4, 4)));
         let rows = failovers.rows(&BTreeMap::new());
         let facts: Vec<_> =
@@ -447,13 +443,15 @@ mod tests {
         failovers.reached(1050, NodeId(2));
         observe(&mut failovers, &taken_over(2600, epoch(2, 2)));
         observe(&mut failovers, &[(2700, 3, changed(epoch(2, 2))), (2650, 4, changed(epoch(2, 2)))]);
+        failovers.took(30, NodeId(1));
+        failovers.took(20, NodeId(1));
         let row = |uncertainty_ns| {
             let all = [1, 2, 3, 4].map(|node| (NodeId(node), uncertainty_ns + node));
             failovers.rows(&all.into()).remove(0)
         };
-        let exact = row(36);
+        let exact = row(6);
         assert_eq!((exact.struck_at_ns, exact.agreed_ns), (1100, Some(1600)));
-        assert_eq!((exact.uncertainty_ns, exact.uncertain), (40 + 37, false), "5 % are 80");
+        assert_eq!((exact.uncertainty_ns, exact.uncertain), (10 + 7 + 30, false), "5 % are 80");
         let rows = vec![row(40), exact];
         assert!(rows[0].uncertain);
         assert_eq!((FailoverSummary::of(&rows).count, FailoverSummary::of(&rows).uncertain), (2, 1));

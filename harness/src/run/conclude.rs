@@ -20,6 +20,7 @@ use crate::units::nanoseconds;
 impl<P: Placement> Controller<P> {
     /// Ends what is left of the run and writes its results.
     pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
+        let cut = self.end_power_cuts().await;
         let healed = self.heal();
         // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
         let surveyed = match ending {
@@ -31,7 +32,7 @@ impl<P: Placement> Controller<P> {
         let mut summary = self.summary(outcome, exit, message.clone());
         let noted = self.recorder.controller_event(&ControllerEvent::Ending { outcome });
         let finished = self.finish().await;
-        self.placement.kill_all();
+        self.placement.end_all().await;
         self.placement.end_captures();
         let captured = self.take_captures();
         self.progress.clear();
@@ -78,7 +79,7 @@ impl<P: Placement> Controller<P> {
         };
         self.recorder.capture_totals(&totals)?;
         self.recorder.finish(&last)?;
-        healed.and(surveyed).and(noted).and(finished).and(captured)?;
+        cut.and(healed).and(surveyed).and(noted).and(finished).and(captured)?;
         Ok(summary)
     }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use replication::NodeId;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use workloads::federated::Event;
 
@@ -200,6 +201,7 @@ pub async fn run<P: Placement>(
         introduced: BTreeSet::new(),
         returning: BTreeMap::new(),
         struck: BTreeSet::new(),
+        power_cuts: JoinSet::new(),
         faults_struck: 0,
         leavers: 0,
         clocks: ClockBook::default(),
@@ -251,6 +253,8 @@ struct Controller<P> {
     spares: VecDeque<NodeId>,
     /// Nodes whose death is a fault's doing.
     struck: BTreeSet<NodeId>,
+    /// Commands that cut the power of hosts now.
+    power_cuts: JoinSet<strike::Cut>,
     faults_struck: u64,
     /// How many nodes have left on purpose.
     leavers: u64,
@@ -288,6 +292,7 @@ impl<P: Placement> Controller<P> {
                     let actions = self.timeline.advance(clock::monotonic_ns());
                     self.carry_out(actions)?;
                 }
+                Some(cut) = self.power_cuts.join_next() => self.power_is_cut(cut?)?,
                 Some((node, news)) = self.links.next() => self.take(node, news).await?,
             }
             if let Some(ending) = self.judge() {
@@ -334,6 +339,9 @@ impl<P: Placement> Controller<P> {
                 tracing::debug!("node {node} was sent {signal:?}");
                 if signal != Signal::Continue {
                     self.failovers.reached(at_ns, node);
+                }
+                if signal == Signal::Kill {
+                    self.vacancies.reached(at_ns, node);
                 }
             }
             News::Message(FromNode::Board { board, throttled }) => self.board(node, *board, throttled),

@@ -13,6 +13,14 @@ use crate::fault::{Action, Fault, Kind, Planned};
 use crate::place::Placement;
 use crate::record::ControllerEvent;
 
+/// The end of a command that was to cut a host's power.
+#[derive(Debug)]
+pub(super) struct Cut {
+    node: NodeId,
+    took_ns: u64,
+    done: anyhow::Result<()>,
+}
+
 impl<P: Placement> Controller<P> {
     /// Carries `actions` out, in order.
     pub(super) fn carry_out(&mut self, actions: Vec<Action>) -> anyhow::Result<()> {
@@ -56,7 +64,11 @@ impl<P: Placement> Controller<P> {
                 }
                 Kind::PowerOff => {
                     self.struck.insert(*node);
-                    self.placement.power_off(*node)?;
+                    let (target, cut) = (*node, self.placement.power_off(*node)?);
+                    self.power_cuts.spawn(async move {
+                        let done = cut.await;
+                        Cut { node: target, took_ns: clock::monotonic_ns().saturating_sub(at_ns), done }
+                    });
                     if let Some(epoch) = self.cluster.aggregator.filter(|epoch| epoch.node == *node) {
                         self.vacancies.crashed(at_ns, epoch);
                     }
@@ -65,26 +77,43 @@ impl<P: Placement> Controller<P> {
                 Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => {}
             }
         }
-        // When the power was gone is not known better: one host follows another.
-        let is_hooked = matches!(fault.kind, Kind::PowerOff);
-        let uncertainty_ns = if is_hooked { clock::monotonic_ns() - at_ns } else { 0 };
         if fault.kind.disturbs_links() {
             self.impair();
         }
         let done = match fault.kind {
             Kind::Kill | Kind::Restart { .. } => "killed",
-            Kind::PowerOff => "cut off from their power",
+            Kind::PowerOff => "to be cut off from power",
             Kind::Stop => "stopped",
             Kind::Partition => "cut off from the others",
             Kind::Loss { .. } => "given lossy links",
             Kind::Delay { .. } => "given slow links",
         };
         self.progress.note(&format!("fault {fault}: {} {done}", list(nodes)));
-        self.failovers.struck((at_ns, uncertainty_ns), fault.to_string(), nodes, self.timeline.well());
+        self.failovers.struck(at_ns, fault.to_string(), nodes, self.timeline.well());
         nodes.iter().try_for_each(|node| {
             let event = ControllerEvent::FaultStruck { fault: fault.to_string(), target: *node };
             self.recorder.controller_event_at(at_ns, &event)
         })
+    }
+
+    /// The power of a host was cut, or not. When exactly it was gone is not known better than from what it took.
+    pub(super) fn power_is_cut(&mut self, cut: Cut) -> anyhow::Result<()> {
+        let Cut { node, took_ns, done } = cut;
+        done?;
+        self.placement.without_power(node);
+        self.failovers.took(took_ns, node);
+        self.progress.note(&format!("the power of node {node} is cut"));
+        Ok(())
+    }
+
+    /// Waits for power cuts that have begun: a board must not be left with half of one.
+    pub(super) async fn end_power_cuts(&mut self) -> anyhow::Result<()> {
+        let mut outcome = Ok(());
+        while let Some(cut) = self.power_cuts.join_next().await {
+            let cut = cut.map_err(anyhow::Error::from).and_then(|cut| self.power_is_cut(cut));
+            outcome = outcome.and(cut);
+        }
+        outcome
     }
 
     fn end_fault(&mut self, fault: Fault, nodes: &[NodeId]) -> anyhow::Result<()> {

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 
 use replication::{CheckpointId, Digest, Epoch, Guarantee, Phase, Slot, StoreEvent};
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Barrier;
 use tokio::task::AbortHandle;
 use workloads::federated::Event;
 
 use super::*;
 use crate::control::node_end::{self, Command, Outbox};
 use crate::control::{Held, Status};
-use crate::place::Pipes;
+use crate::place::{Pipes, PowerCut};
 use crate::plan::Durability;
 use crate::record::Outcome;
 
@@ -59,11 +60,14 @@ struct Fakes {
     min_fit_clients: u32,
     stuck: bool,
     quirks: BTreeMap<NodeId, Quirk>,
+    /// What commands that cut power wait for: each other.
+    plugs: Arc<Barrier>,
 }
 
 impl Fakes {
     fn new(size: usize) -> Self {
-        Self { world: Arc::default(), size, min_fit_clients: 1, stuck: false, quirks: BTreeMap::new() }
+        let plugs = Arc::new(Barrier::new(2));
+        Self { world: Arc::default(), size, min_fit_clients: 1, stuck: false, quirks: BTreeMap::new(), plugs }
     }
 
     fn with(mut self, node: u64, quirk: Quirk) -> Self {
@@ -105,6 +109,14 @@ impl Placement for Fakes {
     fn resume(&mut self, node: NodeId) -> anyhow::Result<()> {
         self.world.lock().unwrap().stopped.remove(&node);
         Ok(())
+    }
+
+    fn power_off(&mut self, node: NodeId) -> anyhow::Result<PowerCut> {
+        let mut fakes = self.clone();
+        Ok(Box::pin(async move {
+            fakes.plugs.wait().await;
+            fakes.kill(node)
+        }))
     }
 
     fn ended(&mut self, node: NodeId) -> Option<String> {
@@ -319,6 +331,17 @@ async fn a_run_completes_and_every_file_is_written() {
         assert!(events.contains(&format!("\"event\":\"{event}\"")), "{event} in {events}");
     }
     ran.assert_nothing_is_left();
+}
+
+/// Each of the two commands ends only if the other runs at the same time.
+#[tokio::test]
+async fn hosts_lose_their_power_side_by_side_while_the_run_goes_on() {
+    let faults = ["power-off@node:4,round:2", "power-off@node:5,round:2"];
+    let ran = Box::pin(ran(Fakes::new(5), 4, &faults, None));
+    let ran = tokio::time::timeout(Duration::from_secs(60), ran).await.expect("one waits for the other");
+    let summary = &ran.summary;
+    assert_eq!(summary.outcome, Outcome::Completed, "{}", summary.message);
+    assert_eq!((summary.faults_struck, summary.nodes_alive, summary.unexpected_deaths), (2, 3, 0));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use replication::Epoch;
+use replication::{Epoch, NodeId};
 use workloads::federated::Event;
 
 /// When aggregators left and served.
@@ -47,6 +47,13 @@ impl Vacancies {
         self.crashed.insert(epoch, at_ns);
     }
 
+    /// Takes note that the kill of `node`, which was an aggregator, reached it at `at_ns`, not when it was ordered.
+    pub(super) fn reached(&mut self, at_ns: u64, node: NodeId) {
+        if let Some((_, from_ns)) = self.crashed.iter_mut().rfind(|(epoch, _)| epoch.node == node) {
+            *from_ns = at_ns;
+        }
+    }
+
     /// How long each planned hand-over took that ended, in the order of epochs.
     #[must_use]
     pub(super) fn hand_overs_ns(&self) -> Vec<u64> {
@@ -70,8 +77,6 @@ impl Vacancies {
 
 #[cfg(test)]
 mod tests {
-    use replication::NodeId;
-
     use super::*;
 
     fn epoch(counter: u64) -> Epoch {
@@ -91,7 +96,9 @@ mod tests {
         vacancies.observe(100, &Event::HandingOver { epoch: epoch(1), to: NodeId(2) });
         vacancies.crashed(200, epoch(4));
         assert_eq!((vacancies.hand_overs_ns(), vacancies.take_overs_ns()), (vec![30], vec![]));
-        vacancies.observe(1200, &serving(7));
+        vacancies.reached(190, NodeId(7));
+        vacancies.reached(201, NodeId(1));
+        vacancies.observe(1201, &serving(7));
         vacancies.observe(1300, &serving(7));
         assert_eq!(vacancies.take_overs_ns(), [1000]);
     }

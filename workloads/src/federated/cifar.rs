@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::GzDecoder;
 
 use super::data::{DataError, Examples, PIXELS, Split};
+use super::shard::Piece;
 
 /// Name of the folder inside of the archive.
 pub(super) const FOLDER: &str = "cifar-10-batches-bin";
@@ -23,6 +24,10 @@ pub(super) const FILES: [&str; 6] = [
 ];
 /// File with the names of the classes, which nothing needs.
 const META: &str = "batches.meta.txt";
+/// Note beside the files of one node's shard, which says whose it is; the first entry of an archive.
+pub const PIECE_FILE: &str = "shard.json";
+/// Longest note, in bytes.
+const MAX_NOTE_BYTES: u64 = 4096;
 /// Bytes of one record.
 pub(super) const RECORD_BYTES: usize = 1 + PIXELS;
 /// Records of one file.
@@ -86,6 +91,20 @@ impl Location {
         }
     }
 
+    /// Whose images are here, if they are one node's only.
+    pub(super) fn piece(&self) -> Result<Option<Piece>, DataError> {
+        let (path, note) = match self {
+            Self::Folder(folder) => {
+                let path = folder.join(PIECE_FILE);
+                let note = size(&path)?.map(|_| File::open(&path).and_then(|file| note(file)));
+                (path.clone(), note.transpose().map_err(DataError::io("read", &path))?)
+            }
+            Self::Archive(path) => (path.join(PIECE_FILE), note_of_archive(path)?),
+        };
+        let parse = |note: Vec<u8>| serde_json::from_slice(&note);
+        note.map(parse).transpose().map_err(|source| DataError::PieceUnreadable { path, source })
+    }
+
     pub(super) fn labels(&self, split: Split) -> Result<Vec<u8>, DataError> {
         let mut labels = vec![0; split.examples() as usize];
         self.scan(split, |index, record| labels[index as usize] = record[0])?;
@@ -140,6 +159,22 @@ impl Location {
             Self::Archive(path) => scan_archive(path, split, each),
         }
     }
+}
+
+fn note(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut note = Vec::new();
+    from.take(MAX_NOTE_BYTES).read_to_end(&mut note)?;
+    Ok(note)
+}
+
+fn note_of_archive(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
+    let broken = |source| DataError::Archive { path: path.to_owned(), source };
+    let mut archive = archive(path)?;
+    let first = archive.entries().map_err(broken)?.next().transpose().map_err(broken)?;
+    let is_note = |entry: &tar::Entry<'_, _>| {
+        entry.path().is_ok_and(|path| path.file_name().is_some_and(|name| name == PIECE_FILE))
+    };
+    first.filter(is_note).map(note).transpose().map_err(broken)
 }
 
 /// Size of a file, or none if there is no such file.

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cifar::{self, Location};
+use super::shard::Piece;
 use super::synthetic;
 
 /// Pixel bytes of one example: planes R, G, B of 32 x 32, row by row.
@@ -98,6 +99,25 @@ pub enum DataError {
         path: PathBuf,
         /// What the decoder said.
         source: io::Error,
+    },
+    /// What is there is one node's shard, and others are asked for.
+    #[error("{path} has the images of {has} only, not those of {wants}: use the options that it was cut for, or cut it \
+             again", path = .path.display())]
+    OtherPiece {
+        /// The folder or archive.
+        path: PathBuf,
+        /// Whose images are there.
+        has: Box<Piece>,
+        /// Whose are asked for.
+        wants: Box<Piece>,
+    },
+    /// The note that says whose shard this is cannot be understood.
+    #[error("{path} does not say whose shard it is: cut it again", path = .path.display())]
+    PieceUnreadable {
+        /// The note.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
     },
     /// An example was asked for that does not exist.
     #[error("there is no example {index} in {split:?}: it has {}", .split.examples())]
@@ -203,6 +223,30 @@ impl Source {
     /// [`DataError`], naming the file at fault and a remedy.
     pub fn open(path: &Path) -> Result<Self, DataError> {
         Location::open(path).map(Self::Cifar)
+    }
+
+    /// Whose images are there, if they are one shard's only; of all others there are black images.
+    ///
+    /// # Errors
+    /// [`DataError`].
+    pub fn piece(&self) -> Result<Option<Piece>, DataError> {
+        match self {
+            Self::Cifar(location) => location.piece(),
+            Self::Synthetic { .. } => Ok(None),
+        }
+    }
+
+    /// Checks that the images of `wanted` are there.
+    ///
+    /// # Errors
+    /// [`DataError::OtherPiece`] if they are another one's.
+    pub fn check_piece(&self, wanted: Piece) -> Result<(), DataError> {
+        match (self, self.piece()?) {
+            (Self::Cifar(Location::Folder(path) | Location::Archive(path)), Some(has)) if has != wanted => {
+                Err(DataError::OtherPiece { path: path.clone(), has: Box::new(has), wants: Box::new(wanted) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether this is the built-in synthetic set.

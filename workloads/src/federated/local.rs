@@ -10,7 +10,7 @@ use super::config::{Config, Partition, Training};
 use super::data::{DataError, Examples, Source, Split};
 use super::learner::{Learner, LearnerError, Update};
 use super::model;
-use super::shard::{self, Pool, ShardError};
+use super::shard::{self, Cut, Piece, Pool, ShardError};
 use super::train::{BatchOrder, Cancel, EngineError, Evaluation};
 use super::trainer::Trainer;
 
@@ -96,6 +96,7 @@ fn read_shard(config: &Config, place: usize, nodes: usize) -> Result<(Examples, 
         Some(path) => Source::open(path)?,
         None => Source::Synthetic { seed: config.seed },
     };
+    source.check_piece(Piece { place: place as u64 + 1, cut: Cut::of(config, nodes) })?;
     let labels;
     let pool = match config.partition {
         Partition::Iid => Pool::Len(Split::Train.examples()),

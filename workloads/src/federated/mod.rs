@@ -33,7 +33,7 @@ mod trainer;
 mod worker;
 
 pub use average::{Average, AverageError};
-pub use cifar::{FileStatus, Location, Status, status};
+pub use cifar::{FileStatus, Location, PIECE_FILE, Status, status};
 pub use config::{Config, EngineKind, Partition, Policy, Profile, Training};
 pub use data::{
     ARCHIVE_BYTES, ARCHIVE_MD5, ARCHIVE_SHA256, ARCHIVE_URL, DataError, Examples, PIXELS, Source, Split,

@@ -1,12 +1,66 @@
 //! Who gets which examples: a pure function of the job's settings and its seed, so that every node can work out its own
 //! shard, and no two shards share an example. Reads no file and knows no node beyond its number.
 
+use std::fmt;
+
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
-use super::config::Partition;
+use super::config::{Config, Partition};
 use super::model::CLASSES;
 use super::seed::generator;
+
+/// How examples are shared out: equal cuts give equal shards of the same data.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Cut {
+    /// How many workers share them, those that join later included.
+    pub nodes: u64,
+    /// How they are spread.
+    pub partition: Partition,
+    /// Training examples of each.
+    pub examples_per_node: u32,
+    /// Test examples of each.
+    pub test_examples_per_node: u32,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl Cut {
+    /// That of a job that `nodes` take part in.
+    #[must_use]
+    pub fn of(config: &Config, nodes: usize) -> Self {
+        Self {
+            nodes: nodes as u64,
+            partition: config.partition,
+            examples_per_node: config.examples_per_node,
+            test_examples_per_node: config.test_examples_per_node,
+            seed: config.seed,
+        }
+    }
+}
+
+/// One of the shards that a cut makes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Which, from 1: the place of its node among the nodes.
+    pub place: u64,
+    /// The cut.
+    pub cut: Cut,
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, cut } = self;
+        let Cut { nodes, partition, examples_per_node, test_examples_per_node, seed } = cut;
+        write!(f, "node {place} of {nodes} (seed {seed}, ")?;
+        match partition {
+            Partition::Iid => f.write_str("iid")?,
+            Partition::Dirichlet { alpha } => write!(f, "dirichlet:{alpha}")?,
+        }
+        write!(f, ", {examples_per_node} examples and {test_examples_per_node} for tests each)")
+    }
+}
 
 /// What is there to be shared out.
 #[derive(Debug, Clone, Copy)]
