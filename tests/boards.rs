@@ -231,10 +231,9 @@ fn hosts_that_are_lost_are_survived_and_one_comes_back_with_what_it_stored() {
     assert_eq!(state("4", "1"), "the power of pi4 was cut");
     assert_eq!(state("5", "1"), "the connection to pi5 was lost");
     shelf.assert_nothing_left_now(1..=3);
-    // Whose power is cut cannot tidy up.
+    // Whose power is cut may not have the time to tidy up.
     for host in [4, 5] {
         assert_eq!(shelf.left_behind(host), shelf.files(host));
-        assert!(shelf.files(host)[0].contains("var-tmp/harness-"), "{:?}", shelf.files(host));
     }
 }
 
@@ -333,14 +332,17 @@ fn an_inventory_that_cannot_be_used_is_refused_before_anything_is_asked() {
     assert!(doctor("").contains("it lists no host"));
 }
 
-/// Boards that playbooks are played on.
-const HOSTS: u64 = 10;
+/// How many boards playbooks are played on: HARNESS_BOARDS, for example 10, or few, because each step logs in to each of them.
+fn boards() -> u64 {
+    std::env::var("HARNESS_BOARDS").map_or(3, |boards| boards.parse().expect("HARNESS_BOARDS is a number"))
+}
 
 /// From a login to a report, and back. What is the machine's own (services, packages, the processor) is not touched.
 #[test]
 fn playbooks_take_boards_from_set_up_to_a_report_and_back() {
-    let shelf = Shelf::new(HOSTS);
-    for host in 1..=HOSTS {
+    let boards = boards();
+    let shelf = Shelf::new(boards);
+    for host in 1..=boards {
         for place in ["/usr/local/sbin", "/etc/default", "/var/lib", "/sys/devices/system/cpu"] {
             shelf.mount(host, &["-t", "tmpfs", "tmpfs", place]);
         }
@@ -351,7 +353,7 @@ fn playbooks_take_boards_from_set_up_to_a_report_and_back() {
         let (program, remote) = (program(host).display().to_string(), remote.display().to_string());
         format!("harness_program={program} ansible_become=false ansible_remote_tmp={remote}")
     };
-    let inventory = shelf.inventory(HOSTS, more);
+    let inventory = shelf.inventory(boards, more);
     let common = format!("harness_program={PROGRAM}\n");
     fs::write(shelf.path("hosts.ini"), inventory.replace(&common, "")).unwrap();
     // Copied many times.
@@ -374,7 +376,7 @@ fn playbooks_take_boards_from_set_up_to_a_report_and_back() {
         said
     };
     play("setup.yml", serde_json::json!({"ansible_service_mgr": "none"}));
-    for host in 1..=HOSTS {
+    for host in 1..=boards {
         let names_it = shelf.seen_from(host, "/etc/default/harness-measuring");
         assert_eq!(fs::read_to_string(names_it).unwrap(), "HARNESS_INTERFACE=eth0\n");
         assert!(shelf.seen_from(host, "/usr/local/sbin/harness-measuring").exists());
@@ -382,7 +384,7 @@ fn playbooks_take_boards_from_set_up_to_a_report_and_back() {
     let deployed = serde_json::json!({ "binary": binary });
     play("deploy.yml", deployed.clone());
     let again = play("deploy.yml", deployed);
-    assert_eq!(again.matches("changed=0").count() as u64, HOSTS, "{again}");
+    assert_eq!(again.matches("changed=0").count() as u64, boards, "{again}");
     let options = ["--rounds", "6", "--fault", "kill@aggregator,round:2", "--capture", "required"];
     let examples = ["--examples-per-node", "64", "--test-examples-per-node", "32"];
     let options = [&options[..], &examples[..]].concat();
@@ -395,10 +397,10 @@ fn playbooks_take_boards_from_set_up_to_a_report_and_back() {
     assert_eq!(rows(&results.join("failovers.csv")).len(), 1);
     assert!(results.join("report/index.html").exists());
     play("teardown.yml", serde_json::json!({"ansible_service_mgr": "none"}));
-    for host in 1..=HOSTS {
+    for host in 1..=boards {
         assert!(!program(host).exists());
         assert!(!shelf.seen_from(host, "/etc/default/harness-measuring").exists());
         assert!(!shelf.seen_from(host, "/usr/local/sbin/harness-measuring").exists());
     }
-    shelf.assert_nothing_left(1..=HOSTS, PATIENCE);
+    shelf.assert_nothing_left(1..=boards, PATIENCE);
 }
