@@ -244,6 +244,7 @@ fn shipped_experiments_are_listed_and_shown_with_their_commands() {
         "scale",
         "kv-grid",
         "kv-peers",
+        "leaderboard",
         "smoke",
         "capture-overhead",
     ] {

@@ -13,6 +13,7 @@ mod experiment;
 mod faults;
 mod federated;
 mod keyvalue;
+mod leaderboard;
 mod levels;
 mod members;
 mod netns;

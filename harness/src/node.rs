@@ -186,9 +186,11 @@ fn bind(
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
         config.max_body_bytes = start.plan.job.parameter_bytes;
-        if start.plan.kv.is_some() {
-            // Clients come to the nodes, which have nothing to say to each other there.
-            config.peers.clear();
+        if let Some(kv) = &start.plan.kv {
+            // Clients come to the nodes, which have nothing to say to each other there, unless they pass votes on.
+            if kv.board.is_none() {
+                config.peers.clear();
+            }
             config.guests = true;
             config.max_body_bytes = MAX_MESSAGE_BYTES;
         }

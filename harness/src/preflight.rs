@@ -14,6 +14,8 @@ use crate::capture::{CaptureError, CaptureMode};
 use crate::data;
 use crate::disk;
 use crate::exit::Usage;
+use crate::kv::leaderboard::haproxy;
+use crate::kv::plan::Balancer;
 use crate::kv::plan::Peer;
 use crate::place::netns::{Namespace, network};
 use crate::plan::{Durability, PlacementKind, Plan, Trial};
@@ -44,7 +46,18 @@ pub fn check(trial: &Trial) -> Result<(), Usage> {
     }
     match trial.plan.placement {
         PlacementKind::Process => match trial.plan.kv.as_ref().and_then(|kv| kv.peer) {
-            None => check_ports(&trial.plan),
+            None => {
+                if trial
+                    .plan
+                    .kv
+                    .as_ref()
+                    .and_then(|kv| kv.board)
+                    .is_some_and(|b| b.balancer == Balancer::Haproxy)
+                {
+                    haproxy::check()?;
+                }
+                check_ports(&trial.plan)
+            }
             Some(peer) => check_peer(peer, &trial.plan),
         },
         PlacementKind::Netns => check_namespaces(&trial.plan),

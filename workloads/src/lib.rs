@@ -3,3 +3,4 @@
 
 pub mod federated;
 pub mod keyvalue;
+pub mod leaderboard;

@@ -12,7 +12,8 @@ use workloads::keyvalue::load::{Keys, Load};
 use super::convert::word;
 use super::values::{self, Span};
 use crate::exit::Usage;
-use crate::kv::plan::{Disturbance, Disturbances, KvPlan, Peer};
+use crate::kv::leaderboard::DEFAULT_RATE;
+use crate::kv::plan::{Balancer, BoardPlan, Disturbance, Disturbances, KvPlan, Peer};
 use crate::plan::Backend;
 use crate::units::nanoseconds;
 
@@ -24,6 +25,8 @@ pub enum WorkloadArg {
     Federated,
     /// A replicated dictionary under a load of small operations.
     Kv,
+    /// A leaderboard: votes over HTTP, behind a load balancer. Its options are those of kv that concern it.
+    Leaderboard,
 }
 
 /// How new reads have to be.
@@ -85,17 +88,18 @@ impl fmt::Display for KeysArg {
 /// Options of `harness run --workload kv`. None is given a default here, so that one without the workload is noticed.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct KvArgs {
-    /// What runs over the store. With kv, options of the federated job have no effect.
+    /// What runs over the store. With kv and leaderboard, options of the federated job have no effect.
     #[arg(long, value_enum, default_value_t = WorkloadArg::Federated, help_heading = "Job")]
     pub workload: WorkloadArg,
     /// Have another system serve in place of this suite's nodes, for comparison: etcd, from the PATH, without TLS, its data in the
     /// folder store of the results. Options of the store have no effect then.
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Backend of others")]
     pub peer: Option<Peer>,
-    /// Clients, each with a connection of its own, 0 to 1024; 0: serve only [default: 64].
+    /// Clients, each with a connection of its own, 0 to 1024; 0: serve only [default: 64; of a leaderboard 1, as each vote has
+    /// a connection of its own].
     #[arg(long, value_name = "N", help_heading = "Workload kv")]
     pub clients: Option<u32>,
-    /// Entries of the dictionary [default: 1000].
+    /// Entries of the dictionary; players of a leaderboard [default: 1000; 20].
     #[arg(long, value_name = "N", help_heading = "Workload kv")]
     pub entries: Option<u32>,
     /// Bytes of a value, 16 to 65536 [default: 100].
@@ -111,7 +115,7 @@ pub struct KvArgs {
     #[arg(long, value_name = "uniform|zipf:S", help_heading = "Workload kv")]
     pub keys: Option<KeysArg>,
     /// Operations per second of all clients together (open loop) [default: a client's next one follows its last (closed
-    /// loop)].
+    /// loop); of a leaderboard 200].
     #[arg(long, value_name = "PER_SECOND", help_heading = "Workload kv")]
     pub rate: Option<f64>,
     /// How long clients begin operations (seconds unless a unit is given) [default: 10s].
@@ -139,10 +143,29 @@ pub struct KvArgs {
     /// How long each lasts (seconds unless a unit is given) [default: 3s].
     #[arg(long, value_name = "DURATION", value_parser = values::seconds, help_heading = "Workload kv")]
     pub disturb_for: Option<Span>,
+    /// What stands in front of a leaderboard's nodes, at host 254 of their network, port 8000 [default: haproxy].
+    #[arg(long, value_enum, help_heading = "Workload leaderboard")]
+    pub balancer: Option<Balancer>,
     /// File that receives what `harness kv --cluster FILE` needs, while the run lasts. It holds a private key.
     #[arg(long = "cluster", value_name = "FILE", help_heading = "Workload kv")]
     pub cluster_file: Option<PathBuf>,
 }
+
+/// Options of the key-value workload without a meaning for a leaderboard. Its faults are those of --fault.
+const NOT_OF_A_LEADERBOARD: [&str; 12] = [
+    "peer",
+    "value-size",
+    "read-ratio",
+    "delete-ratio",
+    "keys",
+    "reads",
+    "delivery",
+    "staleness",
+    "disturb",
+    "disturb-every",
+    "disturb-for",
+    "cluster",
+];
 
 impl KvArgs {
     /// The workload's part of a plan; none: another workload.
@@ -150,19 +173,25 @@ impl KvArgs {
     /// # Errors
     /// An option without the workload, or one out of its range.
     pub(super) fn to_plan(&self, backend: Backend, seed: u64) -> Result<Option<KvPlan>, Usage> {
-        if self.workload != WorkloadArg::Kv {
-            return match self.given().into_iter().next() {
-                None => Ok(None),
-                Some((option, value)) => {
-                    let wrong = "it concerns the key-value workload";
-                    Err(Usage::option(
-                        &format!("--{option}"),
-                        value,
-                        wrong,
-                        "add --workload kv, or leave it out",
-                    ))
+        let foreign = |option: &&(&str, String)| match self.workload {
+            WorkloadArg::Federated => true,
+            WorkloadArg::Kv => option.0 == "balancer",
+            WorkloadArg::Leaderboard => NOT_OF_A_LEADERBOARD.contains(&option.0),
+        };
+        if let Some((option, value)) = self.given().iter().find(foreign) {
+            let (wrong, remedy) = match self.workload {
+                WorkloadArg::Federated => {
+                    ("it concerns the key-value workload", "add --workload kv, or leave it out")
                 }
+                WorkloadArg::Kv => {
+                    ("only a leaderboard has one", "use --workload leaderboard, or leave it out")
+                }
+                WorkloadArg::Leaderboard => ("it does not concern a leaderboard", "leave it out"),
             };
+            return Err(Usage::option(&format!("--{option}"), value, wrong, remedy));
+        }
+        if self.workload == WorkloadArg::Federated {
+            return Ok(None);
         }
         let plan = self.effective(backend, seed);
         plan.validate()?;
@@ -177,14 +206,17 @@ impl KvArgs {
         let ns = |span: Option<Span>, default| {
             nanoseconds(span.map_or(Duration::from_secs(default), |span| span.0))
         };
+        let board = (self.workload == WorkloadArg::Leaderboard)
+            .then(|| BoardPlan { balancer: self.balancer.unwrap_or(Balancer::Haproxy) });
+        let (clients, entries) = if board.is_some() { (1, 20) } else { (64, 1000) };
         let load = Load {
-            clients: self.clients.unwrap_or(64),
-            entries: self.entries.unwrap_or(1000),
+            clients: self.clients.unwrap_or(clients),
+            entries: self.entries.unwrap_or(entries),
             value_bytes: self.value_size.unwrap_or(100),
             read_ratio: self.read_ratio.unwrap_or(0.5),
             delete_ratio: self.delete_ratio.unwrap_or(0.0),
             keys: self.keys.map_or(Keys::Uniform, |keys| keys.0),
-            rate: self.rate,
+            rate: self.rate.or(board.map(|_| DEFAULT_RATE)),
             duration_ns: ns(self.duration, 10),
             patience_ns: ns(self.operation_timeout, 5),
             freshness: self.effective_reads(backend).freshness(),
@@ -196,7 +228,7 @@ impl KvArgs {
             every_ns: ns(self.disturb_every, 10),
             lasts_ns: ns(self.disturb_for, 3),
         };
-        KvPlan { load, peer: self.peer, staleness_ns: ns(self.staleness, 2), disturbances }
+        KvPlan { load, peer: self.peer, board, staleness_ns: ns(self.staleness, 2), disturbances }
     }
 
     fn effective_reads(&self, backend: Backend) -> ReadsArg {
@@ -230,6 +262,7 @@ impl KvArgs {
             self.disturb.first().map(|kind| ("disturb", word(*kind))),
             text("disturb-every", self.disturb_every.as_ref()),
             text("disturb-for", self.disturb_for.as_ref()),
+            self.balancer.map(|balancer| ("balancer", word(balancer))),
             text("cluster", file.as_ref()),
         ]
         .into_iter()
@@ -239,10 +272,10 @@ impl KvArgs {
 
     /// Options and values that repeat the workload of a trial, every one spelled out.
     pub(super) fn repeat(&self, backend: Backend, seed: u64) -> Vec<(&'static str, String)> {
-        if self.workload != WorkloadArg::Kv {
+        if self.workload == WorkloadArg::Federated {
             return Vec::new();
         }
-        let KvPlan { load, peer, staleness_ns, disturbances } = self.effective(backend, seed);
+        let KvPlan { load, peer, board, staleness_ns, disturbances } = self.effective(backend, seed);
         let span = |ns| Span::of_ns(ns).to_string();
         let mut options = vec![
             ("workload", word(self.workload)),
@@ -260,6 +293,10 @@ impl KvArgs {
             ("disturb-every", span(disturbances.every_ns)),
             ("disturb-for", span(disturbances.lasts_ns)),
         ];
+        options.extend(board.map(|board| ("balancer", word(board.balancer))));
+        if board.is_some() {
+            options.retain(|(option, _)| !NOT_OF_A_LEADERBOARD.contains(option));
+        }
         options.extend(peer.map(|peer| ("peer", word(peer))));
         options.extend(load.rate.map(|rate| ("rate", rate.to_string())));
         options.extend(disturbances.kinds.iter().map(|kind| ("disturb", word(*kind))));
@@ -296,10 +333,40 @@ mod tests {
             ("--peer etcd --cluster file", "--cluster file: etcd has no such credentials"),
             ("--placement netns --network 10.0.0.0", "--placement netns: "),
             ("--fault kill@aggregator,round:1", "--fault kill@aggregator,round:1: "),
+            ("--balancer none", "--balancer none: only a leaderboard has one"),
         ] {
             let message = refused(&format!("--workload kv {words}"));
             assert!(message.starts_with(start), "{words}: {message}");
         }
+    }
+
+    #[test]
+    fn a_leaderboard_has_options_of_its_own() {
+        for (words, start) in [
+            ("--reads local", "--reads local: it does not concern a leaderboard"),
+            ("--disturb kill", "--disturb kill: it does not concern a leaderboard"),
+            ("--rate 0", "--rate 0: must be above 0"),
+            ("--rate 2000", "--duration 10000ms: 20000 votes; nodes remember 16384"),
+            (
+                "--fault kill@aggregator,round:1",
+                "--fault kill@aggregator,round:1: not for --workload leaderboard",
+            ),
+            ("--fault kill@aggregator,time:10s", "--fault kill@aggregator,time:10000ms: the load is over"),
+            (
+                "--fault restart@node:1,time:1s",
+                "--fault restart@node:1,time:1000ms,after:1000ms: a node that lost",
+            ),
+            ("--placement netns --network 10.0.0.0", "--placement netns: "),
+        ] {
+            let message = refused(&format!("--workload leaderboard --nodes 3 {words}"));
+            assert!(message.starts_with(start), "{words}: {message}");
+        }
+        let words = "--workload leaderboard --nodes 3 --rate 50 --balancer none --fault kill@aggregator,time:2s --seed 4";
+        let args = parse(&words.split_whitespace().collect::<Vec<_>>());
+        let words = args.repeat_command(4);
+        let again = parse(&words[2..].iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(again.to_trial(1).unwrap(), args.to_trial(4).unwrap());
+        assert!(refused("--fault kill@aggregator,time:2s").contains("a federated job has rounds"));
     }
 
     #[test]

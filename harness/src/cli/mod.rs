@@ -102,6 +102,12 @@ pub enum Command {
     },
     /// Use and administer the cluster of a key-value run while it runs; without a command, a prompt.
     Kv(KvArgs),
+    /// A leaderboard: votes over HTTP on every node, behind a load balancer.
+    Leaderboard {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: LeaderboardCommand,
+    },
     /// Print a completion script for a shell.
     ///
     /// For example: harness completions bash > ~/.local/share/bash-completion/completions/harness
@@ -189,6 +195,16 @@ impl KvCommand {
         action.check().map_err(|error| Usage(format!("harness kv: {error}; use a shorter one")))?;
         Ok(Some(action))
     }
+}
+
+/// `harness leaderboard`.
+#[derive(Debug, Subcommand)]
+pub enum LeaderboardCommand {
+    /// Serve a leaderboard on this machine until Ctrl-C, to try it: 3 nodes, for a day, unless options say otherwise.
+    ///
+    /// The options are those of `harness run`. Without --balancer, HAProxy stands in front if it is installed. The addresses are
+    /// printed; open one in a browser.
+    Serve(Box<RunArgs>),
 }
 
 /// `harness recover`.

@@ -109,7 +109,8 @@ impl ExperimentShowArgs {
             }
         }
         if !definition.mentions("placement") {
-            let kv = definition.fixed.get("workload").is_some_and(|workload| workload.to_string() == "kv");
+            let workload = definition.fixed.get("workload").map(ToString::to_string);
+            let kv = workload.is_some_and(|workload| ["kv", "leaderboard"].contains(&workload.as_str()));
             let placement = if !kv && Namespace::new().is_ok() { "netns" } else { "process" };
             definition.set("placement", Level::One(Scalar::Text(placement.into())));
         }

@@ -7,6 +7,7 @@ mod doctor;
 mod election;
 mod experiment;
 mod kv;
+mod leaderboard;
 mod node;
 mod recover;
 mod report;
@@ -15,7 +16,7 @@ mod tend;
 
 use clap::CommandFactory as _;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, LeaderboardCommand};
 use crate::exit::Exit;
 use crate::probe;
 
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Kv(args) => kv::run(&args),
+        Command::Leaderboard { command: LeaderboardCommand::Serve(args) } => leaderboard::serve(*args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

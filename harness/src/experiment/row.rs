@@ -78,7 +78,7 @@ const KV_ELSEWHERE: [&str; 14] = [
 pub fn columns(workload: WorkloadArg, varied: &[&str]) -> Vec<String> {
     let (factors, covered, figures) = match workload {
         WorkloadArg::Federated => (FACTORS, &COVERED[..], figures()),
-        WorkloadArg::Kv => (KV_FACTORS, &KV_COVERED[..], kv_figures()),
+        WorkloadArg::Kv | WorkloadArg::Leaderboard => (KV_FACTORS, &KV_COVERED[..], kv_figures()),
     };
     let column_of = |option: &&str| column_of(option);
     let further: Vec<String> =

@@ -1,7 +1,7 @@
 //! The experiments that are part of the program. They are files like any other: `experiments/` in the source tree.
 
 /// Names and texts, in the order in which they are listed.
-pub const SHIPPED: [(&str, &str); 13] = [
+pub const SHIPPED: [(&str, &str); 14] = [
     ("smoke", include_str!("../../../experiments/smoke.toml")),
     ("fig3", include_str!("../../../experiments/fig3.toml")),
     ("fig4", include_str!("../../../experiments/fig4.toml")),
@@ -14,6 +14,7 @@ pub const SHIPPED: [(&str, &str); 13] = [
     ("scale", include_str!("../../../experiments/scale.toml")),
     ("kv-grid", include_str!("../../../experiments/kv-grid.toml")),
     ("kv-peers", include_str!("../../../experiments/kv-peers.toml")),
+    ("leaderboard", include_str!("../../../experiments/leaderboard.toml")),
     ("capture-overhead", include_str!("../../../experiments/capture-overhead.toml")),
 ];
 

@@ -4,7 +4,7 @@
 //! A fault is written `KIND@WHO,WHEN[,for:DURATION|,after:DURATION]`, for example `kill@aggregator,round:2` or
 //! `restart@all,round:2,after:3s`. `round:N` is the middle of
 //! the first round from N on: its `RoundStarted` was seen, and a `FitStarted` of a worker. `random:N` is a moment of
-//! round N drawn from the seed. Faults strike in the order given, each once: the next one waits for the one before it to
+//! round N drawn from the seed, `time:T` a time after the begin of a load that has no rounds. Faults strike in the order given, each once: the next one waits for the one before it to
 //! have struck. A [`Change`] is a member that comes or goes, at the same moments. What does not kill ends after its duration, at the latest when the job is over.
 
 mod change;
@@ -115,6 +115,8 @@ pub enum When {
     Random(u64),
     /// In the middle of a round, once a voter was replaced since the fault before.
     VotersChanged,
+    /// So long after the begin of the load, where there are no rounds.
+    Time(u64),
 }
 
 /// One fault of a trial.
@@ -164,6 +166,7 @@ impl fmt::Display for When {
             Self::Round(round) => write!(f, "round:{round}"),
             Self::Random(round) => write!(f, "random:{round}"),
             Self::VotersChanged => f.write_str("voters-changed"),
+            Self::Time(ns) => write!(f, "time:{}", exact_ms(*ns)),
         }
     }
 }
@@ -226,13 +229,16 @@ impl FromStr for When {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(time) = text.strip_prefix("time:") {
+            return Ok(Self::Time(nanoseconds(parse_duration(time, Bare::Seconds)?)));
+        }
         let after = |name: &str| text.strip_prefix(name).map(str::parse::<u64>);
         match (text, after("round:"), after("random:")) {
             ("voters-changed", _, _) => Ok(Self::VotersChanged),
             (_, Some(Ok(round @ 1..)), _) => Ok(Self::Round(round)),
             (_, _, Some(Ok(round @ 2..))) => Ok(Self::Random(round)),
             _ => Err(format!(
-                "unknown moment '{text}'; use round:N, N from 1, random:N, N from 2, or voters-changed"
+                "unknown moment '{text}'; use round:N, N from 1, random:N, N from 2, voters-changed, or time:T for a leaderboard"
             )),
         }
     }
@@ -290,6 +296,7 @@ mod tests {
             "loss:30@worker,round:1,for:1.5ms",
             "restart@all,round:3,after:1500ms",
             "delay:40ms@aggregator,round:3,for:4000ms",
+            "kill@aggregator,time:3000ms",
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
@@ -315,6 +322,7 @@ mod tests {
             ("kill@node:x,round:1", "unknown node"),
             ("kill@worker,round:0", "unknown moment"),
             ("kill@worker,random:1", "N from 2"),
+            ("kill@worker,time:soon", "not a duration"),
             ("kill@worker,round:1,for:2s", "stays dead"),
             ("power-off@worker,round:1,for:2s", "stays dead"),
             ("kill@worker,round:1,after:2s", "comes back"),

@@ -370,7 +370,7 @@ impl Timeline {
                 self.lanes[lane].drawn_ns = Some(started_ns + (share * round_ns as f64) as u64);
                 self.is_due(lane, planned, now_ns)
             }
-            (When::Random(_), _) => false,
+            (When::Random(_) | When::Time(_), _) => false,
             (When::Round(from), _) => motion.round >= from && !motion.training.is_empty(),
             (When::VotersChanged, _) => self.lanes[lane].voters_changed && !motion.training.is_empty(),
         }

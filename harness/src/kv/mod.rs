@@ -5,7 +5,7 @@
 //!   plan     settings of a run      node     what a node of such a run does       run      the controller's part, from start to checks
 //!   load     clients on threads     record   operations.csv, summary.json         disturb  which node is disturbed when (pure)
 //!   outcome  the end: checked, counted, written           etcd     another system that serves under the same load
-//!   members  nodes that come and go
+//!   members  nodes that come and go                       leaderboard   votes over HTTP, behind a load balancer
 //!   cluster  how to reach a cluster from outside, in a file                       prompt   commands typed by a person
 //! ```
 //!
@@ -14,6 +14,7 @@
 pub mod cluster;
 pub mod disturb;
 pub mod etcd;
+pub mod leaderboard;
 pub mod load;
 mod members;
 pub mod node;

@@ -15,6 +15,8 @@ use workloads::keyvalue::server::Admission;
 
 use crate::control::node_end::{Command, Outbox};
 use crate::control::{Impair, Lifecycle, NodeEvent, Start};
+use crate::kv::leaderboard;
+use crate::kv::plan::KvPlan;
 use crate::node::{Node, shares};
 use crate::plan::Plan;
 
@@ -35,6 +37,15 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     node.learning.serve(Arc::new(server.clone()));
     let mut peers: BTreeSet<NodeId> = start.peers.iter().copied().collect();
     let mut waiting: VecDeque<Admission> = VecDeque::new();
+    // Ends with this function.
+    let _service = match (&plan.kv, plan.learning_address(start.node)) {
+        (Some(KvPlan { board: Some(_), .. }), Some(at)) => {
+            // A life of its own for the keys it gives: a restarted node must not give them again.
+            let nonce = random_nonce();
+            Some(leaderboard::serve(server.clone(), node.learning.clone(), at, nonce).await?)
+        }
+        _ => None,
+    };
     let outcome = {
         let mut serving = pin!(server.run());
         loop {
@@ -74,6 +85,12 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     };
     outbox.status(node.close().await);
     outcome
+}
+
+/// From the operating system's randomness.
+fn random_nonce() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one("nonce")
 }
 
 /// The answer to a request for one more node, of which `added` came.

@@ -7,6 +7,7 @@ use replication::{NodeId, Payload};
 use workloads::keyvalue::Freshness;
 use workloads::keyvalue::history::{Ended, Kind, Operation, Stage};
 
+use super::leaderboard::Tally;
 use super::plan::KvPlan;
 use super::record::{Checks, ClientRow, Figures, OPERATION_COLUMNS, Summary, per_second, weight_bytes};
 use crate::record::{Manifest, Outcome, Recorder};
@@ -28,6 +29,8 @@ pub(super) struct Seen {
     pub(super) history: Vec<Operation>,
     /// Nodes that never had the same entries as the first.
     pub(super) differing: Vec<NodeId>,
+    /// What a leaderboard's votes came to, if it was one.
+    pub(super) tally: Option<Tally>,
 }
 
 /// How a run went.
@@ -76,7 +79,10 @@ impl Conclusion<'_> {
     }
 
     fn check(&self) -> Option<Checks> {
-        let Seen { history, differing } = &self.seen;
+        let Seen { history, differing, tally } = &self.seen;
+        if let Some(Tally { failure, .. }) = tally {
+            return Some(Checks { failure: failure.clone(), ..Checks::default() });
+        }
         let linear = self.kv.load.freshness != Freshness::Local;
         (!history.is_empty()).then(|| {
             let mut checks = Checks::of(history, linear, self.kv.staleness_ns);
@@ -134,13 +140,14 @@ impl Conclusion<'_> {
         manifest: &Manifest,
     ) -> Summary {
         let load = &self.kv.load;
+        let tally = self.seen.tally.clone().unwrap_or_default();
         Summary {
             outcome: manifest.outcome,
             message: manifest.message.clone(),
             exit_code: manifest.exit_code.unwrap_or(1),
             valid: manifest.outcome == Outcome::Completed,
             results: recorder.dir().to_owned(),
-            workload: "kv".into(),
+            workload: if self.kv.board.is_some() { "leaderboard" } else { "kv" }.into(),
             backend: self.backend.clone(),
             server: self.server.clone(),
             payload: self.payload,
@@ -162,6 +169,11 @@ impl Conclusion<'_> {
             latency: figures.latency,
             read_latency: figures.read_latency,
             write_latency: figures.write_latency,
+            longest_gap_ns: figures.longest_gap_ns,
+            availability: figures.availability,
+            balancer: tally.balancer,
+            votes_repeated: tally.repeated,
+            votes_settled: tally.settled,
             epochs: self.epochs as u64,
             disturbances: self.disturbances,
             checks,

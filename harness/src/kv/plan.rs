@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use workloads::keyvalue::Freshness;
 use workloads::keyvalue::load::Load;
+use workloads::keyvalue::once::MAX_MARKS;
 
 use crate::exit::Usage;
 use crate::units::exact_ms;
@@ -85,6 +86,23 @@ impl Disturbances {
     }
 }
 
+/// What stands in front of a leaderboard's nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Balancer {
+    /// HAProxy, the program on the PATH, with the configuration in scripts/haproxy.
+    Haproxy,
+    /// Nothing: voters ask the nodes in turn.
+    None,
+}
+
+/// Settings of a leaderboard, whose players are the entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardPlan {
+    /// What stands in front of the nodes.
+    pub balancer: Balancer,
+}
+
 /// Settings of a key-value run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KvPlan {
@@ -93,6 +111,9 @@ pub struct KvPlan {
     /// Who serves in place of this suite's nodes.
     #[serde(default)]
     pub peer: Option<Peer>,
+    /// If nodes serve a leaderboard over HTTP, how.
+    #[serde(default)]
+    pub board: Option<BoardPlan>,
     /// How stale reads may be where they are not linearizable.
     pub staleness_ns: u64,
     /// What is done to nodes meanwhile.
@@ -100,6 +121,29 @@ pub struct KvPlan {
 }
 
 impl KvPlan {
+    /// Votes that a leaderboard's voters cast.
+    #[must_use]
+    pub fn votes(&self) -> f64 {
+        self.load.rate.unwrap_or(0.0) * self.load.duration_ns as f64 / 1e9
+    }
+
+    /// Checks that a vote whose outcome is unknown is remembered until the end.
+    fn validate_votes(&self) -> Result<(), Usage> {
+        if self.load.clients == 0 || self.votes() <= MAX_MARKS as f64 {
+            return Ok(());
+        }
+        let wrong = format!(
+            "{:.0} votes; nodes remember {MAX_MARKS} of them, and one repeated after that would count twice",
+            self.votes()
+        );
+        Err(Usage::option(
+            "--duration",
+            exact_ms(self.load.duration_ns),
+            wrong,
+            "use a shorter one, or a lower --rate",
+        ))
+    }
+
     /// Checks what its parts allow each other.
     ///
     /// # Errors
@@ -110,6 +154,9 @@ impl KvPlan {
             Usage::option(&format!("--{}", error.what), error.given, wrong, "use a value in that range")
         })?;
         self.disturbances.validate()?;
+        if self.board.is_some() {
+            self.validate_votes()?;
+        }
         let Some(peer) = self.peer else { return Ok(()) };
         let refuse = |wrong: &str| Err(Usage::option("--peer", peer.name(), wrong, "leave it out"));
         if self.load.clients == 0 {

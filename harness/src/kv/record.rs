@@ -9,6 +9,7 @@ use workloads::keyvalue::history::{Ended, Kind, Operation, Stage, key};
 use workloads::keyvalue::load::Load;
 
 use crate::record::Outcome;
+use crate::stats::availability::{Asked, Availability, LEAST_OUTAGE_NS, gaps};
 use crate::units::{show_bytes, show_ns};
 
 /// Percentiles of latencies from when operations were due.
@@ -147,7 +148,7 @@ pub struct Summary {
     pub valid: bool,
     /// The results folder.
     pub results: PathBuf,
-    /// Always `kv`.
+    /// `kv` or `leaderboard`.
     pub workload: String,
     /// The backend, or who served in its place.
     pub backend: String,
@@ -191,6 +192,16 @@ pub struct Summary {
     pub read_latency: Latency,
     /// Of writes.
     pub write_latency: Latency,
+    /// The longest time in which operations were due and none was acknowledged.
+    pub longest_gap_ns: u64,
+    /// How available the service was to its clients.
+    pub availability: Availability,
+    /// What stood in front of a leaderboard's nodes; empty: nothing.
+    pub balancer: String,
+    /// Votes that were sent again after they were acknowledged.
+    pub votes_repeated: u64,
+    /// Votes of unknown outcome that were acknowledged when they were sent again after the load.
+    pub votes_settled: u64,
     /// Aggregators that were seen.
     pub epochs: u64,
     /// Disturbances that struck.
@@ -224,6 +235,10 @@ pub struct Figures {
     pub read_latency: Latency,
     /// Of writes.
     pub write_latency: Latency,
+    /// The longest gap without an acknowledgement.
+    pub longest_gap_ns: u64,
+    /// From the gaps that are outages.
+    pub availability: Availability,
     /// A row per client.
     pub clients: Vec<ClientRow>,
 }
@@ -245,7 +260,18 @@ impl Figures {
         let squares: f64 = means.iter().map(|of| (of - mean).powi(2)).sum();
         let deviation = (squares / means.len().saturating_sub(1).max(1) as f64).sqrt();
         let end_ns = load.iter().map(|operation| operation.end_ns).max().unwrap_or(begin_ns);
+        let asked: Vec<Asked> = load
+            .iter()
+            .map(|of| Asked {
+                due_ns: of.intended_ns,
+                answered_ns: (of.ended == Ended::Ok).then_some(of.end_ns),
+            })
+            .collect();
+        let gaps = gaps(&asked, begin_ns, end_ns);
+        let outages: Vec<u64> = gaps.iter().copied().filter(|gap| *gap >= LEAST_OUTAGE_NS).collect();
         Self {
+            longest_gap_ns: gaps.iter().copied().max().unwrap_or(0),
+            availability: Availability::of(end_ns.saturating_sub(begin_ns), &outages),
             load_ns: end_ns.saturating_sub(begin_ns),
             operations: load.len() as u64,
             failed: count(Ended::Failed),
@@ -335,10 +361,22 @@ impl Summary {
             "mean across clients",
             format!("{}, standard deviation {}", show_ns(self.client_mean_ns), show_ns(self.client_sd_ns)),
         );
+        text += &line("longest gap", show_ns(self.longest_gap_ns));
+        text += &line("availability", self.availability.to_string());
+        if self.workload == "leaderboard" {
+            text += &line("balancer", self.balancer.clone());
+            let (again, settled) = (self.votes_repeated, self.votes_settled);
+            text +=
+                &line("votes", format!("{again} sent again on purpose, {settled} settled after the load"));
+        }
         text += &line("aggregators", self.epochs.to_string());
         text += &line("disturbances", self.disturbances.to_string());
         if let Some(checks) = &self.checks {
-            let promised = if checks.linear { "linearizable" } else { "bounded staleness" };
+            let promised = match (checks.linear, self.workload.as_str()) {
+                (_, "leaderboard") => "no acknowledged vote lost, none counted twice",
+                (true, _) => "linearizable",
+                (false, _) => "bounded staleness",
+            };
             let verdict = checks.failure.clone().unwrap_or_else(|| format!("{promised}: passed"));
             text += &line("check", verdict);
             text += &line(

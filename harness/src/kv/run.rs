@@ -81,6 +81,7 @@ pub async fn run<P: Placement>(
         lives: BTreeMap::new(),
         epochs: BTreeSet::new(),
         struck: 0,
+        dead: BTreeSet::new(),
         begin_ns: None,
         starting: false,
         ending: false,
@@ -119,7 +120,7 @@ impl Strikes {
 
 pub(super) struct Controller<P> {
     pub(super) trial: Trial,
-    kv: KvPlan,
+    pub(super) kv: KvPlan,
     /// Nodes that belong to the cluster.
     pub(super) nodes: Vec<NodeId>,
     /// Nodes that may be added, in order.
@@ -133,7 +134,7 @@ pub(super) struct Controller<P> {
     pub(super) file: Option<ClusterFile>,
     pub(super) folder: Option<Folder>,
     identities: BTreeMap<NodeId, Identity>,
-    timeouts: Timeouts,
+    pub(super) timeouts: Timeouts,
     manifest: Manifest,
     pub(super) recorder: Recorder,
     pub(super) progress: Progress,
@@ -149,7 +150,9 @@ pub(super) struct Controller<P> {
     epochs: BTreeSet<Epoch>,
     strikes: Strikes,
     struck: u64,
-    begin_ns: Option<u64>,
+    /// Nodes that were killed for good.
+    dead: BTreeSet<NodeId>,
+    pub(super) begin_ns: Option<u64>,
     /// Not every node has been up yet.
     starting: bool,
     /// Nodes were told to finish.
@@ -175,6 +178,9 @@ impl<P: Placement> Controller<P> {
             }
         }
         self.starting = false;
+        if let Some(board) = self.kv.board {
+            return self.leaderboard(board).await;
+        }
         if self.kv.load.clients == 0 {
             return self.serve().await;
         }
@@ -205,7 +211,7 @@ impl<P: Placement> Controller<P> {
                 return Ok(Err(early));
             }
         }
-        Ok(Ok(Seen { history: Vec::new(), differing: Vec::new() }))
+        Ok(Ok(Seen::default()))
     }
 
     /// Waits until `until` or for something to happen.
@@ -218,7 +224,7 @@ impl<P: Placement> Controller<P> {
     }
 
     /// Takes one signal, or one line of a node; begins or ends a disturbance that is due.
-    async fn look_once(&mut self) -> anyhow::Result<Option<Early>> {
+    pub(super) async fn look_once(&mut self) -> anyhow::Result<Option<Early>> {
         let next = self.strikes.next();
         let due = async move {
             match next {
@@ -291,7 +297,8 @@ impl<P: Placement> Controller<P> {
         let killed =
             |(strike, target): &(Strike, NodeId)| strike.kind == Disturbance::Kill && *target == node;
         self.listening.remove(&node);
-        if self.ending || self.departed.contains(&node) || self.strikes.on.as_ref().is_some_and(killed) {
+        let away = self.departed.contains(&node) || self.dead.contains(&node);
+        if self.ending || away || self.strikes.on.as_ref().is_some_and(killed) {
             return Ok(None);
         }
         let how = self.ended.entry(node).or_insert_with(|| "it is gone".into()).clone();
@@ -314,26 +321,45 @@ impl<P: Placement> Controller<P> {
             }
             News::Begins { at_ns } => {
                 self.begin_ns = Some(at_ns);
-                self.strikes.begin = Some(Instant::now());
                 let KvPlan { load, disturbances, .. } = &self.kv;
-                self.strikes.coming = schedule(load.seed, &self.nodes, disturbances, load.duration_ns);
-                self.strikes.coming.reverse();
+                let strikes = schedule(load.seed, &self.nodes, disturbances, load.duration_ns);
+                self.begin_strikes(strikes);
             }
             News::Ended => {
-                self.strikes.coming.clear();
-                while self.strikes.on.is_some() {
-                    self.disturb()?;
-                    sleep(LOOK_AGAIN).await;
-                }
-                if self.struck > 0 {
-                    sleep(RECOVERY).await;
-                }
+                self.end_strikes().await?;
                 order(Order::Verify);
             }
-            News::Verified { history, differing } => return Ok(Some(Seen { history, differing })),
+            News::Verified { history, differing } => {
+                return Ok(Some(Seen { history, differing, tally: None }));
+            }
             News::Failed { .. } => {}
         }
         Ok(None)
+    }
+
+    /// The load begins now, and these disturbances with it.
+    pub(super) fn begin_strikes(&mut self, mut strikes: Vec<Strike>) {
+        strikes.reverse();
+        self.strikes.coming = strikes;
+        self.strikes.begin = Some(Instant::now());
+    }
+
+    /// Ends what disturbs nodes, and gives them time to be well.
+    pub(super) async fn end_strikes(&mut self) -> anyhow::Result<()> {
+        self.strikes.coming.clear();
+        while self.strikes.on.is_some() {
+            self.disturb()?;
+            sleep(LOOK_AGAIN).await;
+        }
+        if self.struck > 0 {
+            sleep(RECOVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Whether `node` was killed for good.
+    pub(super) fn is_dead(&self, node: NodeId) -> bool {
+        self.dead.contains(&node)
     }
 
     /// Ends the disturbance that is on, or begins the next one.
@@ -362,7 +388,11 @@ impl<P: Placement> Controller<P> {
             Disturbance::Partition => self.cut(node, 1.0),
         }
         self.struck += 1;
-        self.strikes.on = Some((strike, node));
+        if strike.until_ns == u64::MAX {
+            self.dead.insert(node);
+        } else {
+            self.strikes.on = Some((strike, node));
+        }
         let fault = format!("{:?}", strike.kind).to_lowercase();
         self.progress.note(&format!("{fault}: node {node}"));
         self.recorder.controller_event(&ControllerEvent::FaultStruck { fault, target: node })

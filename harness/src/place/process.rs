@@ -137,7 +137,7 @@ impl Drop for Processes {
 }
 
 /// A command whose process dies with this thread, with pipes, and standard error appended to `log`.
-pub(super) fn child_command(
+pub(crate) fn child_command(
     program: &Path,
     arguments: &[String],
     log: &Path,

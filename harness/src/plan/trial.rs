@@ -5,6 +5,7 @@
 use super::{Backend, Durability, PlacementKind, Trial, workers_of};
 use crate::exit::Usage;
 use crate::fault::{Change, Fault, Kind, When, Who};
+use crate::kv::leaderboard;
 use crate::kv::plan::Disturbance;
 use crate::place::inventory::Host;
 
@@ -38,12 +39,14 @@ impl Trial {
     /// What disturbs a key-value run.
     fn validate_disturbances(&self) -> Result<(), Usage> {
         let Some(kv) = &self.plan.kv else { return Ok(()) };
-        if let Some(fault) = self.faults.first() {
+        if kv.board.is_some() {
+            leaderboard::check_faults(&self.faults, &self.plan.founders(), kv.load.duration_ns)?;
+        } else if let Some(fault) = self.faults.first() {
             let wrong = "not for --workload kv: it has no rounds";
             return Err(Usage::option("--fault", fault, wrong, "use --disturb"));
         }
         if let Some(change) = self.changes.first() {
-            let wrong = "not for --workload kv: it has no rounds";
+            let wrong = "not for this workload: it has no rounds";
             return Err(Usage::option("--member", change, wrong, "leave it out"));
         }
         if let (Some(peer), Durability::Memory) = (kv.peer, &self.durability) {
@@ -130,6 +133,10 @@ impl Trial {
         {
             let wrong = format!("the run has {} rounds", self.plan.job.rounds);
             return Err(Usage::option(option, given, wrong, "name an earlier round or use more --rounds"));
+        }
+        if matches!(when, When::Time(_)) && self.plan.kv.is_none() {
+            let wrong = "a federated job has rounds";
+            return Err(Usage::option(option, given, wrong, "use round:N, or --workload leaderboard"));
         }
         let devices = self.plan.devices();
         if let Some(Who::Node(node)) = who

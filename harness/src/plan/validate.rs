@@ -69,20 +69,20 @@ impl Plan {
 
     /// What a key-value run does not do.
     fn validate_kv(&self) -> Result<(), Usage> {
-        if self.kv.is_none() {
-            return Ok(());
-        }
+        let Some(kv) = &self.kv else { return Ok(()) };
+        let workload = if kv.board.is_some() { "leaderboard" } else { "kv" };
         let elsewhere = match self.placement {
             PlacementKind::Process => None,
             PlacementKind::Netns => Some(("netns", "outside of the namespaces")),
             PlacementKind::Ssh => Some(("ssh", "on this machine")),
         };
         if let Some((placement, clients)) = elsewhere {
-            let wrong = format!("not for --workload kv: its clients run in the controller, {clients}");
+            let wrong =
+                format!("not for --workload {workload}: its clients run in the controller, {clients}");
             return Err(Usage::option("--placement", placement, wrong, "use --placement process"));
         }
         if self.capture == CaptureMode::Required {
-            let wrong = "not for --workload kv: it captures nothing";
+            let wrong = format!("not for --workload {workload}: it captures nothing");
             return Err(Usage::option("--capture", "required", wrong, "leave it out"));
         }
         Ok(())

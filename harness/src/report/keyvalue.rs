@@ -35,6 +35,11 @@ pub(super) fn table(experiment: &Experiment) -> Table {
     let mut head: Vec<String> = factors.iter().map(|factor| name(factor)).collect();
     head.extend(["n", "writes/s", "requests/s"].map(str::to_owned));
     head.extend(LATENCIES.map(|(name, _)| name.to_owned()));
+    // What clients saw of faults, where there were any.
+    let struck = all.iter().any(|trial| !trial.faultless());
+    if struck {
+        head.extend(["longest gap", "available"].map(str::to_owned));
+    }
     head.extend(peer.as_ref().map(|_| format!("writes/s by {PEER}'s")));
     let rows = cells.iter().map(|(cell, trials)| {
         let mut row: Vec<String> = factors.iter().map(|factor| value(cell, factor)).collect();
@@ -42,6 +47,10 @@ pub(super) fn table(experiment: &Experiment) -> Table {
         row.push(counts(&writes(trials)));
         row.push(counts(&figure(trials, "requests_per_s")));
         row.extend(LATENCIES.map(|(_, name)| times(&figure(trials, name))));
+        if struck {
+            row.push(times(&figure(trials, "longest_gap_ns")));
+            row.push(shares(&figure(trials, "availability_available_ppm")));
+        }
         row.extend(peer.as_ref().map(|peer| {
             let found = ratio(&writes(trials), peer, CONFIDENCE);
             found.map_or("-".into(), |found| format!("{:.2} ({:.2}–{:.2})", found.ratio, found.lo, found.hi))
@@ -52,6 +61,9 @@ pub(super) fn table(experiment: &Experiment) -> Table {
     let mut note = "Medians over the trials (95 % bootstrap interval); latencies of all operations from when they were due, medians \
         of the trials' percentiles, in ms. n: trials whose every check passed."
         .to_owned();
+    if struck {
+        note += " Longest gap: the longest time, in ms, in which operations were due and none was acknowledged.";
+    }
     if left_out > 0 {
         note += &format!(" {left_out} trials whose check failed, or which did not complete, are left out.");
     }
@@ -90,6 +102,11 @@ fn times(values: &[u64]) -> String {
     estimate(values, CONFIDENCE).map_or("-".into(), |found| format!("{:.2}", found.median as f64 / 1e6))
 }
 
+/// Millionths as percent.
+fn shares(values: &[u64]) -> String {
+    estimate(values, CONFIDENCE).map_or("-".into(), |found| format!("{:.2} %", found.median as f64 / 1e4))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +119,18 @@ mod tests {
             figures: figures.map(|(name, value)| (name.into(), value.to_string())).into(),
             ..Trial::default()
         }
+    }
+
+    #[test]
+    fn what_clients_saw_of_a_fault_is_shown_where_there_was_one() {
+        let mut struck = trial("raft", 200, true);
+        struck.cell.0.insert("fault".into(), "kill@aggregator,time:4000ms".into());
+        struck.figures.insert("longest_gap_ns".into(), "1234000000".into());
+        struck.figures.insert("availability_available_ppm".into(), "876500".into());
+        let table = table(&Experiment { name: "leaderboard".into(), trials: vec![struck], ..Experiment::default() });
+        let last = table.head.len() - 2;
+        assert_eq!(table.head[last..], ["longest gap", "available"]);
+        assert_eq!(table.rows[0][last..], ["1234.00", "87.65 %"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! It does not know what a sample is of, nor where it was recorded. `histogram` also writes the files that other tools read.
 
+pub mod availability;
 mod bootstrap;
 pub(crate) mod histogram;
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::message::{Change, Command, Effect, Origin, Refused, SessionId};
+use super::once::Marks;
 
 /// Sessions kept open. Beyond that the one whose last write is the oldest is closed, and its client is told so: a write of
 /// a forgotten session is refused, never applied twice.
@@ -26,6 +27,7 @@ pub struct Machine {
     bytes: u64,
     sessions: BTreeMap<SessionId, Session>,
     index: u64,
+    marks: Marks,
 }
 
 impl Machine {
@@ -73,6 +75,11 @@ impl Machine {
             Command::OpenSession => self.open(),
             Command::Change { origin: None, change } => self.change(change),
             Command::Change { origin: Some(origin), change } => self.once(*origin, change),
+            Command::Once { key, change } => self.marks.look_up(key, change).unwrap_or_else(|| {
+                let effect = self.change(change);
+                self.marks.keep(key, change, effect);
+                effect
+            }),
         }
     }
 

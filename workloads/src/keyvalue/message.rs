@@ -121,6 +121,35 @@ pub enum Command {
         /// What it changes.
         change: Change,
     },
+    /// A change that is applied once under its key, whoever sends it.
+    Once {
+        /// The key, at most [`MAX_KEY_BYTES`].
+        key: String,
+        /// What it changes.
+        change: Change,
+    },
+}
+
+impl Command {
+    /// What it changes, if it changes an entry.
+    #[must_use]
+    pub fn change(&self) -> Option<&Change> {
+        match self {
+            Self::OpenSession => None,
+            Self::Change { change, .. } | Self::Once { change, .. } => Some(change),
+        }
+    }
+
+    /// Checks the limits.
+    ///
+    /// # Errors
+    /// [`TooLarge`].
+    pub fn within_limits(&self) -> Result<(), TooLarge> {
+        if let Self::Once { key, .. } = self {
+            check_key(key)?;
+        }
+        self.change().map_or(Ok(()), Change::within_limits)
+    }
 }
 
 /// What a command did.
@@ -154,6 +183,9 @@ pub enum Refused {
     /// The sum does not fit.
     #[error("the sum does not fit into 64 bits")]
     Overflow,
+    /// Another change was made under the same idempotency key.
+    #[error("the idempotency key was used for another change")]
+    KeyReused,
 }
 
 /// How new an answer has to be.
@@ -304,11 +336,18 @@ impl std::fmt::Display for Command {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::OpenSession => f.write_str("open session"),
-            Self::Change { change: Change::Set { key, value }, .. } => {
-                write!(f, "set {key} ({} B)", value.len())
-            }
-            Self::Change { change: Change::Delete { key }, .. } => write!(f, "delete {key}"),
-            Self::Change { change: Change::Add { key, by }, .. } => write!(f, "add {by} to {key}"),
+            Self::Change { change, .. } => change.fmt(f),
+            Self::Once { change, .. } => write!(f, "{change} (once)"),
+        }
+    }
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Set { key, value } => write!(f, "set {key} ({} B)", value.len()),
+            Self::Delete { key } => write!(f, "delete {key}"),
+            Self::Add { key, by } => write!(f, "add {by} to {key}"),
         }
     }
 }
@@ -353,6 +392,7 @@ mod tests {
                 let origin = origin.map(|(session, serial)| Origin { session: SessionId(session), serial });
                 Request::Write(Command::Change { origin, change })
             }),
+            (".{0,40}", change()).prop_map(|(key, change)| Request::Write(Command::Once { key, change })),
             ".{0,40}".prop_map(|key| Request::Read { key, freshness: Freshness::Lease }),
             Just(Request::Page { after: None, freshness: Freshness::Local }),
             any::<u32>().prop_map(|lines| Request::Log { lines }),

@@ -19,7 +19,8 @@
 //! the contract says that it then has everything acknowledged before. So every backend serves, with the guarantees it gives.
 //!
 //! Exactly once: a client opens a session, itself a replicated command, and numbers its writes. The machine remembers the
-//! effect of each session's last write and gives it again for the same number.
+//! effect of each session's last write and gives it again for the same number. Whoever has no session gives a write an idempotency
+//! key ([`once`]).
 //!
 //! Linearizable reads are answered by the aggregator after [`CheckpointStore::confirm`](replication::CheckpointStore::confirm).
 //! Local reads are answered by any node, from what it has taken out of its store, and may be stale.
@@ -43,6 +44,7 @@ pub mod journal;
 pub mod load;
 pub mod machine;
 pub mod message;
+pub mod once;
 mod rates;
 pub mod replica;
 pub mod server;

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use futures_util::future::try_join_all;
-use replication::{Checkpoint, CheckpointId, CheckpointStore, StoreError};
+use replication::{Checkpoint, CheckpointId, CheckpointStore, Guarantee, StoreError};
 
 use super::journal::{Batch, SLOTS, Snapshot, number_of, slot_of};
 use super::machine::Machine;
@@ -54,6 +54,19 @@ pub struct Since {
     pub batches: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+/// The newest batch of a slot. Where a write is acknowledged by its holders, one that nobody can serve was never acknowledged, or
+/// more nodes are gone than are tolerated: it died with its writer, and must stop nobody.
+async fn newest_batch(store: &dyn CheckpointStore, slot: u64) -> Result<Option<Checkpoint>, StoreError> {
+    let by_holders = matches!(store.guarantees().acknowledged, Guarantee::Holders { .. });
+    match store.newest(slot_of(slot)).await {
+        Err(StoreError::Missing { digest }) if by_holders => {
+            tracing::warn!(%digest, "a batch died with its writer");
+            Ok(None)
+        }
+        newest => newest,
+    }
 }
 
 impl Replica {
@@ -131,7 +144,7 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError`]; worth another attempt unless the store is closed.
     pub async fn load(store: &dyn CheckpointStore) -> Result<Self, ReplicaError> {
-        let slots = try_join_all((0..SLOTS).map(|slot| store.newest(slot_of(slot)))).await?;
+        let slots = try_join_all((0..SLOTS).map(|slot| newest_batch(store, slot))).await?;
         let heads: Vec<Checkpoint> = slots.into_iter().flatten().collect();
         let mut replica = Self::of_snapshot(store.latest().await?.as_ref())?;
         replica.highest = heads.iter().map(|head| head.id().round).max().unwrap_or(0).max(replica.highest);

@@ -115,6 +115,16 @@ impl Server {
         self.0.status()
     }
 
+    /// The answer to `request`, as a client would have it.
+    pub async fn answer(&self, request: Request) -> Response {
+        self.0.answer(request).await
+    }
+
+    /// Looks at this node's copy of the dictionary.
+    pub fn look<T>(&self, at: impl FnOnce(&Machine) -> T) -> T {
+        at(lock(&self.0.replica).machine())
+    }
+
     /// Every entry of this node's copy.
     #[must_use]
     pub fn copy(&self) -> Replica {
@@ -170,9 +180,7 @@ impl Shared {
     }
 
     async fn write(&self, command: Command) -> Response {
-        if let Command::Change { change, .. } = &command
-            && let Err(error) = change.within_limits()
-        {
+        if let Err(error) = command.within_limits() {
             return Response::Invalid { reason: error.to_string() };
         }
         let (reply, answer) = oneshot::channel();

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::journal::Distance;
-use super::message::{Command, Effect, Freshness, Response};
+use super::message::{Change, Command, Effect, Freshness, Response};
 use super::replica::Since;
 use super::server::{PAUSE, Shared, lock, look_up, unavailable};
 
@@ -152,7 +152,7 @@ fn take(waiting: &mut VecDeque<Write>) -> (Vec<Command>, Vec<oneshot::Sender<Res
     while bytes < MAX_BATCH_BYTES
         && let Some(Write { command, reply }) = waiting.pop_front()
     {
-        bytes += if let Command::Change { change, .. } = &command { change.bytes() } else { 0 };
+        bytes += command.change().map_or(0, Change::bytes);
         commands.push(command);
         replies.push(reply);
     }
@@ -231,7 +231,6 @@ impl Snapshots {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::Change;
     use super::*;
 
     #[test]

@@ -120,7 +120,9 @@ impl Course {
                             continue;
                         }
                         News::Ended => Order::Verify,
-                        News::Verified { history, differing } => return Ok(Ok(Seen { history, differing })),
+                        News::Verified { history, differing } => {
+                            return Ok(Ok(Seen { history, differing, tally: None }));
+                        }
                         News::Failed { reason } => return Ok(Err(Early::Failed(reason))),
                     };
                     // The clients end only with this run.

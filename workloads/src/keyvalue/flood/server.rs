@@ -154,9 +154,7 @@ impl Shared {
     async fn answer(&self, request: Request) -> Response {
         match request {
             Request::Write(command) => {
-                if let Command::Change { change, .. } = &command
-                    && let Err(error) = change.within_limits()
-                {
+                if let Err(error) = command.within_limits() {
                     return Response::Invalid { reason: error.to_string() };
                 }
                 self.ask(|reply| Ask::Write(command, reply)).await

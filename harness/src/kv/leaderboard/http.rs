@@ -1,0 +1,49 @@
+//! One request over a connection of its own, as from somebody who comes once.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::handshake;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// Longest answer that is read.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+
+/// What was answered.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// A GET of `path`.
+pub(super) fn get(to: SocketAddr, path: &str) -> anyhow::Result<Request<Full<Bytes>>> {
+    Ok(Request::get(path).header(http::header::HOST, to.to_string()).body(Full::default())?)
+}
+
+/// Sends `request` to `to`, and waits so long for all of the answer.
+pub(super) async fn ask(
+    to: SocketAddr,
+    request: Request<Full<Bytes>>,
+    patience: Duration,
+) -> anyhow::Result<Answer> {
+    let answered = timeout(patience, async {
+        let stream = TcpStream::connect(to).await.context("cannot connect")?;
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
+        // Ends with this request, however that ends.
+        let mut driving = JoinSet::new();
+        driving.spawn(connection);
+        let answer = sender.send_request(request).await.context("not answered")?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(anyhow::Error::from_boxed)?;
+        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    });
+    answered.await.context("no answer in time")?
+}
