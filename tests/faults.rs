@@ -67,6 +67,18 @@ fn the_job_goes_on_over_lossy_links() {
 }
 
 #[test]
+fn the_job_goes_on_over_corrupted_frames() {
+    let run = broken("corrupt:1@all,round:2", &[]);
+    assert_eq!(run.summary()["unexpected_deaths"], 0);
+}
+
+#[test]
+fn an_aggregator_that_omits_to_send_is_replaced() {
+    let run = broken("omit-send@aggregator,round:2,for:4s", &[]);
+    assert!(epochs(&run) >= 2, "{}", run.text());
+}
+
+#[test]
 fn a_worker_that_was_cut_off_for_longer_than_any_timeout_rejoins_by_itself() {
     // Connections are lost after 5 s of silence.
     let fault = ["--fault", "partition@worker,round:2,for:8s"];

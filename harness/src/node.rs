@@ -13,6 +13,7 @@ use replication::lifeline::{Lifeline, LifelineCount, TcpLifeline};
 use replication::suitability::Resources;
 use replication::transport::Transport;
 use replication::transport::identity::{Identity, Plane};
+use replication::transport::quic::corrupt::Corruption;
 use replication::transport::quic::impair::{self, Disturbance};
 use replication::transport::quic::{HANDSHAKE_TIMEOUT, QuicConfig, QuicTransport};
 use replication::work::{self, Spent};
@@ -86,9 +87,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
                     }
                 }
                 Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
-                Some(Command::Impair(Impair { losses, delay_ns })) => {
-                    node.disturbance.set(shares(&start.plan, &losses), Duration::from_nanos(delay_ns));
-                }
+                Some(Command::Impair(impair)) => node.impair(&start.plan, &impair),
                 Some(Command::Peers { nodes, .. }) => node.meet(&start.plan, &nodes)?,
                 Some(Command::Leave) => {
                     let store = node.store.clone();
@@ -134,7 +133,8 @@ pub(crate) struct Node {
     replication: Arc<QuicTransport>,
     pub(crate) store: AnyStore,
     /// What faults do to what it sends.
-    pub(crate) disturbance: Disturbance,
+    disturbance: Disturbance,
+    corruption: Corruption,
     storage: Option<Storage>,
     lifeline: Option<Arc<TcpLifeline>>,
     /// This node's suitability.
@@ -150,7 +150,7 @@ fn addresses(plan: &Plan, nodes: &[NodeId], port: u16) -> BTreeMap<NodeId, Socke
 }
 
 /// What is lost by address, on both planes.
-pub(crate) fn shares(plan: &Plan, losses: &[LinkLoss]) -> BTreeMap<SocketAddr, f64> {
+fn shares(plan: &Plan, losses: &[LinkLoss]) -> BTreeMap<SocketAddr, f64> {
     let addresses = |loss: &LinkLoss| {
         let share = loss.share;
         let planes = [plan.learning_address(loss.to), plan.replication_address(loss.to)];
@@ -164,7 +164,7 @@ fn bind(
     identity: Identity,
     plane: Plane,
     port: u16,
-    disturbance: &Disturbance,
+    (disturbance, corruption): (&Disturbance, &Corruption),
 ) -> anyhow::Result<Arc<QuicTransport>> {
     let peers = addresses(&start.plan, &start.peers, port);
     let own =
@@ -182,6 +182,7 @@ fn bind(
     // One schedule for each node and plane.
     let impairment = start.plan.link.impairment().unwrap_or_default();
     let seed = config.seed ^ (u64::from(port) << 32);
+    config.corruption = corruption.clone();
     config.wrap_socket = Some(impair::wrapper(impairment, seed, disturbance.clone()));
     if plane == Plane::Learning {
         // Nothing larger than the model has any business there.
@@ -262,10 +263,10 @@ impl Node {
     pub(crate) async fn open(start: &Start, outbox: &Outbox) -> anyhow::Result<Self> {
         let identity: Identity = start.identity.decode()?;
         let plan = &start.plan;
-        let disturbance = Disturbance::default();
-        let replication =
-            bind(start, identity.clone(), Plane::Replication, plan.replication_port, &disturbance)?;
-        let learning = bind(start, identity, Plane::Learning, plan.learning_port, &disturbance)?;
+        let (disturbance, corruption) = (Disturbance::default(), Corruption::default());
+        let faults = (&disturbance, &corruption);
+        let replication = bind(start, identity.clone(), Plane::Replication, plan.replication_port, faults)?;
+        let learning = bind(start, identity, Plane::Learning, plan.learning_port, faults)?;
         outbox.event(NodeEvent::Node(Lifecycle::Listening {
             learning: learning.local_addr().to_string(),
             replication: replication.local_addr().to_string(),
@@ -304,9 +305,16 @@ impl Node {
             storage,
             lifeline,
             disturbance,
+            corruption,
             score,
             work_before,
         })
+    }
+
+    /// From now on what it sends is disturbed like this.
+    pub(crate) fn impair(&self, plan: &Plan, impair: &Impair) {
+        self.disturbance.set(shares(plan, &impair.losses), Duration::from_nanos(impair.delay_ns));
+        self.corruption.set(impair.corrupt, plan.job.seed ^ self.id.0);
     }
 
     /// From now on `nodes` are there.

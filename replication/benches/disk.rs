@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use criterion::Criterion;
 use replication::backup::BackupConfig;
 use replication::conformance::parameters;
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport as _;
 use replication::transport::identity::{Authority, Plane};
@@ -57,6 +57,7 @@ fn backends() -> [(&'static str, Backend); 4] {
         interval_ms: HEARTBEAT_MS,
         fan_out: 2,
         phi_milli: 15_000,
+        detector: Detector::Phi,
         put_timeout_ms: PUT_TIMEOUT_MS,
         retained: DEFAULT_RETAINED,
         seed: 1,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use replication::conformance::parameters;
-use replication::gossip::{GossipConfig, GossipStore};
+use replication::gossip::{Detector, GossipConfig, GossipStore};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::{Class, Frame, Handler, Refusal, Transport};
 use replication::{
@@ -102,6 +102,7 @@ fn config(nodes: u64, holders: u32, seed: u64) -> GossipConfig {
         interval_ms: 500,
         fan_out: 2,
         phi_milli: 6000,
+        detector: Detector::Phi,
         put_timeout_ms: 10_000,
         retained: DEFAULT_RETAINED,
         seed,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use replication::backup::BackupConfig;
 use replication::conformance::{parameters, until};
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::{
     AnyStore, Backend, Checkpoint, CheckpointId, DEFAULT_RETAINED, Epoch, Guarantee, Metadata, NodeId,
@@ -25,6 +25,7 @@ fn gossip(nodes: u64, holders: u32) -> Backend {
         interval_ms: 100,
         fan_out: 2,
         phi_milli: 6000,
+        detector: Detector::Phi,
         put_timeout_ms: 3000,
         retained: DEFAULT_RETAINED,
         seed: 1,

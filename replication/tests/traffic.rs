@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use replication::backup::BackupConfig;
 use replication::conformance::parameters;
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
@@ -64,6 +64,7 @@ fn gossip() -> Backend {
         interval_ms: GOSSIP_INTERVAL_MS,
         fan_out: 2,
         phi_milli: 6000,
+        detector: Detector::Phi,
         put_timeout_ms: 10_000,
         retained: DEFAULT_RETAINED,
         seed: 1,

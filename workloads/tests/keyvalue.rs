@@ -12,7 +12,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use replication::backup::BackupConfig;
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::memory::MemoryCluster;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
@@ -69,6 +69,7 @@ fn gossip(seed: u64) -> Backend {
         interval_ms: 100,
         fan_out: 2,
         phi_milli: 6000,
+        detector: Detector::Phi,
         put_timeout_ms: 3000,
         retained: DEFAULT_RETAINED,
         seed,

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use replication::Payload;
+use replication::gossip::Detector;
 use workloads::federated::Policy;
 
 use super::convert::word;
@@ -103,10 +104,23 @@ pub struct BackendArgs {
     /// A node is suspected after a silence of about so many gossip intervals [default: the middle of --window].
     #[arg(long, value_name = "INTERVALS", help_heading = "Backend gossip")]
     pub phi: Option<Thousandths>,
+    /// Who suspects a node: phi, as chitchat does, or eventually-perfect, a timeout that begins with --phi intervals and grows
+    /// with each suspicion that was false [default: phi].
+    #[arg(long, value_enum, help_heading = "Backend gossip")]
+    pub detector: Option<DetectorArg>,
 
     /// How many nodes beside the aggregator hold a checkpoint before it is acknowledged [default: 2].
     #[arg(long, value_name = "K", help_heading = "Backend backup")]
     pub backups: Option<u32>,
+}
+
+/// Who suspects nodes under gossip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DetectorArg {
+    /// chitchat's phi accrual.
+    Phi,
+    /// A timeout for each node that grows with each false suspicion.
+    EventuallyPerfect,
 }
 
 /// An option that concerns only some backends.
@@ -147,7 +161,7 @@ impl BackendArgs {
         }
     }
 
-    fn specials(&self) -> [Special; 11] {
+    fn specials(&self) -> [Special; 12] {
         use Backend::{Backup, Gossip, Raft, RaftSubset};
         const ELECTING: &[Backend] = &[Raft, RaftSubset, Gossip, Backup];
         fn special(
@@ -182,6 +196,7 @@ impl BackendArgs {
             special("--gossip-interval", span(self.gossip_interval), &[Gossip], "it does not gossip"),
             special("--fan-out", number(self.fan_out), &[Gossip], "it does not gossip"),
             special("--phi", self.phi.map(|phi| phi.to_string()), &[Gossip], "it suspects within --window"),
+            special("--detector", self.detector.map(word), &[Gossip], "it suspects within --window"),
             special("--backups", number(self.backups), &[Backup], "it has no backups"),
         ]
     }
@@ -209,6 +224,10 @@ impl BackendArgs {
                 phi_milli: self
                     .phi
                     .map_or_else(|| middle_milli(window_lo_ns, window_hi_ns, heartbeat_ns), |phi| phi.0),
+                detector: match self.detector {
+                    None | Some(DetectorArg::Phi) => Detector::Phi,
+                    Some(DetectorArg::EventuallyPerfect) => Detector::EventuallyPerfect,
+                },
             },
             BackendArg::Backup => {
                 Scheme::Backup { backups: self.backups.unwrap_or(at_most(DEFAULT_BACKUPS, nodes - 1)) }
@@ -249,11 +268,18 @@ impl BackendArgs {
                 ("voters", voters.to_string()),
                 ("voter-grace", Span::of_ns(voter_grace_ns).to_string()),
             ]),
-            Scheme::Gossip { holders, fan_out, phi_milli } => options.extend([
+            Scheme::Gossip { holders, fan_out, phi_milli, detector } => options.extend([
                 ("holders", holders.to_string()),
                 ("gossip-interval", interval),
                 ("fan-out", fan_out.to_string()),
                 ("phi", Thousandths(phi_milli).to_string()),
+                (
+                    "detector",
+                    word(match detector {
+                        Detector::Phi => DetectorArg::Phi,
+                        Detector::EventuallyPerfect => DetectorArg::EventuallyPerfect,
+                    }),
+                ),
             ]),
             Scheme::Backup { backups } => {
                 options.extend([("heartbeat", interval), ("backups", backups.to_string())]);
@@ -293,7 +319,10 @@ mod tests {
         assert_eq!(subset.scheme, Scheme::RaftSubset { voters: 3, voter_grace_ns: 10_000_000_000 });
         assert_eq!(subset.payload, Payload::Inline);
         let gossip = plan(&["--backend", "gossip"]);
-        assert_eq!(gossip.scheme, Scheme::Gossip { holders: 6, fan_out: 2, phi_milli: 6000 });
+        assert_eq!(
+            gossip.scheme,
+            Scheme::Gossip { holders: 6, fan_out: 2, phi_milli: 6000, detector: Default::default() }
+        );
         assert_eq!((gossip.payload, gossip.heartbeat_ns), (Payload::Digest, 250_000_000));
         assert_eq!(gossip.detection_ns().0, 1_500_000_000, "the middle of the window");
         let backup = plan(&["--backend", "backup"]);
@@ -375,7 +404,7 @@ mod tests {
             "--backend local",
             "--backend raft-subset --stateless",
             "--backend raft-subset --voters 5 --voter-grace 1.5s --suitability 2:cpu=5,mains=no",
-            "--backend gossip --nodes 7 --holders 2 --phi 7.25 --suitability 1:memory=9",
+            "--backend gossip --nodes 7 --holders 2 --detector eventually-perfect --phi 7.25 --suitability 1:memory=9",
             "--backend gossip --window 700-1500 --gossip-interval 300",
             "--backend backup --backups 3 --payload digest --no-reuse",
         ] {

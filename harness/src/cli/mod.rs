@@ -19,7 +19,7 @@ use crate::exit::Usage;
 use crate::fault::{Change, Fault};
 use crate::kv::prompt::Action;
 
-pub use backend::{BackendArg, BackendArgs, PayloadArg};
+pub use backend::{BackendArg, BackendArgs, DetectorArg, PayloadArg};
 pub use convert::{shell_line, shell_words};
 pub use election::{ElectionArgs, FaultArg, LogsArg};
 pub use experiment::{ExperimentCommand, ExperimentRunArgs, ExperimentShowArgs, run_options};
@@ -535,10 +535,11 @@ pub struct RunArgs {
     ///
     /// KIND is kill (SIGKILL), power-off (by harness_power_off of the inventory), restart (SIGKILL, then the same node is started again 1 s later, or as ,after:DURATION says;
     /// without --durability disk under a new id, in the place of the one that lost its memory), stop (SIGSTOP), partition (between WHO and the others), loss:P (P percent of the
-    /// datagrams to and from WHO) or delay:DURATION (what WHO sends leaves later by this, milliseconds unless a unit is given). WHO is aggregator, worker, random (any node), majority or minority (that side of all
+    /// datagrams to and from WHO), omit-send and omit-receive (nothing that WHO sends, or that is sent to it, arrives),
+    /// corrupt:P (a bit flips in P percent of the frames that WHO sends, which the others' codec refuses) or delay:DURATION (what WHO sends leaves later by this, milliseconds unless a unit is given). WHO is aggregator, worker, random (any node), majority or minority (that side of all
     /// nodes, with the aggregator), node:ID or all. WHEN is round:N, when a worker begins to train in the first round from N
-    /// on; random:N, a moment of that round drawn from the seed, N from 2; or voters-changed, as round:N in the first round
-    /// in which a voter was replaced since the fault before. What leaves a node alive ends after DURATION (seconds unless a
+    /// on; random:N, a moment of that round drawn from the seed, N from 2; voters-changed, as round:N in the first round
+    /// in which a voter was replaced since the fault before; or, of a leaderboard, time:T after the first vote. What leaves a node alive ends after DURATION (seconds unless a
     /// unit is given), at the latest when the last round is acknowledged.
     #[arg(long, value_name = "FAULT", help_heading = "Faults")]
     pub fault: Vec<Fault>,

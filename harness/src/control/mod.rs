@@ -84,6 +84,9 @@ pub struct Impair {
     pub losses: Vec<LinkLoss>,
     /// Everything leaves so much later.
     pub delay_ns: u64,
+    /// Share of frames in which a bit flips, from 0 to 1.
+    #[serde(default)]
+    pub corrupt: f64,
 }
 
 /// Datagrams to a node that are lost.

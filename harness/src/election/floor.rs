@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn gossip_has_one_timeout_and_a_lifeline_none() {
-        let gossip = plan(Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 7500 });
+        let gossip =
+            plan(Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 7500, detector: Default::default() });
         let mut dice = ChaCha8Rng::seed_from_u64(1);
         let bound = Bound { eligible: 1, told_at_once: false };
         assert_eq!(floor_ns(&gossip, bound, Some(5 * MS), &mut dice), 220 * MS);

@@ -299,7 +299,7 @@ impl<P: Placement> Controller<P> {
         behind.shuffle(&mut self.dice);
         behind.truncate(survivors + 1 - majority_of(survivors + 1));
         let losses = behind.iter().map(|to| LinkLoss { to: *to, share: 1.0 }).collect();
-        self.links.send(epoch.node, ToNode::Impair(Impair { losses, delay_ns: 0 }));
+        self.links.send(epoch.node, ToNode::Impair(Impair { losses, ..Impair::default() }));
         self.round += 1;
         let round = self.round;
         self.links.send(epoch.node, ToNode::Put { round });

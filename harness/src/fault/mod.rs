@@ -44,6 +44,15 @@ pub enum Kind {
         /// How many of a hundred.
         percent: u8,
     },
+    /// What those struck send is lost.
+    OmitSend,
+    /// What is sent to those struck is lost.
+    OmitReceive,
+    /// A bit of the frames that those struck send flips, between codec and connection.
+    Corrupt {
+        /// Of how many of a hundred.
+        percent: u8,
+    },
     /// What those struck send leaves later.
     Delay {
         /// By so much.
@@ -67,7 +76,15 @@ impl Kind {
     /// Whether it is done by the nodes, to what they send.
     #[must_use]
     pub const fn disturbs_links(self) -> bool {
-        matches!(self, Self::Partition | Self::Loss { .. } | Self::Delay { .. })
+        matches!(
+            self,
+            Self::Partition
+                | Self::Loss { .. }
+                | Self::OmitSend
+                | Self::OmitReceive
+                | Self::Corrupt { .. }
+                | Self::Delay { .. }
+        )
     }
 }
 
@@ -141,6 +158,9 @@ impl fmt::Display for Kind {
             Self::Stop => f.write_str("stop"),
             Self::Partition => f.write_str("partition"),
             Self::Loss { percent } => write!(f, "loss:{percent}"),
+            Self::OmitSend => f.write_str("omit-send"),
+            Self::OmitReceive => f.write_str("omit-receive"),
+            Self::Corrupt { percent } => write!(f, "corrupt:{percent}"),
             Self::Delay { by_ns } => write!(f, "delay:{}", exact_ms(*by_ns)),
         }
     }
@@ -192,15 +212,23 @@ impl FromStr for Kind {
             }
             return Ok(Self::Delay { by_ns: nanoseconds(by) });
         }
+        if let Some(percent) = text.strip_prefix("corrupt:") {
+            return match percent.parse() {
+                Ok(percent @ 1..=99) => Ok(Self::Corrupt { percent }),
+                _ => Err("use corrupt:P, P from 1 to 99 percent".into()),
+            };
+        }
         match (text, text.strip_prefix("loss:").map(str::parse)) {
             ("kill", _) => Ok(Self::Kill),
             ("restart", _) => Ok(Self::Restart { after_ns: DEFAULT_AFTER_NS }),
             ("power-off", _) => Ok(Self::PowerOff),
             ("stop", _) => Ok(Self::Stop),
             ("partition", _) => Ok(Self::Partition),
+            ("omit-send", _) => Ok(Self::OmitSend),
+            ("omit-receive", _) => Ok(Self::OmitReceive),
             (_, Some(Ok(percent @ 1..=99))) => Ok(Self::Loss { percent }),
             _ => Err(format!(
-                "unknown kind '{text}'; use kill, restart, power-off, stop, partition, loss:P, P from 1 to 99 percent, or delay:DURATION"
+                "unknown kind '{text}'; use kill, restart, power-off, stop, partition, omit-send, omit-receive, loss:P or corrupt:P, P from 1 to 99 percent, or delay:DURATION"
             )),
         }
     }
@@ -297,6 +325,9 @@ mod tests {
             "restart@all,round:3,after:1500ms",
             "delay:40ms@aggregator,round:3,for:4000ms",
             "kill@aggregator,time:3000ms",
+            "omit-send@aggregator,round:2,for:4000ms",
+            "omit-receive@worker,round:2",
+            "corrupt:1@all,round:1",
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
@@ -316,6 +347,8 @@ mod tests {
             ("loss@worker,round:1", "loss:P"),
             ("loss:0@worker,round:1", "from 1 to 99"),
             ("loss:100@worker,round:1", "from 1 to 99"),
+            ("corrupt:0@worker,round:1", "from 1 to 99"),
+            ("corrupt:some@worker,round:1", "from 1 to 99"),
             ("delay:0@worker,round:1", "above 0"),
             ("delay:6s@worker,round:1", "at most 5s"),
             ("delay@worker,round:1", "delay:DURATION"),

@@ -314,6 +314,8 @@ impl Timeline {
         Impair {
             losses: losses.filter(|loss| loss.share > 0.0).collect(),
             delay_ns: self.standing.iter().map(|standing| standing.delay_ns(from)).sum(),
+            corrupt: 1.0
+                - self.standing.iter().map(|standing| 1.0 - standing.corruption(from)).product::<f64>(),
         }
     }
 
@@ -439,17 +441,22 @@ impl Timeline {
 }
 
 impl Standing {
-    /// Whether this keeps `node`, one of `size`, from the others' work: it is stopped, or on the side of a partition that
-    /// is no majority.
+    /// Whether this keeps `node`, one of `size`, from the others' work: it is stopped or not heard, or on the side of a
+    /// partition that is no majority.
     fn disables(&self, node: NodeId, size: usize) -> bool {
         let struck = self.nodes.contains(&node);
         match self.fault.kind {
-            Kind::Kill | Kind::Restart { .. } | Kind::PowerOff | Kind::Stop => struck,
+            Kind::Kill
+            | Kind::Restart { .. }
+            | Kind::PowerOff
+            | Kind::Stop
+            | Kind::OmitSend
+            | Kind::OmitReceive => struck,
             Kind::Partition => {
                 let side = if struck { self.nodes.len() } else { size - self.nodes.len() };
                 side * 2 <= size
             }
-            Kind::Loss { .. } | Kind::Delay { .. } => false,
+            Kind::Loss { .. } | Kind::Corrupt { .. } | Kind::Delay { .. } => false,
         }
     }
 
@@ -461,12 +468,22 @@ impl Standing {
         }
     }
 
+    /// Share of the frames of `from` in which this fault flips a bit.
+    fn corruption(&self, from: NodeId) -> f64 {
+        match self.fault.kind {
+            Kind::Corrupt { percent } if self.nodes.contains(&from) => f64::from(percent) / 100.0,
+            _ => 0.0,
+        }
+    }
+
     /// Share of the datagrams from one node to another that this fault loses.
     fn loss(&self, from: NodeId, to: NodeId) -> f64 {
         let struck = [from, to].map(|node| self.nodes.contains(&node));
         match self.fault.kind {
             Kind::Partition if struck[0] != struck[1] => 1.0,
             Kind::Loss { percent } if struck[0] || struck[1] => f64::from(percent) / 100.0,
+            Kind::OmitSend if struck[0] => 1.0,
+            Kind::OmitReceive if struck[1] => 1.0,
             _ => 0.0,
         }
     }

@@ -172,6 +172,22 @@ fn a_partition_cuts_both_ways_and_losses_add_up() {
 }
 
 #[test]
+fn an_omission_goes_one_way_and_corruption_is_the_sender_s() {
+    let mut faults =
+        timeline(&["omit-send@node:2,round:1", "omit-receive@node:3,round:1", "corrupt:25@node:4,round:1"]);
+    begin(&mut faults);
+    let losses = |from: u64| -> Vec<(u64, f64)> {
+        faults.impairment(NodeId(from)).losses.iter().map(|loss| (loss.to.0, loss.share)).collect()
+    };
+    assert_eq!(losses(1), [(3, 1.0)]);
+    assert_eq!(losses(2), [(1, 1.0), (3, 1.0), (4, 1.0), (5, 1.0)]);
+    assert_eq!(losses(3), []);
+    let corrupt = |from| (faults.impairment(NodeId(from)).corrupt * 100.0).round() as u64;
+    assert_eq!((corrupt(3), corrupt(4)), (0, 25));
+    assert_eq!(faults.well(), [1, 4, 5].map(NodeId));
+}
+
+#[test]
 fn what_a_slow_node_sends_leaves_later_until_it_is_over() {
     let delays = |faults: &Timeline| [1, 2].map(|node| faults.impairment(NodeId(node)).delay_ns);
     let mut faults = timeline(&["delay:40ms@aggregator,round:1,for:1ms", "delay:2ms@node:1,round:1"]);

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use replication::NodeId;
@@ -14,10 +13,10 @@ use workloads::keyvalue::message::Response;
 use workloads::keyvalue::server::Admission;
 
 use crate::control::node_end::{Command, Outbox};
-use crate::control::{Impair, Lifecycle, NodeEvent, Start};
+use crate::control::{Lifecycle, NodeEvent, Start};
 use crate::kv::leaderboard;
 use crate::kv::plan::KvPlan;
-use crate::node::{Node, shares};
+use crate::node::Node;
 use crate::plan::Plan;
 
 /// Requests for further nodes that wait; beyond that they are refused.
@@ -62,9 +61,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
                 }
                 command = commands.recv() => match command {
                     Some(Command::Status { request_id }) => outbox.status(node.status(request_id)),
-                    Some(Command::Impair(Impair { losses, delay_ns })) => {
-                        node.disturbance.set(shares(plan, &losses), Duration::from_nanos(delay_ns));
-                    }
+                    Some(Command::Impair(impair)) => node.impair(plan, &impair),
                     Some(Command::Peers { nodes, asked_by }) => {
                         node.meet(plan, &nodes)?;
                         let added = nodes.iter().copied().find(|node| !peers.contains(node));

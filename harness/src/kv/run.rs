@@ -404,7 +404,7 @@ impl<P: Placement> Controller<P> {
             let to_node = |other: &NodeId| *one == node || *other == node;
             let others = self.nodes.iter().filter(|other| *other != one && to_node(other));
             let losses = others.filter(|_| share > 0.0).map(|to| LinkLoss { to: *to, share }).collect();
-            self.links.send(*one, ToNode::Impair(Impair { losses, delay_ns: 0 }));
+            self.links.send(*one, ToNode::Impair(Impair { losses, ..Impair::default() }));
         }
     }
 

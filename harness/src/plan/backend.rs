@@ -4,7 +4,7 @@
 use std::fmt;
 
 use replication::backup::BackupConfig;
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::local::LocalConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::{DEFAULT_RETAINED, NodeId, Payload, Window};
@@ -83,6 +83,9 @@ pub enum Scheme {
         fan_out: u32,
         /// A node is suspected after a silence of this many thousandths of the interval.
         phi_milli: u32,
+        /// Who says so.
+        #[serde(default)]
+        detector: Detector,
     },
     /// Primary and backups, without consensus.
     Backup {
@@ -230,13 +233,14 @@ impl BackendPlan {
                     retained,
                 });
             }
-            Scheme::Gossip { holders, fan_out, phi_milli } => {
+            Scheme::Gossip { holders, fan_out, phi_milli, detector } => {
                 return replication::Backend::Gossip(GossipConfig {
                     nodes,
                     holders,
                     interval_ms: heartbeat_ms,
                     fan_out,
                     phi_milli,
+                    detector,
                     put_timeout_ms,
                     retained,
                     seed,
@@ -307,10 +311,14 @@ impl BackendPlan {
                 "{head}: {voters} voters, replaced after {}; election window {low}-{high}, heartbeat {interval}",
                 exact_ms(voter_grace_ns)
             ),
-            Scheme::Gossip { holders, fan_out, phi_milli } => format!(
+            Scheme::Gossip { holders, fan_out, phi_milli, detector } => format!(
                 "{head}: {holders} holders; gossip every {interval} with {fan_out} peers; suspected after about {low} \
-                 ({interval} x phi {})",
-                f64::from(phi_milli) / 1000.0
+                 ({interval} x phi {}){}",
+                f64::from(phi_milli) / 1000.0,
+                match detector {
+                    Detector::Phi => "",
+                    Detector::EventuallyPerfect => ", later after each false suspicion",
+                }
             ),
             Scheme::Backup { backups } => format!(
                 "{head}: {backups} backups; detection window {low}-{high} for the first in the order of succession, \
@@ -425,7 +433,8 @@ mod tests {
     }
 
     const SUBSET: Scheme = Scheme::RaftSubset { voters: 3, voter_grace_ns: 10_000_000_000 };
-    const GOSSIP: Scheme = Scheme::Gossip { holders: 6, fan_out: 2, phi_milli: 6000 };
+    const GOSSIP: Scheme =
+        Scheme::Gossip { holders: 6, fan_out: 2, phi_milli: 6000, detector: Detector::Phi };
 
     #[test]
     fn a_run_goes_on_while_its_backend_can_acknowledge() {

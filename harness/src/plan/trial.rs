@@ -215,7 +215,8 @@ mod tests {
         let disk = Durability::Disk { dir: None };
         assert_eq!(Trial { durability: disk.clone(), ..restart }.validate(), Ok(()));
         let mut other = Trial { durability: disk, ..trial("kill@node:4,round:3") };
-        other.plan.backend.scheme = Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 };
+        other.plan.backend.scheme =
+            Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000, detector: Default::default() };
         other.plan.backend.payload = Payload::Digest;
         assert_eq!(other.validate(), Ok(()));
         other.plan.backend.scheme = Scheme::None;
@@ -271,9 +272,10 @@ mod tests {
         let mut shrinks = trial(&["leave@worker,round:1"]);
         shrinks.plan.job.min_fit_clients = 1;
         shrinks.plan.backend.payload = Payload::Digest;
-        for scheme in
-            [Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000 }, Scheme::Backup { backups: 2 }]
-        {
+        for scheme in [
+            Scheme::Gossip { holders: 3, fan_out: 2, phi_milli: 6000, detector: Default::default() },
+            Scheme::Backup { backups: 2 },
+        ] {
             shrinks.plan.backend.scheme = scheme;
             let message = refused(&shrinks);
             assert!(message.contains("it leaves 2 nodes, and 3 hold a checkpoint"), "{message}");

@@ -240,7 +240,7 @@ impl Plan {
                 }
                 Ok(())
             }
-            Scheme::Gossip { holders, fan_out, phi_milli } => {
+            Scheme::Gossip { holders, fan_out, phi_milli, .. } => {
                 count("--holders", holders, nodes, "a checkpoint would be on no node")?;
                 count("--fan-out", fan_out, nodes - 1, "nobody would gossip")?;
                 self.digest_only("it is capped, and one large value holds back later ones")?;
@@ -459,7 +459,12 @@ mod tests {
             })
         };
         let subset = |voters| Scheme::RaftSubset { voters, voter_grace_ns: 10_000_000_000 };
-        let gossip = |holders, fan_out, phi_milli| Scheme::Gossip { holders, fan_out, phi_milli };
+        let gossip = |holders, fan_out, phi_milli| Scheme::Gossip {
+            holders,
+            fan_out,
+            phi_milli,
+            detector: Default::default(),
+        };
         for (scheme, expected) in [
             (subset(0), "--voters 0: nobody would vote; use 1 to 4"),
             (subset(5), "--voters 5: there are only 4 nodes; use 1 to 4"),

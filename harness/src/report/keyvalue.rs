@@ -62,7 +62,8 @@ pub(super) fn table(experiment: &Experiment) -> Table {
         of the trials' percentiles, in ms. n: trials whose every check passed."
         .to_owned();
     if struck {
-        note += " Longest gap: the longest time, in ms, in which operations were due and none was acknowledged.";
+        note +=
+            " Longest gap: the longest time, in ms, in which operations were due and none was acknowledged.";
     }
     if left_out > 0 {
         note += &format!(" {left_out} trials whose check failed, or which did not complete, are left out.");
@@ -127,7 +128,8 @@ mod tests {
         struck.cell.0.insert("fault".into(), "kill@aggregator,time:4000ms".into());
         struck.figures.insert("longest_gap_ns".into(), "1234000000".into());
         struck.figures.insert("availability_available_ppm".into(), "876500".into());
-        let table = table(&Experiment { name: "leaderboard".into(), trials: vec![struck], ..Experiment::default() });
+        let table =
+            table(&Experiment { name: "leaderboard".into(), trials: vec![struck], ..Experiment::default() });
         let last = table.head.len() - 2;
         assert_eq!(table.head[last..], ["longest gap", "available"]);
         assert_eq!(table.rows[0][last..], ["1234.00", "87.65 %"]);

@@ -74,7 +74,12 @@ impl<P: Placement> Controller<P> {
                     }
                 }
                 Kind::Stop => self.placement.stop(*node)?,
-                Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => {}
+                Kind::Partition
+                | Kind::Loss { .. }
+                | Kind::OmitSend
+                | Kind::OmitReceive
+                | Kind::Corrupt { .. }
+                | Kind::Delay { .. } => {}
             }
         }
         if fault.kind.disturbs_links() {
@@ -86,6 +91,9 @@ impl<P: Placement> Controller<P> {
             Kind::Stop => "stopped",
             Kind::Partition => "cut off from the others",
             Kind::Loss { .. } => "given lossy links",
+            Kind::OmitSend => "kept from sending",
+            Kind::OmitReceive => "kept from receiving",
+            Kind::Corrupt { .. } => "made to send corrupted frames",
             Kind::Delay { .. } => "given slow links",
         };
         self.progress.note(&format!("fault {fault}: {} {done}", list(nodes)));
@@ -119,9 +127,9 @@ impl<P: Placement> Controller<P> {
     fn end_fault(&mut self, fault: Fault, nodes: &[NodeId]) -> anyhow::Result<()> {
         let at_ns = clock::monotonic_ns();
         match fault.kind {
-            Kind::Kill | Kind::Restart { .. } | Kind::PowerOff => {}
             Kind::Stop => nodes.iter().try_for_each(|node| self.placement.resume(*node))?,
-            Kind::Partition | Kind::Loss { .. } | Kind::Delay { .. } => self.impair(),
+            kind if kind.disturbs_links() => self.impair(),
+            _ => {}
         }
         self.progress.note(&format!("fault {fault} is over"));
         nodes.iter().try_for_each(|node| {

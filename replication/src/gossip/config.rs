@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::detector::Detector;
 use crate::config::ConfigError;
 use crate::store::NodeId;
 
@@ -25,6 +26,8 @@ pub struct GossipConfig {
     pub fan_out: u32,
     /// A node is suspected when it has been silent for this many thousandths of its mean interval between signs of life.
     pub phi_milli: u32,
+    /// Who says that a node is suspected: chitchat, or timeouts that begin with phi times the interval.
+    pub detector: Detector,
     /// How long a `put` waits for its holders, in milliseconds.
     pub put_timeout_ms: u64,
     /// Checkpoints kept per slot.
@@ -101,11 +104,15 @@ impl GossipConfig {
 
 impl fmt::Display for GossipConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { holders, interval_ms, .. } = self;
+        let Self { holders, interval_ms, detector, .. } = self;
         let (of, after_ms) = (self.nodes.len(), self.effective_timeout_ms());
         write!(
             f,
-            "gossip ({holders} of {of} holders, every {interval_ms} ms, suspected after about {after_ms} ms)"
+            "gossip ({holders} of {of} holders, every {interval_ms} ms, suspected after about {after_ms} ms{})",
+            match detector {
+                Detector::Phi => "",
+                Detector::EventuallyPerfect => ", later after each false suspicion",
+            }
         )
     }
 }

@@ -15,6 +15,7 @@ use super::MAX_ANNOUNCED;
 use super::announce::{Announcement, epoch_to_text, parse_epoch};
 use super::config::GossipConfig;
 use super::core::Core;
+use super::detector::Suspicions;
 use super::network::{Addresses, Bridge};
 use crate::store::{CheckpointId, Epoch, NodeId};
 
@@ -81,6 +82,11 @@ impl News {
     }
 }
 
+/// The number of a node's newest sign of life: chitchat's heartbeat, which has no other way out.
+fn sign_of_life(state: &NodeState) -> u64 {
+    u64::from(state.heartbeat())
+}
+
 pub(super) struct Driver {
     pub(super) core: Arc<Core>,
     pub(super) handle: ChitchatHandle,
@@ -88,6 +94,8 @@ pub(super) struct Driver {
     pub(super) addresses: Addresses,
     /// Under which key each checkpoint is announced.
     pub(super) places: BTreeMap<CheckpointId, usize>,
+    /// The detector, unless it is chitchat's.
+    pub(super) suspicions: Option<Suspicions>,
 }
 
 impl Driver {
@@ -202,13 +210,23 @@ impl Driver {
     }
 
     /// Reads what came in since the last time.
-    async fn read(&self) {
+    async fn read(&mut self) {
         let versions: BTreeMap<NodeId, (u64, u64)> =
             self.core.state().peers.iter().map(|(node, peer)| (*node, peer.version)).collect();
         let read = |chitchat: &mut chitchat::Chitchat| {
             let named = |id| self.addresses.named(id);
-            let live: BTreeSet<NodeId> =
-                chitchat.live_nodes().filter_map(named).map(|(node, _)| node).collect();
+            let live: BTreeSet<NodeId> = match &mut self.suspicions {
+                None => chitchat.live_nodes().filter_map(named).map(|(node, _)| node).collect(),
+                Some(suspicions) => {
+                    let now = Instant::now();
+                    for (id, state) in chitchat.node_states() {
+                        if let Some((node, life)) = named(id).filter(|(node, _)| *node != self.core.local) {
+                            suspicions.heard(node, life, sign_of_life(state), now);
+                        }
+                    }
+                    suspicions.live(now).collect()
+                }
+            };
             let states = chitchat.node_states().iter().filter_map(|(id, state)| Some((named(id)?, state)));
             // What a node said in an earlier life it does not say any more.
             let new = states.filter(|((node, life), state)| {

@@ -10,6 +10,7 @@ mod candidacy;
 mod catalogue;
 mod config;
 mod core;
+mod detector;
 mod driver;
 mod fetch;
 mod inbox;
@@ -37,6 +38,7 @@ use tokio::time::Instant;
 use self::announce::Announcement;
 pub use self::config::{GossipConfig, holders_among};
 use self::core::{Core, MESSAGE_TIMEOUT};
+pub use self::detector::{Detector, MOST_TIMEOUTS};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::lifeline::Follower;
@@ -100,8 +102,16 @@ impl GossipStore {
         let handle = network::start(chitchat, values, (bridge.clone(), ends), transport, &mut tasks)
             .await
             .map_err(ConfigError::Chitchat)?;
-        let driver =
-            driver::Driver { core: core.clone(), handle, bridge, addresses, places: BTreeMap::new() };
+        let timeouts = core.config.detector == Detector::EventuallyPerfect;
+        let suspicions = timeouts.then(|| detector::Suspicions::new(core.config.effective_timeout()));
+        let driver = driver::Driver {
+            core: core.clone(),
+            handle,
+            bridge,
+            addresses,
+            places: BTreeMap::new(),
+            suspicions,
+        };
         tasks.spawn(driver.run());
         tasks.spawn(candidacy::run(core.clone()));
         tasks.spawn(membership::run(core.clone()));

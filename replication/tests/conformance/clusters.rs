@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use redb::backends::InMemoryBackend;
 use replication::backup::BackupConfig;
 use replication::conformance::Cluster;
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::local::LocalConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport;
@@ -55,6 +55,7 @@ pub(crate) fn gossip(holders: u32, interval_ms: u64) -> Backend {
         interval_ms,
         fan_out: 2,
         phi_milli: 8000,
+        detector: Detector::Phi,
         put_timeout_ms: 3000,
         retained: DEFAULT_RETAINED,
         seed: 1,

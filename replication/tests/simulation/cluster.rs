@@ -32,6 +32,12 @@ const JOB_UNTIL: Duration = Duration::from_secs(26);
 /// How long operations under way may take to end, and nodes to agree, after the job has stopped.
 const SETTLING: Duration = Duration::from_secs(20);
 
+/// Share of frames with a flipped bit, where there are any.
+const CORRUPTION: f64 = 0.01;
+/// Who lies, where somebody does, and in which share of what it says.
+const LIAR: NodeId = NodeId(2);
+const LIES: f64 = 0.2;
+
 /// A link on which nothing goes wrong. Without a limit on bandwidth, since chitchat orders what it says with a generator that
 /// cannot be seeded: how well that compresses must not decide when it arrives.
 const WELL: LinkSpec = LinkSpec {
@@ -70,6 +76,7 @@ pub(crate) async fn run(seed: u64, subject: &Subject, kinds: Kinds) -> (History,
         lifelines: subject.lifelines,
         until: FAULTS_UNTIL,
     };
+    cluster.tamper(kinds);
     let mut happens: Vec<(Duration, Happens)> =
         schedule(seed, &bounds).into_iter().map(|(at, fault)| (at, Happens::Fault(fault))).collect();
     if kinds == Kinds::Members {
@@ -85,6 +92,14 @@ pub(crate) async fn run(seed: u64, subject: &Subject, kinds: Kinds) -> (History,
             Happens::Join(node) => cluster.open(Life { node, number: 0 }).await,
             Happens::Leave(node) => cluster.let_leave(node),
         }
+    }
+    cluster.network.set_corruption(0.0);
+    if kinds == Kinds::Corruption {
+        let (refused, undetected) = cluster.network.corrupted();
+        assert!(
+            refused > 0 && undetected == 0,
+            "{refused} frames refused, {undetected} accepted with a flipped bit"
+        );
     }
     sleep_until(cluster.begun + JOB_UNTIL).await;
     cluster.see_off().await;
@@ -195,6 +210,15 @@ impl Cluster {
         self.members.insert(life.node, Member { life, store, tasks });
     }
 
+    /// Has frames corrupted, or a node lie, from the beginning.
+    fn tamper(&self, kinds: Kinds) {
+        match kinds {
+            Kinds::Corruption => self.network.set_corruption(CORRUPTION),
+            Kinds::Lies => self.network.lie(LIAR, LIES),
+            _ => {}
+        }
+    }
+
     /// Asks a node to leave, if it lives.
     fn let_leave(&mut self, node: NodeId) {
         let Some(member) = self.members.get(&node) else { return };
@@ -254,6 +278,7 @@ impl Cluster {
             Fault::Resume(node) => self.network.resume(node),
             Fault::Partition(one, other) => self.network.partition(&[&one, &other]),
             Fault::Cut(one, other) => self.network.cut(one, other),
+            Fault::Omit { node, to_send, to_receive } => self.network.omit(node, to_send, to_receive),
             Fault::Heal => self.network.heal(),
             Fault::Disturb { loss, duplication, jitter } => {
                 self.network.set_link(LinkSpec { loss, duplication, jitter, ..WELL });

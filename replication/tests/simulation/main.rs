@@ -15,7 +15,7 @@ mod schedule;
 use std::ops::Range;
 
 use replication::backup::BackupConfig;
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::raft::{Electorate, RaftConfig};
 use replication::{Backend, DEFAULT_RETAINED, Guarantees, Payload, Window};
 use tokio::runtime::{Builder, RngSeed, UnhandledPanic};
@@ -52,6 +52,7 @@ fn gossip(holders: u32, seed: u64) -> Backend {
         interval_ms: HEARTBEAT_MS,
         fan_out: 2,
         phi_milli: 6000,
+        detector: Detector::Phi,
         put_timeout_ms: PUT_TIMEOUT_MS,
         retained: DEFAULT_RETAINED,
         seed,
@@ -238,3 +239,84 @@ simulated_members!(members_of_gossip_3, |seed| in_memory(gossip(3, seed)));
 simulated_members!(members_of_gossip_3_on_disk, |seed| on_disk(gossip(3, seed)));
 simulated_members!(members_of_gossip_1, |seed| in_memory(gossip(1, seed)));
 simulated_members!(members_of_backup_2, |seed| in_memory(backup(2, seed)));
+
+/// What is not in the 200 schedules: frames with a flipped bit, and nodes that omit to send or to receive.
+macro_rules! simulated_failures {
+    ($name:ident, $backend:expr) => {
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn stores_and_serves_nothing_corrupt() {
+                let test = concat!(stringify!($name), "::stores_and_serves_nothing_corrupt");
+                schedules(test, Kinds::Corruption, 0..15, $backend);
+            }
+
+            #[test]
+            fn keeps_its_promises_under_omissions() {
+                let test = concat!(stringify!($name), "::keeps_its_promises_under_omissions");
+                schedules(test, Kinds::Omissions, 0..15, $backend);
+            }
+
+            #[test]
+            fn is_not_safe_from_a_node_that_lies() {
+                let test = concat!(stringify!($name), "::is_not_safe_from_a_node_that_lies");
+                breaks(test, Kinds::Lies, 0..40, $backend);
+            }
+        }
+    };
+}
+
+/// What is not promised does not hold: in one schedule at least something goes wrong that would fail the tests above.
+fn breaks(test: &'static str, kinds: Kinds, range: Range<u64>, subject: impl Fn(u64) -> Subject) {
+    for seed in seeds(range.clone()) {
+        let subject = subject(seed);
+        let held = std::panic::catch_unwind(|| {
+            let (history, guarantees) = simulate(seed, &subject, kinds);
+            check(&history, guarantees, kinds);
+        });
+        if held.is_err() {
+            println!("{test}: seed {seed} shows it");
+            return;
+        }
+    }
+    panic!("{test}: nothing went wrong in seeds {range:?}, so more could be promised");
+}
+
+simulated_failures!(failures_of_raft_inline, |seed| in_memory(raft(
+    Electorate::Everyone,
+    Payload::Inline,
+    seed
+)));
+simulated_failures!(failures_of_raft_digest, |seed| in_memory(raft(
+    Electorate::Everyone,
+    Payload::Digest,
+    seed
+)));
+simulated_failures!(failures_of_raft_subset, |seed| in_memory(raft(THREE_VOTERS, Payload::Inline, seed)));
+simulated_failures!(failures_of_gossip_3, |seed| in_memory(gossip(3, seed)));
+simulated_failures!(failures_of_backup_2, |seed| in_memory(backup(2, seed)));
+
+/// Below a majority a partition loses what was acknowledged.
+#[test]
+fn one_holder_is_too_few_for_a_partition() {
+    let test = "one_holder_is_too_few_for_a_partition";
+    loses(test, |seed| in_memory(gossip(1, seed)));
+}
+
+/// As with one holder.
+#[test]
+fn one_backup_is_too_few_for_a_partition() {
+    let test = "one_backup_is_too_few_for_a_partition";
+    loses(test, |seed| in_memory(backup(1, seed)));
+}
+
+/// Something that was acknowledged is lost or done again in one schedule at least.
+fn loses(test: &'static str, subject: impl Fn(u64) -> Subject) {
+    let worst = seeds(0..30).map(|seed| {
+        let (history, _) = simulate(seed, &subject(seed), Kinds::Any);
+        check::score(&history, DEFAULT_RETAINED as u64)
+    });
+    let found = worst.into_iter().find(|score| score.lost + score.repeated > 0);
+    println!("{test}: {}", found.expect("nothing was lost or repeated, so more could be promised"));
+}

@@ -39,6 +39,15 @@ pub(crate) enum Fault {
     },
     /// Links do none of this.
     Calm,
+    /// The node omits to send, to receive, or both; Heal ends it.
+    Omit {
+        /// Which.
+        node: NodeId,
+        /// Nothing that it sends arrives.
+        to_send: bool,
+        /// Nothing arrives at it.
+        to_receive: bool,
+    },
     /// The lifelines that these nodes have to the aggregator end, although it lives.
     FalseAlarm(Vec<NodeId>),
 }
@@ -52,6 +61,12 @@ pub(crate) enum Kinds {
     Crashes,
     /// All, while two nodes join and one leaves.
     Members,
+    /// All, while one in a hundred frames has a bit flipped on its way.
+    Corruption,
+    /// Nodes crash, pause, and omit to send or to receive.
+    Omissions,
+    /// All, while one node lies.
+    Lies,
 }
 
 /// What a schedule is drawn for.
@@ -138,7 +153,12 @@ fn link_track(rng: &mut ChaCha8Rng, bounds: &Bounds) -> Vec<(Duration, Fault)> {
         }
         let mut nodes = bounds.nodes.clone();
         nodes.shuffle(rng);
+        let omits = bounds.kinds == Kinds::Omissions;
         let (fault, end) = match rng.random_range(0..4) {
+            way if omits => {
+                let fault = Fault::Omit { node: nodes[0], to_send: way != 1, to_receive: way != 0 };
+                (fault, Fault::Heal)
+            }
             0 => (Fault::Cut(nodes[0], nodes[1]), Fault::Heal),
             1 => {
                 let side = rng.random_range(1..nodes.len());
@@ -208,6 +228,7 @@ fn faults_end_and_stay_within_their_bounds() {
                         assert_ne!(one, other);
                         cut = true;
                     }
+                    Fault::Omit { .. } => panic!("only with its kind"),
                     Fault::Heal => cut = false,
                     Fault::FalseAlarm(nodes) => assert!(restarts && !nodes.is_empty()),
                     Fault::Disturb { .. } => disturbed = true,

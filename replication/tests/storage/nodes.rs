@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replication::backup::BackupConfig;
-use replication::gossip::GossipConfig;
+use replication::gossip::{Detector, GossipConfig};
 use replication::local::LocalConfig;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
@@ -57,6 +57,7 @@ pub(crate) fn gossip() -> Backend {
         interval_ms: 100,
         fan_out: 2,
         phi_milli: 4000,
+        detector: Detector::Phi,
         put_timeout_ms: PUT_TIMEOUT_MS,
         retained: RETAINED,
         seed: 1,

@@ -190,7 +190,7 @@ async fn another_version_in_the_greeting_is_named() {
     send.write_all(&[&frame::MAGIC[..], &[99; 17]].concat()).await.unwrap();
     send.finish().unwrap();
     let reason = within("the connection to be closed", connection.closed()).await.to_string();
-    assert!(reason.contains("version 99") && reason.contains("speaks 1"), "{reason}");
+    assert!(reason.contains("version 99") && reason.contains("speaks 2"), "{reason}");
     refused(&mut transport.refusals(), "version 99").await;
     transport.close().await;
 }
@@ -204,22 +204,24 @@ async fn garbage_is_refused_and_the_connection_lives_on() {
         frame::encode(Status::Request, Class::Blob, &Frame::new(ECHO, "still here"), 0).unwrap().concat();
     let mut other_version = good.clone();
     other_version[2] = 9;
-    let mut wrong_lane = good.clone();
-    wrong_lane[4] = Class::Election as u8;
-    let mut no_request = good.clone();
-    no_request[3] = Status::Response as u8;
+    let encoded = |status, class| frame::encode(status, class, &Frame::new(ECHO, ""), 0).unwrap().concat();
+    let wrong_lane = encoded(Status::Request, Class::Election);
+    let no_request = encoded(Status::Response, Class::Blob);
+    let mut flipped = good.clone();
+    flipped[HEADER_BYTES + 1] ^= 4;
     let mut too_long = good.clone();
     too_long[10..18].copy_from_slice(&u64::MAX.to_be_bytes());
     let garbage: Vec<u8> = (0..100_000_u32).map(|at| (at * 7919) as u8).collect();
-    let cases: [(&[u8], &str); 8] = [
+    let cases: [(&[u8], &str); 9] = [
         (&garbage, "not a frame"),
         (b"", "early"),
         (&good[..HEADER_BYTES + 2], "8 bytes early"),
         (&[&good[..], b"!"].concat(), "after the end"),
-        (&other_version, "version 9, this node speaks 1"),
+        (&other_version, "version 9, this node speaks 2"),
         (&wrong_lane, "lane"),
         (&no_request, "not a request"),
         (&too_long, "exceeds the limit"),
+        (&flipped, "corrupted"),
     ];
     for (count, (bytes, words)) in (1..).zip(cases) {
         let (status, answer) = decoded(&exchange(&connection, bytes).await);
@@ -230,6 +232,40 @@ async fn garbage_is_refused_and_the_connection_lives_on() {
         assert_eq!((status, &answer.head[..]), (Status::Response, &b"still here"[..]));
     }
     transport.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_bit_is_never_taken_for_what_was_sent() {
+    let authority = Authority::new("test").unwrap();
+    let bind = |id| {
+        let config = quic_config(authority.issue(NodeId(id)).unwrap(), localhost());
+        let corruption = config.corruption.clone();
+        (QuicTransport::bind(config).unwrap(), corruption)
+    };
+    let ((one, outwards), (other, back)) = (bind(1), bind(2));
+    other.serve(Arc::new(Actor::default()));
+    one.set_peers([(NodeId(2), other.local_addr())].into()).unwrap();
+    other.set_peers([(NodeId(1), one.local_addr())].into()).unwrap();
+    within("the connection", one.any_ready()).await;
+    outwards.set(0.3, 1);
+    back.set(0.3, 2);
+    let (mut right, mut refused, mut unusable) = (0, 0, 0);
+    for number in 0..200_u32 {
+        let request = Frame::new(ECHO, number.to_be_bytes().to_vec());
+        match one.request(NodeId(2), Class::Election, request).await {
+            Ok(answer) => {
+                assert_eq!(&answer.head[..], number.to_be_bytes());
+                right += 1;
+            }
+            Err(TransportError::Refused { .. }) => refused += 1,
+            Err(TransportError::Interrupted { .. }) => unusable += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(right > 60 && refused > 20 && unusable > 20, "{right} {refused} {unusable}");
+    assert_eq!(other.refusals().borrow().frames, refused);
+    one.close().await;
+    other.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

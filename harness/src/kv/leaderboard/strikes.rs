@@ -21,7 +21,12 @@ fn strike(fault: &Fault, nodes: &[NodeId], rng: &mut ChaCha8Rng) -> Option<Strik
         Kind::Restart { after_ns } => (Disturbance::Kill, Some(after_ns)),
         Kind::Stop => (Disturbance::Stop, Some(fault.lasts_ns?)),
         Kind::Partition => (Disturbance::Partition, Some(fault.lasts_ns?)),
-        Kind::PowerOff | Kind::Loss { .. } | Kind::Delay { .. } => return None,
+        Kind::PowerOff
+        | Kind::Loss { .. }
+        | Kind::OmitSend
+        | Kind::OmitReceive
+        | Kind::Corrupt { .. }
+        | Kind::Delay { .. } => return None,
     };
     let node = match fault.who {
         Who::Node(node) => node,

@@ -16,6 +16,9 @@
 //!   waits. Only its messages stand still, not its tasks.
 //! - **Duplication** hands a request to its handler a second time, a little later; the second answer is discarded.
 //! - **Reordering** comes from jitter: messages do not wait for each other.
+//! - **Omission**: a node of which nothing arrives, or at which nothing does; its connections end as those of a silent one.
+//! - **Corruption** flips a bit of a frame's encoding, which then goes through the codec of [`frame`](super::frame); **lies** change
+//!   a bit before it is encoded, so that the codec cannot tell.
 //! - **Bandwidth** is that of the sender's egress, shared by all its links. Control messages go before bulk, which is
 //!   what two QUIC connections come to when one is nearly idle.
 //!
@@ -25,11 +28,12 @@
 //! also at the peer, and a message still on its way is never delivered.
 
 mod model;
+mod tamper;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -40,10 +44,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 pub use model::{LinkSpec, PACKET_BYTES};
 use model::{Model, Pair, Timer};
+use tamper::Tamper;
 
 use super::count::FrameCounters;
-use super::frame::{self, FrameError};
-use super::{Class, DatagramCount, Frame, Handler, Lane, Traffic, Transport, TransportError};
+use super::frame::{self, FrameError, Status};
+use super::{Class, DatagramCount, Frame, Handler, Lane, Refusal, Traffic, Transport, TransportError};
 use crate::store::{MAX_PARAMETER_BYTES, NodeId};
 
 /// Idle timeout unless another one is chosen: that of [`QuicConfig::new`](super::quic::QuicConfig::new).
@@ -74,6 +79,9 @@ struct Net {
     ends: Mutex<BTreeMap<NodeId, Arc<End>>>,
     changes: Changes,
     timers: Mutex<JoinSet<()>>,
+    /// Frames with a flipped bit that were refused, and that were not.
+    refused: AtomicU64,
+    undetected: AtomicU64,
 }
 
 /// Tells of every change anywhere in the network, in the order in which tasks began to wait.
@@ -132,6 +140,8 @@ impl ChannelNetwork {
             ends: Mutex::default(),
             changes: Changes::default(),
             timers: Mutex::default(),
+            refused: AtomicU64::new(0),
+            undetected: AtomicU64::new(0),
         };
         Self { net: Arc::new(net) }
     }
@@ -182,7 +192,28 @@ impl ChannelNetwork {
         self.net.change(|model| model.isolate(node));
     }
 
-    /// Repairs every cut link.
+    /// From now on `node` omits to send, to receive, both or neither, until [`ChannelNetwork::heal`].
+    pub fn omit(&self, node: NodeId, to_send: bool, to_receive: bool) {
+        self.net.change(|model| model.omit(node, to_send, to_receive));
+    }
+
+    /// Sets the probability that a bit of a frame flips on its way, on every link.
+    pub fn set_corruption(&self, share: f64) {
+        lock(&self.net.model).corruption = share;
+    }
+
+    /// Has `node` change a bit of this share of the frames it sends, before they are encoded.
+    pub fn lie(&self, node: NodeId, share: f64) {
+        lock(&self.net.model).lies.insert(node, share);
+    }
+
+    /// Frames with a flipped bit: those that the codec refused, and those that it did not.
+    #[must_use]
+    pub fn corrupted(&self) -> (u64, u64) {
+        (self.net.refused.load(Ordering::Relaxed), self.net.undetected.load(Ordering::Relaxed))
+    }
+
+    /// Repairs every cut link, and ends omissions.
     pub fn heal(&self) {
         self.net.change(Model::heal);
     }
@@ -263,9 +294,8 @@ impl Net {
             count.lost_packets += departure.lost_packets;
         });
         sleep_until(departure.arrives).await;
-        let pair = Pair::new(from.id, to);
-        while !lock(&self.model).carries(pair) {
-            self.changes.until(|| lock(&self.model).carries(pair).then_some(())).await;
+        while !lock(&self.model).carries(from.id, to) {
+            self.changes.until(|| lock(&self.model).carries(from.id, to).then_some(())).await;
             let retransmission = lock(&self.model).link.retransmission_timeout();
             sleep(retransmission).await;
         }
@@ -275,6 +305,24 @@ impl Net {
                 count.received_bytes += bytes;
             });
         }
+    }
+
+    /// A frame as it arrives.
+    fn arrived(
+        &self,
+        (from, to): (NodeId, NodeId),
+        (status, class): (Status, Class),
+        frame: Frame,
+    ) -> Result<Frame, FrameError> {
+        let mut model = lock(&self.model);
+        let Some(tamper) = model.tampers(from, to) else { return Ok(frame) };
+        let delivered =
+            tamper::deliver(tamper, (status, class), frame, self.max_body_bytes, model.dice(from, to));
+        if tamper == Tamper::Flip {
+            let counter = if delivered.is_err() { &self.refused } else { &self.undetected };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        delivered
     }
 
     /// Carries a request that has arrived a second time, while the connection lasts.
@@ -316,7 +364,11 @@ impl Net {
         if lock(&self.model).duplicates(from.id, to) {
             self.deliver_again(from, to, class.lane(), request.clone());
         }
-        let result = run_handler(self.clone(), end.clone(), from.id, joined(request)).await?;
+        let result = match self.arrived((from.id, to), (Status::Request, class), request) {
+            Ok(request) => run_handler(self.clone(), end.clone(), from.id, joined(request)).await?,
+            // As the endpoint answers bytes that are no frame.
+            Err(error) => Err(Refusal(error.to_string())),
+        };
         let (response, refused) = match result {
             Ok(response) => match frame::check(&response, self.max_body_bytes) {
                 Ok(()) => (response, false),
@@ -328,6 +380,11 @@ impl Net {
         end.frames.sent(class, bytes);
         self.carry(&end, from.id, class.lane(), bytes).await;
         from.frames.received(class, bytes);
+        let status = if refused { Status::Refusal } else { Status::Response };
+        let response = self.arrived((to, from.id), (status, class), response).map_err(|error| {
+            let reason = format!("its answer is unusable: {error}");
+            TransportError::Interrupted { peer: to, reason }
+        })?;
         if refused {
             Err(TransportError::Refused { peer: to, reason: frame::refusal_text(&response) })
         } else {

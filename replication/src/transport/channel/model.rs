@@ -7,6 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::time::Instant;
 
+use super::tamper::Tamper;
 use crate::store::NodeId;
 use crate::transport::Lane;
 
@@ -113,6 +114,12 @@ pub(super) struct Model {
     nodes: BTreeMap<NodeId, bool>,
     cuts: BTreeSet<Pair>,
     paused: BTreeSet<NodeId>,
+    /// Nodes of which nothing arrives anywhere, and at which nothing arrives.
+    mute: BTreeSet<NodeId>,
+    deaf: BTreeSet<NodeId>,
+    /// Probability that a bit of a frame flips on its way, and that a frame of a node is a lie.
+    pub(super) corruption: f64,
+    pub(super) lies: BTreeMap<NodeId, f64>,
     connections: BTreeMap<Pair, Connection>,
     egress: BTreeMap<NodeId, Egress>,
     dice: BTreeMap<(NodeId, NodeId), ChaCha8Rng>,
@@ -127,6 +134,10 @@ impl Model {
             nodes: nodes.into_iter().map(|node| (node, false)).collect(),
             cuts: BTreeSet::new(),
             paused: BTreeSet::new(),
+            mute: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            corruption: 0.0,
+            lies: BTreeMap::new(),
             connections: BTreeMap::new(),
             egress: BTreeMap::new(),
             dice: BTreeMap::new(),
@@ -148,10 +159,34 @@ impl Model {
         running(pair.0) && running(pair.1) && !self.cuts.contains(&pair)
     }
 
-    /// Whether the connection of `pair` carries messages now: it stands, and both its ends live and reach each other.
-    pub(super) fn carries(&self, pair: Pair) -> bool {
+    /// Whether what `from` sends to `to` is lost.
+    fn omits(&self, from: NodeId, to: NodeId) -> bool {
+        self.mute.contains(&from) || self.deaf.contains(&to)
+    }
+
+    /// Whether each end hears the other, so that neither takes the connection for lost.
+    fn both_hear(&self, pair: Pair) -> bool {
+        self.reachable(pair) && !self.omits(pair.0, pair.1) && !self.omits(pair.1, pair.0)
+    }
+
+    /// Whether the connection between two nodes carries messages of `from` now: it stands, both its ends live and reach each
+    /// other, and neither omits to send or to receive.
+    pub(super) fn carries(&self, from: NodeId, to: NodeId) -> bool {
+        let pair = Pair::new(from, to);
         let whole = |connection: &Connection| connection.up && !connection.stale;
-        self.reachable(pair) && self.connections.get(&pair).is_some_and(whole)
+        let stands = self.connections.get(&pair).is_some_and(whole);
+        stands && self.reachable(pair) && !self.omits(from, to)
+    }
+
+    /// What is done to a frame beside delaying it. Throws no dice where nothing is done to any.
+    pub(super) fn tampers(&mut self, from: NodeId, to: NodeId) -> Option<Tamper> {
+        let lies = self.lies.get(&from).copied().unwrap_or(0.0);
+        let corruption = self.corruption;
+        let mut happens = |share: f64| share > 0.0 && self.dice(from, to).random::<f64>() < share;
+        if happens(lies) {
+            return Some(Tamper::Lie);
+        }
+        happens(corruption).then_some(Tamper::Flip)
     }
 
     /// Which connection of `pair` stands.
@@ -170,6 +205,17 @@ impl Model {
 
     pub(super) fn resume(&mut self, node: NodeId) {
         self.paused.remove(&node);
+    }
+
+    /// From now on `node` omits to send, to receive, both or neither.
+    pub(super) fn omit(&mut self, node: NodeId, to_send: bool, to_receive: bool) {
+        for (set, omits) in [(&mut self.mute, to_send), (&mut self.deaf, to_receive)] {
+            if omits {
+                set.insert(node);
+            } else {
+                set.remove(&node);
+            }
+        }
     }
 
     pub(super) fn set_up(&mut self, node: NodeId, up: bool) {
@@ -208,13 +254,15 @@ impl Model {
 
     pub(super) fn heal(&mut self) {
         self.cuts.clear();
+        self.mute.clear();
+        self.deaf.clear();
     }
 
     /// Compares every connection with what is reachable now; returns what is due, and after how long.
     pub(super) fn refresh(&mut self, idle_timeout: Duration) -> Vec<(Duration, Timer)> {
         let mut timers = Vec::new();
         for pair in self.pairs() {
-            let reachable = self.reachable(pair);
+            let reachable = self.both_hear(pair);
             let connection = self.connections.entry(pair).or_default();
             if connection.reachable == reachable {
                 continue;
@@ -287,7 +335,7 @@ impl Model {
         duplication > 0.0 && self.dice(from, to).random::<f64>() < duplication
     }
 
-    fn dice(&mut self, from: NodeId, to: NodeId) -> &mut ChaCha8Rng {
+    pub(super) fn dice(&mut self, from: NodeId, to: NodeId) -> &mut ChaCha8Rng {
         let seed = self.seed;
         self.dice.entry((from, to)).or_insert_with(|| dice(seed, from, to))
     }

@@ -18,6 +18,7 @@
 //! default (Cubic): paths are short and shared with other flows, and BBR's gain on long lossy ones is not worth its
 //! unfairness. What this module deliberately does not know: what frames mean, and which peer matters.
 
+pub mod corrupt;
 pub mod impair;
 mod link;
 mod pool;
@@ -37,6 +38,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use corrupt::Corruption;
 pub use link::{
     FIRST_BACKOFF, HANDSHAKE_TIMEOUT, HIGHER_ID_PATIENCE, MAX_BACKOFF, MAX_FIRST_ATTEMPTS, MAX_HANDSHAKES,
     RETIREMENT,
@@ -90,6 +92,8 @@ pub struct QuicConfig {
     pub guests: bool,
     /// Wraps the socket.
     pub wrap_socket: Option<SocketWrapper>,
+    /// What happens to frames between codec and connection.
+    pub corruption: Corruption,
 }
 
 impl QuicConfig {
@@ -110,6 +114,7 @@ impl QuicConfig {
             socket_buffer_bytes: SOCKET_BUFFER_BYTES,
             bulk_window_bytes: None,
             wrap_socket: None,
+            corruption: Corruption::default(),
         }
     }
 }

@@ -88,6 +88,7 @@ pub(super) async fn request(
     let max_body_bytes = shared.config.max_body_bytes;
     let mut buffers = frame::encode(Status::Request, class, &request, max_body_bytes)
         .map_err(FrameError::into_transport)?;
+    shared.config.corruption.pass(&mut buffers);
     let connection = shared
         .pool
         .live(peer, class.lane())
@@ -217,6 +218,7 @@ async fn respond(
             (buffers, bytes)
         }
     };
+    shared.config.corruption.pass(&mut buffers);
     // Fails only if the stream has ended, which writing will tell.
     let _ = halves.send.set_priority(priority(class));
     match halves.send.write_all_chunks(&mut buffers).await {
