@@ -1,7 +1,7 @@
 //! The key-value workload on the built binary: loads that are checked, nodes that are disturbed, administration from outside.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -79,6 +79,37 @@ fn kv(file: &Path, words: &[&str], typed: &str) -> (i32, String) {
     (status.code().unwrap_or(-1), format!("{}{}", text(stdout), text(stderr)))
 }
 
+/// Presses keys at the prompt on a terminal, each time once it shows what is awaited before.
+fn at_a_terminal(file: &Path, keys: &[(&str, &str)]) {
+    let prompt = format!("'{}' kv --cluster '{}'", env!("CARGO_BIN_EXE_harness"), file.display());
+    let mut child = Command::new("script")
+        .args(["--quiet", "--return", "--command", &prompt, "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut typing, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (tell, shown) = std::sync::mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        let mut some = [0; 4096];
+        while let Ok(count @ 1..) = screen.read(&mut some) {
+            let _ = tell.send(String::from_utf8_lossy(&some[..count]).into_owned());
+        }
+    });
+    let (mut text, mut seen) = (String::new(), 0);
+    for (awaited, pressed) in keys {
+        while !text[seen..].contains(awaited) {
+            let more = shown.recv_timeout(Duration::from_secs(60));
+            text += &more.unwrap_or_else(|_| panic!("{awaited:?} is not shown: {text:?}"));
+        }
+        seen += text[seen..].find(awaited).unwrap_or(0) + awaited.len();
+        typing.write_all(pressed.as_bytes()).unwrap();
+    }
+    assert!(child.wait().unwrap().success(), "{text:?}");
+    reading.join().unwrap();
+}
+
 /// A cluster that serves until it is told to end.
 fn serving(file: &Path) -> Running {
     let file = file.to_str().unwrap();
@@ -121,6 +152,19 @@ fn a_cluster_is_used_and_administered_from_outside() {
     assert!(status.contains("leader") && status.contains("follower") && status.contains("1,2,3"), "{status}");
     let (code, text) = kv(&file, &[], "set a 1\nexplode\nget a\nquit\nget a\n");
     assert_eq!((code, text.as_str()), (1, "set\n1\nerror: unknown command 'explode'; help lists them\n"));
+    // The arrow brings the last line back, and the one before it.
+    let keys = [
+        ("kv> ", "set b 1\r"),
+        ("set\r\n", ""),
+        ("kv> ", "explode\r"),
+        ("unknown command 'explode'; help lists them", ""),
+        ("kv> ", "\x1b[A"),
+        ("kv> explode", "\x1b[A"),
+        ("kv> set b 1", "\r"),
+        ("replaced\r\n", ""),
+        ("kv> ", "\x04"),
+    ];
+    at_a_terminal(&file, &keys);
     let (code, text) = kv(&file, &["set", "k", &"x".repeat(65_537)], "");
     assert!(code == 2 && text.contains("the value has 65537 bytes, the limit is 65536"), "{code} {text}");
 

@@ -172,7 +172,11 @@ pub enum KvCommand {
         node: u64,
     },
     /// Run the clients of the test that the cluster is configured for on this host, and print what they saw.
-    Load,
+    Load {
+        /// How many, 1 to 1024 [default: as the cluster is configured].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(workloads::keyvalue::load::MAX_CLIENTS)))]
+        clients: Option<u32>,
+    },
 }
 
 impl KvCommand {
@@ -190,7 +194,7 @@ impl KvCommand {
             Self::Log { lines, node } => Action::Log { node: node.map(NodeId), lines },
             Self::AddNode => Action::AddNode,
             Self::RemoveNode { node } => Action::RemoveNode(NodeId(node)),
-            Self::Load => return Ok(None),
+            Self::Load { .. } => return Ok(None),
         };
         action.check().map_err(|error| Usage(format!("harness kv: {error}; use a shorter one")))?;
         Ok(Some(action))

@@ -24,6 +24,10 @@ use crate::units::show_ns;
 
 pub(super) fn run(args: &KvArgs) -> anyhow::Result<Exit> {
     let action = args.command.as_ref().map(KvCommand::action).transpose()?;
+    let clients = args.command.as_ref().and_then(|command| match command {
+        KvCommand::Load { clients } => *clients,
+        _ => None,
+    });
     let cluster = ClusterAddress::read(&args.cluster)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -34,7 +38,7 @@ pub(super) fn run(args: &KvArgs) -> anyhow::Result<Exit> {
         let mut session = Session::open(args, cluster).await?;
         let exit = match action {
             None => prompt(&mut session).await,
-            Some(None) => load(&mut session).await,
+            Some(None) => load(&mut session, clients).await,
             Some(Some(action)) => {
                 print(session.perform(&action).await?.as_bytes())?;
                 Ok(Exit::Success)
@@ -151,12 +155,16 @@ async fn perform(session: &mut Session<'_>, line: &str) -> anyhow::Result<bool> 
     }
 }
 
-/// Runs the clients of the test that the cluster is configured for, from this host.
-async fn load(session: &mut Session<'_>) -> anyhow::Result<Exit> {
+/// Runs the clients of the test that the cluster is configured for, from this host: as many as it says, or `clients`.
+async fn load(session: &mut Session<'_>, clients: Option<u32>) -> anyhow::Result<Exit> {
     let configuration = session.client.configuration().await?;
-    let load: Load =
+    let configured: Load =
         serde_json::from_str(&configuration).context("the cluster's configuration of the test")?;
-    anyhow::ensure!(load.clients > 0, "the cluster's test has no clients: give its run --clients");
+    let load = Load { clients: clients.unwrap_or(configured.clients), ..configured };
+    anyhow::ensure!(
+        load.clients > 0,
+        "the cluster's test has no clients of its own: say how many with --clients"
+    );
     let mut clients = Clients::start(load, Cluster::new(session.cluster.clone()))?;
     let mut begin_ns = 0;
     loop {

@@ -82,13 +82,25 @@ impl ClusterAddress {
     /// # Errors
     /// If no socket can be opened, or the credentials are none.
     pub fn connect(&self) -> anyhow::Result<Arc<QuicTransport>> {
+        Ok(QuicTransport::bind(self.config()?)?)
+    }
+
+    /// So many connections of their own, not yet established, over one socket.
+    ///
+    /// # Errors
+    /// As [`ClusterAddress::connect`].
+    pub fn connect_many(&self, count: usize) -> anyhow::Result<Vec<Arc<QuicTransport>>> {
+        Ok(QuicTransport::bind_guests(&self.config()?, count)?)
+    }
+
+    fn config(&self) -> anyhow::Result<QuicConfig> {
         let local = self.nodes.values().all(|address| address.ip().is_loopback());
         let bind = if local { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
         let mut config =
             QuicConfig::new(self.identity.decode()?, Plane::Learning, (IpAddr::from(bind), 0).into());
         config.peers = self.nodes.clone();
         config.max_body_bytes = MAX_MESSAGE_BYTES;
-        Ok(QuicTransport::bind(config)?)
+        Ok(config)
     }
 
     /// A connection of its own, once a node has answered.

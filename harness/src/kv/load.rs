@@ -1,4 +1,4 @@
-//! The clients of a test, on threads of their own: in the controller, or wherever `harness kv load` runs.
+//! The clients of a test, on a thread of their own: in the controller, or wherever `harness kv load` runs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +20,6 @@ use workloads::keyvalue::message::{Freshness, Request, Response};
 use super::cluster::ClusterAddress;
 use crate::clock;
 
-/// Threads of the clients.
-const THREADS: usize = 2;
 /// How long all clients may take to reach a node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Clients begin so long after everything is ready, together.
@@ -85,7 +83,7 @@ pub trait Target: Send + 'static {
     fn close(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// The clients, on their threads: ended when dropped.
+/// The clients, on their thread: ended when dropped.
 #[derive(Debug)]
 pub struct Clients {
     /// Takes orders, one at a time.
@@ -102,11 +100,9 @@ impl Clients {
     pub fn start(load: Load, target: impl Target) -> anyhow::Result<Self> {
         let (orders, taken) = mpsc::unbounded_channel();
         let (tell, news) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .enable_all()
-            .build()
-            .context("cannot start the clients")?;
+        // One thread: clients mostly wait, and on a machine that they share with the nodes each further thread costs the nodes time.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the clients")?;
         let run = move || {
             runtime.block_on(async {
                 if let Err(error) = drive(load, target, taken, &tell).await {
@@ -199,9 +195,7 @@ impl Target for Cluster {
     type Client = Client;
 
     async fn connect(&mut self, load: Load) -> anyhow::Result<Vec<Client>> {
-        for _ in 0..load.clients {
-            self.transports.push(self.address.connect()?);
-        }
+        self.transports = self.address.connect_many(load.clients as usize)?;
         for transport in &self.transports {
             transport.any_ready().await;
         }

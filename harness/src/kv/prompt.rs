@@ -69,6 +69,9 @@ impl Action {
         let key = || if rest.is_empty() { Err(format!("{word} needs a key")) } else { Ok(rest.to_owned()) };
         let node =
             |text: &str| text.parse().map(NodeId).map_err(|_| format!("'{text}' is not a node's number"));
+        if matches!(word, "show" | "status" | "add-node" | "help" | "quit" | "exit") && !rest.is_empty() {
+            return Err(format!("{word} takes nothing after it, not '{rest}'"));
+        }
         Ok(Some(match word {
             "" => return Ok(None),
             "get" => Self::Get(key()?),
@@ -83,7 +86,11 @@ impl Action {
                 let mut words = rest.split_whitespace();
                 let lines = words.next().map_or(Ok(LOG_LINES), str::parse);
                 let lines = lines.map_err(|_| "log takes a number of lines, and a node".to_owned())?;
-                Self::Log { lines, node: words.next().map(node).transpose()? }
+                let node = words.next().map(node).transpose()?;
+                if let Some(word) = words.next() {
+                    return Err(format!("log takes a number of lines, and a node, not also '{word}'"));
+                }
+                Self::Log { lines, node }
             }
             "add-node" => Self::AddNode,
             "remove-node" => Self::RemoveNode(node(rest)?),
@@ -257,6 +264,8 @@ mod tests {
             ("get", "get needs a key"),
             ("set a", "set needs a key and a value"),
             ("log x", "log takes a number of lines, and a node"),
+            ("log 1 2 3", "log takes a number of lines, and a node, not also '3'"),
+            ("add-node now", "add-node takes nothing after it, not 'now'"),
             ("remove-node x", "'x' is not a node's number"),
         ] {
             assert_eq!(Action::parse(line).unwrap_err(), expected);

@@ -355,6 +355,7 @@ impl Summary {
         );
         text += &line("requests per second", self.requests_per_s.to_string());
         text += &line("writes per second", self.writes_per_s.to_string());
+        text += &line("requests", latency(self.latency));
         text += &line("reads", latency(self.read_latency));
         text += &line("writes", latency(self.write_latency));
         text += &line(

@@ -40,6 +40,7 @@ pub(super) fn table(experiment: &Experiment) -> Table {
     if struck {
         head.extend(["longest gap", "available"].map(str::to_owned));
     }
+    head.extend(["clients' mean", "clients' sd", "weight, MB"].map(str::to_owned));
     head.extend(peer.as_ref().map(|_| format!("writes/s by {PEER}'s")));
     let rows = cells.iter().map(|(cell, trials)| {
         let mut row: Vec<String> = factors.iter().map(|factor| value(cell, factor)).collect();
@@ -51,6 +52,8 @@ pub(super) fn table(experiment: &Experiment) -> Table {
             row.push(times(&figure(trials, "longest_gap_ns")));
             row.push(shares(&figure(trials, "availability_available_ppm")));
         }
+        row.extend(["client_mean_ns", "client_sd_ns"].map(|name| times(&figure(trials, name))));
+        row.push(megabytes(&figure(trials, "weight_bytes")));
         row.extend(peer.as_ref().map(|peer| {
             let found = ratio(&writes(trials), peer, CONFIDENCE);
             found.map_or("-".into(), |found| format!("{:.2} ({:.2}–{:.2})", found.ratio, found.lo, found.hi))
@@ -59,7 +62,8 @@ pub(super) fn table(experiment: &Experiment) -> Table {
     });
     let left_out = all.iter().filter(|trial| !trial.valid).count();
     let mut note = "Medians over the trials (95 % bootstrap interval); latencies of all operations from when they were due, medians \
-        of the trials' percentiles, in ms. n: trials whose every check passed."
+        of the trials' percentiles, in ms. Clients' mean and sd: average and standard deviation of the clients' mean latencies, in \
+        ms. Weight: all keys and values. n: trials whose every check passed."
         .to_owned();
     if struck {
         note +=
@@ -108,12 +112,22 @@ fn shares(values: &[u64]) -> String {
     estimate(values, CONFIDENCE).map_or("-".into(), |found| format!("{:.2} %", found.median as f64 / 1e4))
 }
 
+fn megabytes(values: &[u64]) -> String {
+    estimate(values, CONFIDENCE).map_or("-".into(), |found| format!("{:.3}", found.median as f64 / 1e6))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn trial(backend: &str, writes: u64, valid: bool) -> Trial {
-        let figures = [("writes_per_s", writes), ("requests_per_s", writes), ("latency_p50_ns", 1_500_000)];
+        let figures = [
+            ("writes_per_s", writes),
+            ("requests_per_s", writes),
+            ("latency_p50_ns", 1_500_000),
+            ("client_sd_ns", 250_000),
+            ("weight_bytes", 112_000),
+        ];
         Trial {
             cell: Cell(BTreeMap::from([("backend".into(), backend.into()), ("workers".into(), "2".into())])),
             valid,
@@ -146,7 +160,8 @@ mod tests {
         let table = table(&Experiment { name: "kv-peers".into(), trials, ..Experiment::default() });
         assert_eq!(table.head[..3], ["backend", "n", "writes/s"]);
         assert_eq!(table.rows[1][..3], ["raft", "2", "3000 (3000–3000)"]);
-        assert_eq!((&*table.rows[1][5], &*table.rows[1][9]), ("1.50", "3.00 (3.00–3.00)"));
+        assert_eq!((&*table.rows[1][5], &*table.rows[1][12]), ("1.50", "3.00 (3.00–3.00)"));
+        assert_eq!(table.rows[1][10..12], ["0.25", "0.112"]);
         assert!(table.note.contains("1 trials"), "{}", table.note);
     }
 }

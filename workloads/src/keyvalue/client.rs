@@ -64,7 +64,7 @@ pub enum ClientError {
     #[error("the write was refused: {0}")]
     Refused(Refused),
     /// Nobody led in time.
-    #[error("no node led within {waited:?}{}", unless_certain(*.maybe))]
+    #[error("no node led within {}{}", round(*.waited), unless_certain(*.maybe))]
     NoLeader {
         /// How long was waited.
         waited: Duration,
@@ -72,7 +72,7 @@ pub enum ClientError {
         maybe: bool,
     },
     /// Nodes sent the client to each other until its patience ended.
-    #[error("nodes {} sent the request to each other for {waited:?}{}", list(.nodes), unless_certain(*.maybe))]
+    #[error("nodes {} sent the request to each other for {}{}", list(.nodes), round(*.waited), unless_certain(*.maybe))]
     RedirectLoop {
         /// Them.
         nodes: Vec<NodeId>,
@@ -82,7 +82,7 @@ pub enum ClientError {
         maybe: bool,
     },
     /// Nobody answered in time.
-    #[error("no answer within {waited:?}: {reason}{}", unless_certain(*.maybe))]
+    #[error("no answer within {}: {reason}{}", round(*.waited), unless_certain(*.maybe))]
     NoAnswer {
         /// How long was waited.
         waited: Duration,
@@ -101,6 +101,11 @@ pub enum ClientError {
 
 fn unless_certain(maybe: bool) -> &'static str {
     if maybe { "; it may have been done all the same" } else { "" }
+}
+
+/// To the millisecond.
+fn round(waited: Duration) -> String {
+    format!("{:?}", Duration::from_millis(waited.as_millis() as u64))
 }
 
 fn list(nodes: &[NodeId]) -> String {
@@ -219,7 +224,7 @@ impl Client {
     pub async fn get(&mut self, key: &str) -> Result<Option<Bytes>, ClientError> {
         check_key(key)?;
         let request = Request::Read { key: key.to_owned(), freshness: self.settings.freshness };
-        match self.call(&request).await? {
+        match self.call(&request, Instant::now()).await? {
             Response::Value { value, .. } => Ok(value),
             other => Err(unexpected(&other)),
         }
@@ -258,7 +263,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn page(&mut self, after: Option<String>) -> Result<Page, ClientError> {
         let request = Request::Page { after, freshness: self.settings.freshness };
-        match self.call(&request).await? {
+        match self.call(&request, Instant::now()).await? {
             Response::Page { entries, more, index } => Ok(Page { entries, more, index }),
             other => Err(unexpected(&other)),
         }
@@ -288,7 +293,7 @@ impl Client {
         let until = begun + self.settings.patience;
         loop {
             let call = self.transport.request(node, Class::LearningControl, encode(request));
-            let reason = match timeout_at(until, call).await {
+            let (reason, maybe) = match timeout_at(until, call).await {
                 Ok(Ok(frame)) => {
                     return decode(frame).map_err(|refusal| ClientError::Protocol { reason: refusal.0 });
                 }
@@ -297,10 +302,12 @@ impl Client {
                     sleep(PAUSE).await;
                     continue;
                 }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("node {node} is silent"),
+                Ok(Err(error)) => (error.to_string(), !matches!(error, TransportError::Unreachable { .. })),
+                Err(_) => (format!("node {node} is silent"), true),
             };
-            return Err(ClientError::NoAnswer { waited: begun.elapsed(), reason, maybe: true });
+            // What only tells something does nothing.
+            let maybe = maybe && matches!(request, Request::Leave | Request::AddNode);
+            return Err(ClientError::NoAnswer { waited: begun.elapsed(), reason, maybe });
         }
     }
 
@@ -331,7 +338,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn configuration(&mut self) -> Result<String, ClientError> {
-        match self.call(&Request::Configuration).await? {
+        match self.call(&Request::Configuration, Instant::now()).await? {
             Response::Configuration(text) => Ok(text),
             other => Err(unexpected(&other)),
         }
@@ -340,11 +347,12 @@ impl Client {
     /// Writes, under a serial if writes are numbered.
     async fn write(&mut self, change: Change) -> Result<Effect, ClientError> {
         change.within_limits()?;
+        let begun = Instant::now();
         let origin = match self.settings.delivery {
             Delivery::AtLeastOnce => None,
-            Delivery::ExactlyOnce => Some(self.origin().await?),
+            Delivery::ExactlyOnce => Some(self.origin(begun).await?),
         };
-        match self.call(&Request::Write(Command::Change { origin, change })).await? {
+        match self.call(&Request::Write(Command::Change { origin, change }), begun).await? {
             Response::Written { effect: Effect::Refused(refused), .. } => {
                 if refused == Refused::UnknownSession {
                     self.session = None;
@@ -357,10 +365,10 @@ impl Client {
     }
 
     /// The next serial, in a session that is opened when there is none. A session that nobody heard was opened stays unused.
-    async fn origin(&mut self) -> Result<Origin, ClientError> {
+    async fn origin(&mut self, begun: Instant) -> Result<Origin, ClientError> {
         let session = match self.session {
             Some(session) => session,
-            None => match self.call(&Request::Write(Command::OpenSession)).await {
+            None => match self.call(&Request::Write(Command::OpenSession), begun).await {
                 Ok(Response::Written { effect: Effect::Opened(session), .. }) => {
                     (self.session, self.serial) = (Some(session), 0);
                     session
@@ -382,9 +390,8 @@ impl Client {
         Ok(Origin { session, serial: self.serial })
     }
 
-    /// Asks until somebody answers.
-    async fn call(&mut self, request: &Request) -> Result<Response, ClientError> {
-        let begun = Instant::now();
+    /// Asks until somebody answers, for an operation that was begun then.
+    async fn call(&mut self, request: &Request, begun: Instant) -> Result<Response, ClientError> {
         let until = begun + self.settings.patience;
         let mut operation = Operation {
             begun,

@@ -4,6 +4,8 @@
 //! Deliberately knows neither how requests arrive nor what happens when the tenure is over.
 
 use std::collections::VecDeque;
+use std::pin::pin;
+use std::time::Duration;
 
 use replication::{AnyStore, Checkpoint, Confirmation, Epoch, Outcome, StoreError};
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +23,10 @@ pub(super) const MAX_BATCH_COMMANDS: usize = 1024;
 pub(super) const MAX_BATCH_BYTES: usize = 1024 * 1024;
 /// Requests that wait in each queue; beyond that whoever asks waits.
 const WAITING: usize = 4096;
+/// With fewer commands than this a batch is not waited for.
+const FEW_COMMANDS: usize = 8;
+/// Longest wait for the commands of a batch; otherwise half of what the last batch took.
+const MAX_PATIENCE: Duration = Duration::from_millis(10);
 /// Reads that one confirmation answers.
 const MAX_READS: usize = 1024;
 
@@ -67,9 +73,11 @@ impl Shared {
         let distance = Distance::of(self.store.guarantees());
         let mut waiting = VecDeque::new();
         let mut snapshots = Snapshots::default();
+        let mut gathering = Gathering::default();
         loop {
-            receive(&mut queue, &mut waiting).await;
-            let (commands, replies) = take(&mut waiting);
+            gathering.receive(&mut queue, &mut waiting).await;
+            let (begun, (commands, replies)) = (Instant::now(), take(&mut waiting));
+            let answered = commands.len();
             let (batch, number) = lock(&self.replica).next(commands);
             let checkpoint = batch.to_checkpoint(epoch, number);
             let (id, bytes) = (checkpoint.id(), checkpoint.parameters().len() as u64);
@@ -88,6 +96,7 @@ impl Shared {
                 // Whoever asked may be gone.
                 let _ = reply.send(written(effect, index));
             }
+            gathering = Gathering::after(answered, waiting.len() + queue.len(), begun.elapsed());
             if let Err(error) = snapshots.keep_up(self, epoch, distance).await {
                 return error;
             }
@@ -131,18 +140,53 @@ pub(super) fn written(effect: Effect, index: u64) -> Response {
     Response::Written { effect, index }
 }
 
-/// Waits for writes, and takes those that wait.
-async fn receive(queue: &mut mpsc::Receiver<Write>, waiting: &mut VecDeque<Write>) {
-    if waiting.is_empty() {
-        match queue.recv().await {
-            Some(write) => waiting.push_back(write),
-            // The tenure holds the other end as long as this runs.
-            None => std::future::pending().await,
+/// What is known of those who write: a batch costs every node about as much with one command as with fifty, so it is worth to
+/// wait for those that are about to come.
+#[derive(Default)]
+struct Gathering {
+    /// So many commands are expected: those who were answered last write again, and others wait.
+    expected: usize,
+    /// For so long they are waited for.
+    patience: Duration,
+}
+
+impl Gathering {
+    /// A batch of `answered` commands took so long, and meanwhile `waiting` came.
+    fn after(answered: usize, waiting: usize, took: Duration) -> Self {
+        let expected = (answered + waiting).min(MAX_BATCH_COMMANDS);
+        let patience = if expected < FEW_COMMANDS { Duration::ZERO } else { (took / 2).min(MAX_PATIENCE) };
+        Self { expected, patience }
+    }
+
+    /// Waits for writes until there are as many as expected, or its patience ends.
+    async fn receive(&self, queue: &mut mpsc::Receiver<Write>, waiting: &mut VecDeque<Write>) {
+        if waiting.is_empty() {
+            waiting.push_back(next(queue).await);
+        }
+        let mut ended = pin!(sleep(self.patience));
+        loop {
+            while waiting.len() < MAX_BATCH_COMMANDS
+                && let Ok(write) = queue.try_recv()
+            {
+                waiting.push_back(write);
+            }
+            if waiting.len() >= self.expected || self.patience.is_zero() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                write = next(queue) => waiting.push_back(write),
+                () = &mut ended => return,
+            }
         }
     }
-    while waiting.len() < MAX_BATCH_COMMANDS {
-        let Ok(write) = queue.try_recv() else { return };
-        waiting.push_back(write);
+}
+
+async fn next(queue: &mut mpsc::Receiver<Write>) -> Write {
+    match queue.recv().await {
+        Some(write) => write,
+        // The tenure holds the other end as long as this runs.
+        None => std::future::pending().await,
     }
 }
 
@@ -242,5 +286,45 @@ mod tests {
         let mut waiting: VecDeque<Write> = (0..40).map(|_| write()).collect();
         let (commands, replies) = take(&mut waiting);
         assert_eq!((commands.len(), replies.len(), waiting.len()), (18, 18, 22));
+    }
+
+    fn delete() -> Write {
+        let command = Command::Change { origin: None, change: Change::Delete { key: "k".into() } };
+        Write { command, reply: oneshot::channel().0 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_waits_for_those_who_were_answered_last_and_not_for_long() {
+        let (writes, mut queue) = mpsc::channel(WAITING);
+        let gathering = Gathering::after(16, 4, Duration::from_millis(8));
+        let begun = Instant::now();
+        let coming = tokio::spawn(async move {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+                let _ = writes.send(delete()).await;
+            }
+            writes
+        });
+        let mut waiting = VecDeque::new();
+        gathering.receive(&mut queue, &mut waiting).await;
+        assert_eq!(waiting.len(), 20, "all who are expected");
+        let writes = coming.await.unwrap();
+        let all_came = begun.elapsed();
+        waiting.clear();
+        writes.send(delete()).await.unwrap();
+        gathering.receive(&mut queue, &mut waiting).await;
+        assert_eq!(waiting.len(), 1);
+        let waited = begun.elapsed() - all_came;
+        assert!((4..=6).contains(&waited.as_millis()), "half of what the last batch took: {waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_who_writes_alone_does_not_wait() {
+        let (writes, mut queue) = mpsc::channel(WAITING);
+        writes.send(delete()).await.unwrap();
+        let begun = Instant::now();
+        let gathering = Gathering::after(1, 1, Duration::from_millis(8));
+        gathering.receive(&mut queue, &mut VecDeque::new()).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   mod      QuicTransport: open, request, close       socket   UDP socket, buffers, windows, timers
+//!   endpoint the socket in use, and what runs on it
 //!   link     dials, accepts, keeps the mesh warm       stream   one request and its response on one stream
 //!   pool     the live connection per peer and lane; datagrams counted
 //!   impair   seeded delay, jitter, loss and reordering between endpoint and socket
@@ -19,6 +20,7 @@
 //! unfairness. What this module deliberately does not know: what frames mean, and which peer matters.
 
 pub mod corrupt;
+mod endpoint;
 pub mod impair;
 mod link;
 mod pool;
@@ -29,16 +31,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use quinn::{AsyncUdpSocket, ClientConfig, Endpoint, Runtime, TokioRuntime};
+use quinn::{AsyncUdpSocket, ClientConfig};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
 
 use corrupt::Corruption;
+use endpoint::{Bound, Running};
 pub use link::{
     FIRST_BACKOFF, HANDSHAKE_TIMEOUT, HIGHER_ID_PATIENCE, MAX_BACKOFF, MAX_FIRST_ATTEMPTS, MAX_HANDSHAKES,
     RETIREMENT,
@@ -259,21 +261,6 @@ impl Shared {
     }
 }
 
-/// What runs and what must be stopped; dropping it stops it.
-struct Running {
-    endpoint: Endpoint,
-    socket: Weak<dyn AsyncUdpSocket>,
-    accepting: JoinSet<()>,
-    keeping: BTreeMap<NodeId, JoinSet<()>>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Repeating it does nothing.
-        self.endpoint.close(link::code::CLOSING, b"closed");
-    }
-}
-
 /// One node's end of one plane, over QUIC. See the module's documentation.
 pub struct QuicTransport {
     shared: Arc<Shared>,
@@ -301,33 +288,34 @@ impl QuicTransport {
     /// # Errors
     /// See [`BindError`].
     pub fn bind(config: QuicConfig) -> Result<Arc<Self>, BindError> {
-        tokio::runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
+        let bound = Arc::new(Bound::open(&config)?);
+        Self::on(bound, config)
+    }
+
+    /// As [`QuicTransport::bind`] for `count` guests over one socket, each with connections of its own: one wake-up reads what
+    /// arrived for all of them.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind_guests(config: &QuicConfig, count: usize) -> Result<Vec<Arc<Self>>, BindError> {
+        if config.identity.node() != identity::GUEST {
+            return Err(BindError::Config("only guests share a socket".into()));
+        }
+        let bound = Arc::new(Bound::open(config)?);
+        (0..count).map(|_| Self::on(bound.clone(), config.clone())).collect()
+    }
+
+    fn on(bound: Arc<Bound>, config: QuicConfig) -> Result<Arc<Self>, BindError> {
         if config.keep_alive >= config.idle_timeout {
             return Err(BindError::Config("keep_alive must be below idle_timeout".into()));
         }
-        let local = config.identity.node();
-        let addr = config.bind;
-        let failed = |source| BindError::Socket { addr, source };
-        let (socket, granted_buffer) = socket::open(addr, config.socket_buffer_bytes)?;
-        let mut socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
-        if let Some(wrap) = &config.wrap_socket {
-            socket = wrap(socket);
-        }
-        let addr = socket.local_addr().map_err(failed)?;
-        let (server, control, bulk) = connection_configs(&config, granted_buffer, config.peers.len())?;
-        let weak = Arc::downgrade(&socket);
-        let endpoint = Endpoint::new_with_abstract_socket(
-            socket::endpoint_config(&config)?,
-            Some(server),
-            socket,
-            Arc::new(TokioRuntime),
-        )
-        .map_err(failed)?;
+        let (addr, granted_buffer) = (bound.addr, bound.granted_buffer);
+        let (_, control, bulk) = connection_configs(&config, granted_buffer, config.peers.len())?;
         let mut incarnation = [0; 8];
         identity::random(&mut incarnation)?;
         let peers = config.peers.clone();
         let shared = Arc::new(Shared {
-            local,
+            local: config.identity.node(),
             incarnation: u64::from_be_bytes(incarnation),
             granted_buffer,
             attempts: AtomicU64::new(0),
@@ -342,8 +330,11 @@ impl QuicTransport {
             config,
         });
         let mut accepting = JoinSet::new();
-        accepting.spawn(link::accept(shared.clone(), endpoint.clone()));
-        let running = Running { endpoint, socket: weak, accepting, keeping: BTreeMap::new() };
+        // Nobody calls a guest.
+        if !shared.is_guest() {
+            accepting.spawn(link::accept(shared.clone(), bound.endpoint.clone()));
+        }
+        let running = Running { bound, accepting, keeping: BTreeMap::new() };
         let transport = Arc::new(Self {
             shared,
             addr,
@@ -371,7 +362,9 @@ impl QuicTransport {
         let (server, control, bulk) = connection_configs(&shared.config, shared.granted_buffer, peers.len())?;
         let mut running = lock(&self.running);
         let Some(running) = running.as_mut() else { return Ok(()) };
-        running.endpoint.set_server_config(Some(server));
+        if !shared.is_guest() {
+            running.accept(server);
+        }
         *lock(&shared.ways) = Ways { peers: peers.clone(), control, bulk };
         running.keeping.retain(|id, _| peers.contains_key(id));
         for link in shared.pool.remove_unless(|id| peers.contains_key(&id)) {
@@ -379,7 +372,7 @@ impl QuicTransport {
         }
         for id in peers.into_keys() {
             running.keeping.entry(id).or_insert_with(|| {
-                let keep = |lane| link::keep(shared.clone(), running.endpoint.clone(), id, lane);
+                let keep = |lane| link::keep(shared.clone(), running.bound.endpoint.clone(), id, lane);
                 let lanes: &[Lane] =
                     if shared.is_guest() { &[Lane::Control] } else { &[Lane::Control, Lane::Bulk] };
                 lanes.iter().copied().map(keep).collect()
@@ -437,29 +430,6 @@ fn connection_configs(
     ))
 }
 
-/// Stops the tasks, lets the peers take note, and waits until the socket is released.
-async fn shut_down(mut running: Running) {
-    running.endpoint.close(link::code::CLOSING, b"closed");
-    for tasks in running.keeping.values_mut() {
-        tasks.shutdown().await;
-    }
-    running.accepting.shutdown().await;
-    if timeout(CLOSE_TIMEOUT, running.endpoint.wait_idle()).await.is_err() {
-        tracing::warn!("connections not drained after {CLOSE_TIMEOUT:?}");
-    }
-    let socket = running.socket.clone();
-    drop(running);
-    // quinn's driver owns the socket and ends by itself after its last handle is gone, without telling anybody.
-    let released = async {
-        while socket.strong_count() > 0 {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    if timeout(CLOSE_TIMEOUT, released).await.is_err() {
-        tracing::warn!("socket not released after {CLOSE_TIMEOUT:?}");
-    }
-}
-
 #[async_trait]
 impl Transport for QuicTransport {
     fn local(&self) -> NodeId {
@@ -498,7 +468,7 @@ impl Transport for QuicTransport {
         self.shared.closed.store(true, Ordering::Release);
         let running = lock(&self.running).take();
         if let Some(running) = running {
-            shut_down(running).await;
+            running.shut_down().await;
         }
         self.shared.pool.remove_unless(|_| false);
         // A handler often owns this transport: let go of it.
