@@ -96,7 +96,7 @@ impl Location {
         let (path, note) = match self {
             Self::Folder(folder) => {
                 let path = folder.join(PIECE_FILE);
-                let note = size(&path)?.map(|_| File::open(&path).and_then(|file| note(file)));
+                let note = size(&path)?.map(|_| File::open(&path).and_then(note));
                 (path.clone(), note.transpose().map_err(DataError::io("read", &path))?)
             }
             Self::Archive(path) => (path.join(PIECE_FILE), note_of_archive(path)?),
