@@ -35,12 +35,12 @@ pub(super) fn table(experiment: &Experiment) -> Table {
     let mut head: Vec<String> = factors.iter().map(|factor| name(factor)).collect();
     head.extend(["n", "writes/s", "requests/s"].map(str::to_owned));
     head.extend(LATENCIES.map(|(name, _)| name.to_owned()));
+    head.extend(["clients' mean", "clients' sd", "weight, MB"].map(str::to_owned));
     // What clients saw of faults, where there were any.
     let struck = all.iter().any(|trial| !trial.faultless());
     if struck {
         head.extend(["longest gap", "available"].map(str::to_owned));
     }
-    head.extend(["clients' mean", "clients' sd", "weight, MB"].map(str::to_owned));
     head.extend(peer.as_ref().map(|_| format!("writes/s by {PEER}'s")));
     let rows = cells.iter().map(|(cell, trials)| {
         let mut row: Vec<String> = factors.iter().map(|factor| value(cell, factor)).collect();
@@ -48,12 +48,12 @@ pub(super) fn table(experiment: &Experiment) -> Table {
         row.push(counts(&writes(trials)));
         row.push(counts(&figure(trials, "requests_per_s")));
         row.extend(LATENCIES.map(|(_, name)| times(&figure(trials, name))));
+        row.extend(["client_mean_ns", "client_sd_ns"].map(|name| times(&figure(trials, name))));
+        row.push(megabytes(&figure(trials, "weight_bytes")));
         if struck {
             row.push(times(&figure(trials, "longest_gap_ns")));
             row.push(shares(&figure(trials, "availability_available_ppm")));
         }
-        row.extend(["client_mean_ns", "client_sd_ns"].map(|name| times(&figure(trials, name))));
-        row.push(megabytes(&figure(trials, "weight_bytes")));
         row.extend(peer.as_ref().map(|peer| {
             let found = ratio(&writes(trials), peer, CONFIDENCE);
             found.map_or("-".into(), |found| format!("{:.2} ({:.2}–{:.2})", found.ratio, found.lo, found.hi))
