@@ -274,6 +274,7 @@ fn nothing_is_left_behind_when_a_run_is_interrupted_killed_or_cut_off() {
 }
 
 /// `scripts/cross-build --check aarch64` makes the program and runs this. Three hosts, one of them of another architecture.
+/// The program must not be in /tmp, of which each host has one of its own.
 #[test]
 #[ignore = "needs HARNESS_AARCH64, a program that was built for aarch64, and qemu-user registered with the kernel"]
 fn an_emulated_board_and_two_others_run_a_job() {
