@@ -30,13 +30,15 @@ const WAITING_ADMISSIONS: usize = 4;
 /// # Errors
 /// What keeps it from running, in words for the controller's user; nothing secret.
 pub async fn run(start: Start, outbox: Outbox, commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.context("cannot start the server's runtime")?;
     let (ended, outcome) = oneshot::channel();
     let serving = move || {
-        let outcome = runtime.block_on(serve(start, outbox, commands));
-        // What still runs in the background may be in the middle of a read of the disk.
-        runtime.shutdown_background();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let outcome = runtime.context("cannot start the server's runtime").and_then(|runtime| {
+            let outcome = runtime.block_on(serve(start, outbox, commands));
+            // What still runs in the background may be in the middle of a read of the disk.
+            runtime.shutdown_background();
+            outcome
+        });
         let _ = ended.send(outcome);
     };
     std::thread::Builder::new().name("server".into()).spawn(serving).context("cannot start the server")?;
