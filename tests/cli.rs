@@ -191,7 +191,7 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
         ("--network localhost", "for '--network <A.B.C.0>'"),
         (
             "--fault explode@worker,round:1",
-            "unknown kind 'explode'; use kill, restart, power-off, stop, partition, loss:P",
+            "unknown kind 'explode'; use kill, restart, power-off, stop, partition, omit-send, omit-receive, loss:P",
         ),
         ("--fault kill@boss,round:1", "use aggregator, worker, random, majority, minority, node:ID or all"),
         ("--fault kill@worker,round:0", "use round:N, N from 1, random:N, N from 2, or voters-changed"),
