@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::federated::{Run, start};
+use crate::federated::{Run, start, start_in};
 use crate::network;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,9 +65,9 @@ fn no_vote_is_lost_or_doubled_when_the_leader_is_killed_behind_haproxy() {
 #[test]
 fn a_vote_that_nobody_cast_fails_the_run() {
     let network = network();
-    let load = "--workload leaderboard --nodes 3 --rate 100 --duration 3 --balancer none --network";
+    let load = "--workload leaderboard --nodes 3 --rate 100 --duration 3 --balancer none --seed 7 --network";
     let words: Vec<&str> = load.split(' ').chain([network.as_str()]).collect();
-    let running = start(&words);
+    let running = start_in(tempfile::tempdir().unwrap(), &words);
     let vote =
         || agent().post(format!("{}/add_vote", node(&network, 2))).send(r#"{"player": "player-0003"}"#).ok();
     wait_for("a vote from outside", vote);

@@ -19,8 +19,10 @@ use crate::keyvalue::message::{Effect, Refused, Request, Response, Status, decod
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long whoever aggregates may take before it is asked who does by now.
 const ATTEMPT: Duration = Duration::from_millis(500);
-/// Pause before another attempt.
+/// Pause before another attempt; each is twice the one before, up to the longest. Hundreds of votes may wait for an election, and
+/// must not keep the nodes from holding it.
 const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// Votes under way at once; beyond that a voter is told to come again.
 pub const MAX_UNDER_WAY: usize = 1024;
 
@@ -88,7 +90,7 @@ impl Desk {
         let _place = self.under_way.try_acquire().map_err(|_| VoteError::Busy)?;
         let begun = Instant::now();
         let until = begun + PATIENCE;
-        let mut unsure = false;
+        let (mut unsure, mut pause) = (false, PAUSE);
         loop {
             match timeout_at(until, self.attempt(&request)).await {
                 Ok(Response::Written { effect, .. }) => return counted(effect, key),
@@ -96,10 +98,11 @@ impl Desk {
                 Ok(_) => {}
                 Err(_) => unsure = true,
             }
-            if Instant::now() + PAUSE >= until {
+            if Instant::now() + pause >= until {
                 return Err(VoteError::NoLeader { waited: begun.elapsed(), maybe: unsure, key });
             }
-            sleep(PAUSE).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
