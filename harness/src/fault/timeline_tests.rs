@@ -176,6 +176,8 @@ fn an_omission_goes_one_way_and_corruption_is_the_sender_s() {
     let mut faults =
         timeline(&["omit-send@node:2,round:1", "omit-receive@node:3,round:1", "corrupt:25@node:4,round:1"]);
     begin(&mut faults);
+    // Node 2 is not well any more: the next fault waits for another worker.
+    faults.observe(101, NodeId(5), &fit(epoch(1, 1), 1));
     let losses = |from: u64| -> Vec<(u64, f64)> {
         faults.impairment(NodeId(from)).losses.iter().map(|loss| (loss.to.0, loss.share)).collect()
     };

@@ -31,8 +31,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a host is told that its controller lives, whatever that is busy with.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
-/// How long hosts may take to tidy up, once their nodes are killed.
-const TIDY_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long hosts may take to tidy up, once their nodes are killed: their last words go out within a few seconds each.
+const TIDY_TIMEOUT: Duration = Duration::from_secs(16);
 /// Exit code of ssh itself.
 const SSH_FAILED: i32 = 255;
 /// What a remote shell adds to the number of the signal that ended a program.
@@ -216,6 +216,8 @@ async fn run_hook(words: &[String]) -> anyhow::Result<()> {
     let (program, arguments) = words.split_first().context("there is none")?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    // Ctrl-C is for the controller: a board must not be left with half a hook.
+    command.process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
     match timeout(HOOK_TIMEOUT, child.wait()).await {
         Ok(status) => match status? {

@@ -102,9 +102,11 @@ impl Trial {
         }
         let backend = self.plan.backend.backend();
         let remedy = if backend.keeps_on_disk() { "use --durability disk, or kill" } else { "use kill" };
-        if self.plan.backend.has_fixed_members(&self.plan.founders()) {
+        // Nobody comes back under another id where no job is learned.
+        if self.plan.kv.is_some() || self.plan.backend.has_fixed_members(&self.plan.founders()) {
+            let taker = if self.plan.kv.is_some() { "this workload".into() } else { backend.to_string() };
             let wrong = format!(
-                "a node that lost its memory, and its votes with it, must not come back under its id, and {backend} \
+                "a node that lost its memory, and its votes with it, must not come back under its id, and {taker} \
                  takes in no other"
             );
             return Err(Usage::option("--fault", fault, wrong, remedy));

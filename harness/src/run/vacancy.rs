@@ -15,6 +15,8 @@ pub(super) struct Vacancies {
     handing_over: BTreeMap<Epoch, u64>,
     /// Epochs whose node was killed, when.
     crashed: BTreeMap<Epoch, u64>,
+    /// Of these, by node: whose kill was ordered, and is not known to have reached it.
+    ordered: BTreeMap<NodeId, Epoch>,
     /// When each epoch accepted its first worker.
     serving: BTreeMap<Epoch, u64>,
 }
@@ -45,11 +47,13 @@ impl Vacancies {
     pub(super) fn crashed(&mut self, at_ns: u64, epoch: Epoch) {
         self.handing_over.remove(&epoch);
         self.crashed.insert(epoch, at_ns);
+        self.ordered.insert(epoch.node, epoch);
     }
 
-    /// Takes note that the kill of `node`, which was an aggregator, reached it at `at_ns`, not when it was ordered.
+    /// Takes note that the kill of `node` reached it at `at_ns`, not when it was ordered. Only the kill of an aggregator matters.
     pub(super) fn reached(&mut self, at_ns: u64, node: NodeId) {
-        if let Some((_, from_ns)) = self.crashed.iter_mut().rfind(|(epoch, _)| epoch.node == node) {
+        let epoch = self.ordered.remove(&node);
+        if let Some(from_ns) = epoch.and_then(|epoch| self.crashed.get_mut(&epoch)) {
             *from_ns = at_ns;
         }
     }
@@ -98,6 +102,8 @@ mod tests {
         assert_eq!((vacancies.hand_overs_ns(), vacancies.take_overs_ns()), (vec![30], vec![]));
         vacancies.reached(190, NodeId(7));
         vacancies.reached(201, NodeId(1));
+        // Another kill, of a worker by then.
+        vacancies.reached(5000, NodeId(1));
         vacancies.observe(1201, &serving(7));
         vacancies.observe(1300, &serving(7));
         assert_eq!(vacancies.take_overs_ns(), [1000]);

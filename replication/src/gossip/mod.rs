@@ -145,10 +145,23 @@ impl GossipStore {
     /// Waits before the next attempt to read: connections may be coming back, and word of other holders.
     async fn pause_until(&self, deadline: Instant, wanted: &Announcement) -> Result<(), StoreError> {
         if Instant::now() >= deadline || self.core.state().closed {
-            return Err(StoreError::Missing { digest: wanted.digest });
+            return Err(if self.holders_may_be_away() {
+                let reason = "too many nodes are away: those who hold it may be among them".into();
+                StoreError::Unavailable { reason }
+            } else {
+                StoreError::Missing { digest: wanted.digest }
+            });
         }
         tokio::time::sleep(self.core.config.interval()).await;
         Ok(())
+    }
+
+    /// Whether all who hold an acknowledged checkpoint may be out of reach, where it has so many holders that it cannot be lost with
+    /// those whom this backend does without.
+    fn holders_may_be_away(&self) -> bool {
+        let state = self.core.state();
+        let away = state.members.len() - state.live_members(self.core.local).len();
+        self.core.config.linear() && away as u32 >= state.holders(&self.core.config)
     }
 
     /// This node's epoch, if it aggregates.

@@ -170,7 +170,8 @@ impl Gathering {
             {
                 waiting.push_back(write);
             }
-            if waiting.len() >= self.expected || self.patience.is_zero() {
+            if waiting.len() >= self.expected || self.patience.is_zero() || bytes(waiting) >= MAX_BATCH_BYTES
+            {
                 return;
             }
             tokio::select! {
@@ -180,6 +181,10 @@ impl Gathering {
             }
         }
     }
+}
+
+fn bytes(waiting: &VecDeque<Write>) -> usize {
+    waiting.iter().map(|write| write.command.change().map_or(0, Change::bytes)).sum()
 }
 
 async fn next(queue: &mut mpsc::Receiver<Write>) -> Write {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use quinn::{AsyncUdpSocket, Endpoint, Runtime as _, ServerConfig, TokioRuntime};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -21,6 +22,8 @@ pub(super) struct Bound {
     pub(super) addr: SocketAddr,
     /// Receive buffer as the kernel granted it, in bytes.
     pub(super) granted_buffer: usize,
+    /// Turns of first attempts to connect.
+    pub(super) first_attempts: Arc<Semaphore>,
 }
 
 impl Bound {
@@ -37,7 +40,9 @@ impl Bound {
         let weak = Arc::downgrade(&socket);
         let parameters = socket::endpoint_config(config)?;
         let endpoint = Endpoint::new_with_abstract_socket(parameters, None, socket, Arc::new(TokioRuntime));
-        Ok(Self { endpoint: endpoint.map_err(failed)?, socket: weak, addr, granted_buffer })
+        let (endpoint, first_attempts) =
+            (endpoint.map_err(failed)?, Arc::new(Semaphore::new(link::MAX_FIRST_ATTEMPTS)));
+        Ok(Self { endpoint, socket: weak, addr, granted_buffer, first_attempts })
     }
 
     fn close(&self) {

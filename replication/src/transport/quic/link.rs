@@ -23,6 +23,7 @@ use quinn::rustls::pki_types::CertificateDer;
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, SendStream, VarInt};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -162,7 +163,12 @@ impl From<ConnectionError> for Failure {
 }
 
 /// Keeps one live connection to `peer` on `lane` for as long as the task runs.
-pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: NodeId, lane: Lane) {
+pub(super) async fn keep(
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    first_attempts: Arc<Semaphore>,
+    (peer, lane): (NodeId, Lane),
+) {
     let stream = (peer.0 << 1) | u64::from(lane == Lane::Bulk);
     let mut rng = ChaCha8Rng::seed_from_u64(shared.config.seed);
     rng.set_stream(stream);
@@ -178,7 +184,7 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: NodeId, 
             continue;
         }
         // Further attempts need no turn: they pause longer and longer, and dead peers must not be in the way of living ones.
-        let turn = if failures == 0 { shared.first_attempts.acquire().await.ok() } else { None };
+        let turn = if failures == 0 { first_attempts.acquire().await.ok() } else { None };
         if shared.pool.live(peer, lane).is_some() {
             continue;
         }

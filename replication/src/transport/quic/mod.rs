@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use quinn::{AsyncUdpSocket, ClientConfig};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use corrupt::Corruption;
@@ -192,8 +192,6 @@ struct Shared {
     config: QuicConfig,
     granted_buffer: usize,
     attempts: AtomicU64,
-    /// Turns of first attempts to connect.
-    first_attempts: Semaphore,
     ways: Mutex<Ways>,
     pool: Arc<Pool>,
     frames: FrameCounters,
@@ -302,7 +300,9 @@ impl QuicTransport {
             return Err(BindError::Config("only guests share a socket".into()));
         }
         let bound = Arc::new(Bound::open(config)?);
-        (0..count).map(|_| Self::on(bound.clone(), config.clone())).collect()
+        // Of their own minds, so that those who are refused do not all come again at once.
+        let config = |number| QuicConfig { seed: config.seed.wrapping_add(number), ..config.clone() };
+        (0..count as u64).map(|number| Self::on(bound.clone(), config(number))).collect()
     }
 
     fn on(bound: Arc<Bound>, config: QuicConfig) -> Result<Arc<Self>, BindError> {
@@ -310,7 +310,11 @@ impl QuicTransport {
             return Err(BindError::Config("keep_alive must be below idle_timeout".into()));
         }
         let (addr, granted_buffer) = (bound.addr, bound.granted_buffer);
-        let (_, control, bulk) = connection_configs(&config, granted_buffer, config.peers.len())?;
+        let (server, control, bulk) = connection_configs(&config, granted_buffer, config.peers.len())?;
+        // Nobody calls a guest.
+        if config.identity.node() != identity::GUEST {
+            bound.endpoint.set_server_config(Some(server));
+        }
         let mut incarnation = [0; 8];
         identity::random(&mut incarnation)?;
         let peers = config.peers.clone();
@@ -319,7 +323,6 @@ impl QuicTransport {
             incarnation: u64::from_be_bytes(incarnation),
             granted_buffer,
             attempts: AtomicU64::new(0),
-            first_attempts: Semaphore::new(MAX_FIRST_ATTEMPTS),
             ways: Mutex::new(Ways { peers: BTreeMap::new(), control, bulk }),
             pool: Arc::new(Pool::new()),
             frames: FrameCounters::default(),
@@ -330,7 +333,6 @@ impl QuicTransport {
             config,
         });
         let mut accepting = JoinSet::new();
-        // Nobody calls a guest.
         if !shared.is_guest() {
             accepting.spawn(link::accept(shared.clone(), bound.endpoint.clone()));
         }
@@ -372,7 +374,15 @@ impl QuicTransport {
         }
         for id in peers.into_keys() {
             running.keeping.entry(id).or_insert_with(|| {
-                let keep = |lane| link::keep(shared.clone(), running.bound.endpoint.clone(), id, lane);
+                let keep = |lane| {
+                    let bound = &running.bound;
+                    link::keep(
+                        shared.clone(),
+                        bound.endpoint.clone(),
+                        bound.first_attempts.clone(),
+                        (id, lane),
+                    )
+                };
                 let lanes: &[Lane] =
                     if shared.is_guest() { &[Lane::Control] } else { &[Lane::Control, Lane::Bulk] };
                 lanes.iter().copied().map(keep).collect()
