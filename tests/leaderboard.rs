@@ -40,7 +40,7 @@ fn no_vote_is_lost_or_doubled_when_the_leader_is_killed_behind_haproxy() {
     }
     for backend in ["raft", "gossip"] {
         let fault = "kill@aggregator,time:1500ms";
-        let run = votes(&["--backend", backend, "--fault", fault, "--operation-timeout", "25s"]);
+        let run = votes(&["--backend", backend, "--fault", fault, "--operation-timeout", "60s"]);
         assert_eq!(run.code(), 0, "{backend}: {}", run.text());
         let summary = run.summary();
         let count = |name: &str| summary[name].as_u64().unwrap();
@@ -52,7 +52,7 @@ fn no_vote_is_lost_or_doubled_when_the_leader_is_killed_behind_haproxy() {
             "every vote is acknowledged in the end: {summary}"
         );
         // Somebody waited for the election; under gossip until a batch that died with its writer is given up, too.
-        assert!((100_000_000..24_000_000_000).contains(&count("longest_gap_ns")), "{summary}");
+        assert!((100_000_000..60_000_000_000).contains(&count("longest_gap_ns")), "{summary}");
         assert!(summary["balancer"].as_str().unwrap().starts_with("haproxy 2."), "{summary}");
         let votes = run.rows("operations.csv");
         let nodes: std::collections::BTreeSet<&str> =
@@ -65,7 +65,7 @@ fn no_vote_is_lost_or_doubled_when_the_leader_is_killed_behind_haproxy() {
 #[test]
 fn a_vote_that_nobody_cast_fails_the_run() {
     let network = network();
-    let load = "--workload leaderboard --nodes 3 --rate 100 --duration 3 --balancer none --seed 7 --network";
+    let load = "--workload leaderboard --nodes 3 --rate 100 --duration 3 --operation-timeout 60 --balancer none --seed 7 --network";
     let words: Vec<&str> = load.split(' ').chain([network.as_str()]).collect();
     let running = start_in(tempfile::tempdir().unwrap(), &words);
     let vote =

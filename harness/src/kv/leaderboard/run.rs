@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use workloads::keyvalue::history::{Ended, Operation};
 use workloads::leaderboard::Standing;
-use workloads::leaderboard::check::{Cast, check};
+use workloads::leaderboard::check::{Cast, Wrong, check};
 
 use super::haproxy::{self, Haproxy};
 use super::http::{ask, get};
@@ -205,6 +205,8 @@ async fn agrees(at: SocketAddr, cast: &BTreeMap<String, Cast>, until: Instant) -
         let wrong = match board {
             Ok(board) => match check(&board, cast) {
                 Ok(()) => return Ok(()),
+                // Votes only become more: waiting does not help.
+                Err(wrong @ Wrong::Doubled { .. }) => return Err(wrong.into()),
                 Err(wrong) => wrong.into(),
             },
             Err(error) => error,
