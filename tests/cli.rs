@@ -194,7 +194,10 @@ fn values_that_cannot_be_read_name_the_option_and_the_right_form() {
             "unknown kind 'explode'; use kill, restart, power-off, stop, partition, omit-send, omit-receive, loss:P",
         ),
         ("--fault kill@boss,round:1", "use aggregator, worker, random, majority, minority, node:ID or all"),
-        ("--fault kill@worker,round:0", "use round:N, N from 1, random:N, N from 2, voters-changed, or time:T for a leaderboard"),
+        (
+            "--fault kill@worker,round:0",
+            "use round:N, N from 1, random:N, N from 2, voters-changed, or time:T for a leaderboard",
+        ),
         ("--frobnicate", "unexpected argument '--frobnicate'"),
     ] {
         let words: Vec<&str> = ["run"].into_iter().chain(options.split(' ')).collect();
