@@ -17,7 +17,7 @@
 //! - **Duplication** hands a request to its handler a second time, a little later; the second answer is discarded.
 //! - **Reordering** comes from jitter: messages do not wait for each other.
 //! - **Omission**: a node of which nothing arrives, or at which nothing does; its connections end as those of a silent one.
-//! - **Corruption** flips a bit of a frame's encoding, which then goes through the codec of [`frame`](super::frame); **lies** change
+//! - **Corruption** flips a bit of a frame's encoding, which then goes through the codec of [`super::frame`]; **lies** change
 //!   a bit before it is encoded, so that the codec cannot tell.
 //! - **Bandwidth** is that of the sender's egress, shared by all its links. Control messages go before bulk, which is
 //!   what two QUIC connections come to when one is nearly idle.
