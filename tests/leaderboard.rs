@@ -39,7 +39,6 @@ fn no_vote_is_lost_or_doubled_when_the_leader_is_killed_behind_haproxy() {
 }
 
 #[test]
-#[ignore = "fails: under gossip writes may stop for good soon after a take-over (docs/ARCHITECTURE.md, known gaps)"]
 fn under_gossip_no_vote_is_lost_or_doubled_when_the_leader_is_killed_behind_haproxy() {
     every_vote_counts_once_when_the_leader_is_killed("gossip");
 }

@@ -198,11 +198,17 @@ impl Core {
 
     /// Runs `task` until it ends or the store closes.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
-        while background.try_join_next().is_some() {}
+        let mut background = self.background();
         if !self.state().closed {
             background.spawn(task);
         }
+    }
+
+    /// What is under way, without what has ended: that would count, too, until somebody takes note.
+    fn background(&self) -> MutexGuard<'_, JoinSet<()>> {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        while background.try_join_next().is_some() {}
+        background
     }
 
     /// Ends everything in the background.
@@ -216,7 +222,7 @@ impl Core {
 
     /// Whether another small message may be under way.
     fn may_tell(&self) -> bool {
-        self.background.lock().unwrap_or_else(PoisonError::into_inner).len() < MAX_MESSAGES
+        self.background().len() < MAX_MESSAGES
     }
 
     /// Sends a small message, on which nothing depends: gossip brings the same news later.
