@@ -77,7 +77,6 @@ fn the_doctor_names_every_trouble_with_its_host_and_remedy() {
     let named = String::from_utf8_lossy(&refused.stderr).into_owned();
     let other = "has the images of node 2 of 9 (seed 8, iid, 64 examples and 32 for tests each) only, \
                  not those of node 3 of 9 (seed 7,";
-    println!("{said}\n{named}");
     let refused_shard = |line: &str| line.contains("host otherwise: --data ") && line.contains(other);
     assert!(named.lines().any(refused_shard), "{named}");
     assert_eq!(refused.status.code(), Some(2), "{named}");

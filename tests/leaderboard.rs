@@ -19,7 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether `program` can be started; otherwise says so.
 fn is_installed(program: &str) -> bool {
-    let found = Command::new(program).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let version = if program == "haproxy" { "-v" } else { "--version" };
+    let found =
+        Command::new(program).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !found {
         eprintln!("NOT TESTED: {program} is not installed (apt-get install {program})");
     }
@@ -61,7 +63,7 @@ fn every_vote_counts_once_when_the_leader_is_killed(backend: &str) {
     );
     // Somebody waited for the election; under gossip until a batch that died with its writer is given up, too.
     assert!((100_000_000..60_000_000_000).contains(&count("longest_gap_ns")), "{summary}");
-    assert!(summary["balancer"].as_str().unwrap().starts_with("haproxy 2."), "{summary}");
+    assert!(summary["balancer"].as_str().unwrap().starts_with("haproxy "), "{summary}");
     let votes = run.rows("operations.csv");
     let nodes: std::collections::BTreeSet<&str> =
         votes.iter().filter(|vote| vote["ended"] == "ok").map(|vote| vote["node"].as_str()).collect();

@@ -94,6 +94,10 @@ pub(crate) async fn run(seed: u64, subject: &Subject, kinds: Kinds) -> (History,
         }
     }
     cluster.network.set_corruption(0.0);
+    if kinds == Kinds::Lies {
+        // Who still lies at the end only keeps the nodes from agreeing.
+        cluster.network.lie(LIAR, 0.0);
+    }
     if kinds == Kinds::Corruption {
         let (refused, undetected) = cluster.network.corrupted();
         assert!(

@@ -139,16 +139,20 @@ fn check(history: &History, guarantees: Guarantees, kinds: Kinds) {
 }
 
 fn schedules(test: &'static str, kinds: Kinds, range: Range<u64>, subject: impl Fn(u64) -> Subject) {
-    let mut total = Score::default();
+    let (mut total, mut deaths, mut tolerated) = (Score::default(), 0, 0);
     let range = seeds(range);
     for seed in range.clone() {
         let _replay = Replay { test, seed };
         let (history, guarantees) = simulate(seed, &subject(seed), kinds);
         check(&history, guarantees, kinds);
+        tolerated = guarantees.tolerated_losses;
         let score = check::score(&history, DEFAULT_RETAINED as u64);
         assert!(score.acknowledged > 0, "nothing was ever acknowledged");
         total += score;
+        deaths += history.deaths.len();
     }
+    let crashed = deaths > 0 || kinds != Kinds::Crashes || range.clone().count() == 1;
+    assert!(crashed || tolerated == 0, "nobody crashed in seeds {range:?}");
     println!("{test}, seeds {range:?}: {total}");
 }
 
@@ -212,6 +216,9 @@ simulated!(raft_subset, |seed| in_memory(raft(THREE_VOTERS, Payload::Inline, see
 simulated!(raft_subset_on_disk, |seed| on_disk(raft(THREE_VOTERS, Payload::Digest, seed)));
 simulated!(gossip_3, |seed| in_memory(gossip(3, seed)));
 simulated!(gossip_1, |seed| in_memory(gossip(1, seed)));
+// Below half of five, and one crash is tolerated.
+simulated!(gossip_2, |seed| in_memory(gossip(2, seed)));
+simulated!(gossip_2_on_disk, |seed| on_disk(gossip(2, seed)));
 // With two backups of five nodes two sides of a partition cannot both acknowledge; with one they can.
 simulated!(backup_1, |seed| in_memory(backup(1, seed)));
 simulated!(backup_2, |seed| in_memory(backup(2, seed)));
@@ -309,20 +316,27 @@ simulated_failures!(failures_of_backup_2, |seed| in_memory(backup(2, seed)));
 #[test]
 fn one_holder_is_too_few_for_a_partition() {
     let test = "one_holder_is_too_few_for_a_partition";
-    loses(test, |seed| in_memory(gossip(1, seed)));
+    loses(test, Kinds::Any, |seed| in_memory(gossip(1, seed)));
+}
+
+/// As in a partition.
+#[test]
+fn one_holder_is_too_few_for_a_node_that_omits() {
+    let test = "one_holder_is_too_few_for_a_node_that_omits";
+    loses(test, Kinds::Omissions, |seed| in_memory(gossip(1, seed)));
 }
 
 /// As with one holder.
 #[test]
 fn one_backup_is_too_few_for_a_partition() {
     let test = "one_backup_is_too_few_for_a_partition";
-    loses(test, |seed| in_memory(backup(1, seed)));
+    loses(test, Kinds::Any, |seed| in_memory(backup(1, seed)));
 }
 
 /// Something that was acknowledged is lost or done again in one schedule at least.
-fn loses(test: &'static str, subject: impl Fn(u64) -> Subject) {
+fn loses(test: &'static str, kinds: Kinds, subject: impl Fn(u64) -> Subject) {
     let worst = seeds(0..30).map(|seed| {
-        let (history, _) = simulate(seed, &subject(seed), Kinds::Any);
+        let (history, _) = simulate(seed, &subject(seed), kinds);
         check::score(&history, DEFAULT_RETAINED as u64)
     });
     let found = worst.into_iter().find(|score| score.lost + score.repeated > 0);

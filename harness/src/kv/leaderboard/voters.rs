@@ -72,10 +72,10 @@ pub(super) fn player(number: u32) -> String {
 enum Attempt {
     /// Counted; the player has so many votes, as this node says.
     Counted { votes: u64, node: u64 },
-    /// Not counted, and never will be.
+    /// Not counted by this attempt, and not by any other.
     Refused(String),
-    /// Not acknowledged; come again after a pause. Whether it may have been counted.
-    Again { after: Duration, maybe: bool },
+    /// Not acknowledged, and perhaps counted all the same; come again after a pause.
+    Again { after: Duration },
 }
 
 impl Voters {
@@ -167,7 +167,6 @@ impl Voters {
     async fn persist(&self, operation: &mut Operation, patience: Duration) -> Option<u64> {
         let until = Instant::now() + patience;
         let nth = operation.value.unwrap_or(0);
-        let mut unsure = false;
         let counted = loop {
             operation.attempts += 1;
             let left = until.saturating_duration_since(Instant::now());
@@ -178,13 +177,13 @@ impl Voters {
                 }
                 Attempt::Refused(reason) => {
                     tracing::warn!(nth, reason, "a vote was refused");
-                    operation.ended = Ended::Failed;
+                    // An attempt before may have been counted although its answer was lost.
+                    operation.ended = if operation.attempts > 1 { Ended::Unknown } else { Ended::Failed };
                     break None;
                 }
-                Attempt::Again { after, maybe } => {
-                    unsure |= maybe;
+                Attempt::Again { after } => {
                     if Instant::now() + after >= until {
-                        operation.ended = if unsure { Ended::Unknown } else { Ended::Failed };
+                        operation.ended = Ended::Unknown;
                         break None;
                     }
                     sleep(after).await;
@@ -213,7 +212,7 @@ impl Voters {
             Ok(answer) => judge(&answer),
             Err(error) => {
                 tracing::debug!(nth, error = format!("{error:#}"), "not answered");
-                Attempt::Again { after: PAUSE, maybe: true }
+                Attempt::Again { after: PAUSE }
             }
         }
     }
@@ -227,15 +226,17 @@ fn judge(answer: &Answer) -> Attempt {
             let told: Option<serde_json::Value> = serde_json::from_slice(&answer.body).ok();
             let votes = told.and_then(|told| told["votes"].as_u64());
             let node = text(SERVED_BY).and_then(node_of).unwrap_or(0);
-            let without = || Attempt::Refused("an answer without the player's votes".into());
-            votes.map_or_else(without, |votes| Attempt::Counted { votes, node })
+            // It was counted, but who knows with which number: asked again, it is answered once more.
+            votes.map_or(Attempt::Again { after: PAUSE }, |votes| Attempt::Counted { votes, node })
         }
+        // The load balancer's words for a request that did not arrive in time.
+        StatusCode::REQUEST_TIMEOUT => Attempt::Again { after: PAUSE },
         status if status.is_client_error() => {
             Attempt::Refused(format!("{status}: {}", String::from_utf8_lossy(&answer.body)))
         }
         _ => {
             let told = text("retry-after").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
-            Attempt::Again { after: told.unwrap_or(PAUSE).min(MAX_PAUSE), maybe: true }
+            Attempt::Again { after: told.unwrap_or(PAUSE).min(MAX_PAUSE) }
         }
     }
 }
@@ -261,10 +262,11 @@ mod tests {
         };
         let counted = answer(200, &[("x-served-by", "node-3")], r#"{"votes": 7}"#);
         assert!(matches!(counted, Attempt::Counted { votes: 7, node: 3 }));
-        assert!(matches!(answer(200, &[], "{}"), Attempt::Refused(_)));
+        assert!(matches!(answer(200, &[], "{}"), Attempt::Again { .. }));
+        assert!(matches!(answer(408, &[], ""), Attempt::Again { .. }));
         assert!(matches!(answer(422, &[], ""), Attempt::Refused(_)));
         let after = |attempt| match attempt {
-            Attempt::Again { after, .. } => after,
+            Attempt::Again { after } => after,
             _ => Duration::MAX,
         };
         assert_eq!(after(answer(503, &[("retry-after", "1")], "")), Duration::from_secs(1));
