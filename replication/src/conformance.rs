@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::runtime::{Builder, RngSeed, UnhandledPanic};
 
 use crate::error::{Outcome, StoreError};
 use crate::store::{
@@ -42,6 +43,18 @@ pub trait Cluster: Send {
 pub struct Suite<C> {
     cluster: C,
     living: BTreeSet<NodeId>,
+}
+
+/// Runs `work` in virtual time on one thread, so that everything is a function of `seed`. A task that panics ends it: that is no
+/// silence.
+pub fn simulate<T>(seed: u64, work: impl Future<Output = T>) -> T {
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
+        .unhandled_panic(UnhandledPanic::ShutdownRuntime)
+        .build();
+    runtime.expect("a runtime").block_on(work)
 }
 
 /// Waits until `met` holds, or panics with `what` was waited for.

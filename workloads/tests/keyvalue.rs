@@ -12,13 +12,13 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use replication::backup::BackupConfig;
+use replication::conformance::simulate;
 use replication::gossip::{Detector, GossipConfig};
 use replication::memory::MemoryCluster;
 use replication::raft::{Electorate, RaftConfig};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::{Class, Frame, Handler, Traffic, Transport, TransportError};
 use replication::{AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Window, open};
-use tokio::runtime::{Builder, RngSeed};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -155,17 +155,6 @@ impl Cluster {
             store.close().await;
         }
     }
-}
-
-/// A run of which everything is a function of the seed.
-fn simulate<T>(seed: u64, test: impl Future<Output = T>) -> T {
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
-        .build()
-        .unwrap();
-    runtime.block_on(test)
 }
 
 fn load(seed: u64, freshness: Freshness) -> Load {

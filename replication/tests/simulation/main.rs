@@ -17,8 +17,7 @@ use std::ops::Range;
 use replication::backup::BackupConfig;
 use replication::gossip::{Detector, GossipConfig};
 use replication::raft::{Electorate, RaftConfig};
-use replication::{Backend, DEFAULT_RETAINED, Guarantees, Payload, Window};
-use tokio::runtime::{Builder, RngSeed, UnhandledPanic};
+use replication::{Backend, DEFAULT_RETAINED, Guarantees, Payload, Window, conformance};
 
 use self::check::Score;
 use self::cluster::{Subject, nodes};
@@ -103,15 +102,7 @@ impl Drop for Replay {
 
 /// One run, of which everything is a function of `seed`.
 fn simulate(seed: u64, subject: &Subject, kinds: Kinds) -> (History, Guarantees) {
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
-        // A task that panics is no silence.
-        .unhandled_panic(UnhandledPanic::ShutdownRuntime)
-        .build()
-        .unwrap();
-    runtime.block_on(cluster::run(seed, subject, kinds))
+    conformance::simulate(seed, cluster::run(seed, subject, kinds))
 }
 
 /// The seeds to run: all of `seeds`, or the one that the environment names.

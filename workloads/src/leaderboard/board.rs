@@ -1,5 +1,6 @@
 //! The board itself: who may stand on it, votes as commands, and standings. Pure.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::keyvalue::machine::Machine;
@@ -58,15 +59,19 @@ pub fn vote(player: &str, key: &str) -> Result<Command, Invalid> {
     Ok(Command::Once { key: key.to_owned(), change: Change::Add { key: player.to_owned(), by: 1 } })
 }
 
-/// Everybody's place: by votes, then by name.
+/// Every player with its votes, in the order of their names: no more than what has to be done while writes wait.
 #[must_use]
-pub fn standings(machine: &Machine) -> Vec<Standing> {
+pub fn players(machine: &Machine) -> Vec<(String, Bytes)> {
+    machine.entries_after(None).map(|(player, value)| (player.clone(), value.clone())).collect()
+}
+
+/// The place of each of `players`: by votes, then by name.
+#[must_use]
+pub fn standings(players: Vec<(String, Bytes)>) -> Vec<Standing> {
     let votes = |value: &[u8]| std::str::from_utf8(value).ok()?.parse().ok();
-    let mut all: Vec<Standing> = machine
-        .entries_after(None)
-        .filter_map(|(player, value)| {
-            Some(Standing { rank: 0, player: player.clone(), votes: votes(value)? })
-        })
+    let mut all: Vec<Standing> = players
+        .into_iter()
+        .filter_map(|(player, value)| Some(Standing { rank: 0, votes: votes(&value)?, player }))
         .collect();
     // Entries come in the order of their names, which a stable sort keeps.
     all.sort_by_key(|standing| std::cmp::Reverse(standing.votes));
@@ -91,13 +96,13 @@ mod tests {
         for (number, player) in ["cy", "ada", "bob", "ada", "bob", "dan"].iter().enumerate() {
             machine.apply(&vote(player, &number.to_string()).unwrap());
         }
-        let places: Vec<(u64, String, u64)> = standings(&machine)
+        let places: Vec<(u64, String, u64)> = standings(players(&machine))
             .into_iter()
             .map(|Standing { rank, player, votes }| (rank, player, votes))
             .collect();
         let expected = [(1, "ada", 2), (1, "bob", 2), (3, "cy", 1), (3, "dan", 1)];
         assert_eq!(places, expected.map(|(rank, player, votes)| (rank, player.to_owned(), votes)));
-        assert_eq!(standings(&Machine::default()), []);
+        assert_eq!(standings(players(&Machine::default())), []);
     }
 
     #[test]

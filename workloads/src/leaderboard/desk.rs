@@ -133,7 +133,7 @@ impl Desk {
     /// Everybody's place, as this node knows it.
     #[must_use]
     pub fn standings(&self) -> Vec<Standing> {
-        self.server.look(board::standings)
+        board::standings(self.server.look(board::players))
     }
 
     /// How the node is.
