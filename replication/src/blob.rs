@@ -17,8 +17,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use crate::error::StoreError;
+use crate::event::{Observer, StoreEvent};
 use crate::storage::{Shelf, StorageError};
-use crate::store::{Blob, Digest, NodeId, Observer, StoreEvent};
+use crate::store::{Blob, Digest, NodeId};
 use crate::transport::{Class, Frame, Refusal, Transport, TransportError};
 use crate::wire;
 

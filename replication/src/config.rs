@@ -5,12 +5,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::backup::{BackupConfig, BackupStore};
+use crate::event::Observer;
 use crate::gossip::{GossipConfig, GossipStore};
 use crate::lifeline::Lifeline;
 use crate::local::{LocalConfig, LocalStore};
 use crate::raft::{RaftConfig, RaftStore};
 use crate::storage::{Storage, StorageError};
-use crate::store::{AnyStore, NodeId, Observer};
+use crate::store::{AnyStore, NodeId};
 use crate::suitability::Resources;
 use crate::transport::Transport;
 

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::Blobs;
 use crate::error::StoreError;
+use crate::event::{Observer, StoreEvent};
 use crate::ledger::Record;
-use crate::store::{Checkpoint, NodeId, Observer, Receipt, StoreEvent};
+use crate::store::{Checkpoint, NodeId, Receipt};
 use crate::transport::{Class, Frame, Refusal, Transport, TransportError};
 use crate::wire;
 

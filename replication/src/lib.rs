@@ -28,6 +28,7 @@ pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod error;
+pub mod event;
 mod forward;
 pub mod gossip;
 mod ledger;
@@ -46,10 +47,11 @@ pub mod work;
 
 pub use config::{Backend, ConfigError, Site, Window, open};
 pub use error::{Outcome, StoreError};
+pub use event::{Observer, Silent, StoreEvent};
 pub use recover::Survivor;
 pub use storage::{Storage, StorageError};
 pub use store::{
     AnyStore, Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, Confirmation,
-    DEFAULT_RETAINED, Digest, Epoch, Guarantee, Guarantees, Held, Metadata, NodeId, Observer, Payload, Phase,
-    Receipt, Silent, Slot, StoreEvent,
+    DEFAULT_RETAINED, Digest, Epoch, Guarantee, Guarantees, Held, Metadata, NodeId, Payload, Phase, Receipt,
+    Slot,
 };

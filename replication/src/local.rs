@@ -19,11 +19,12 @@ use crate::archive::{Archive, Opened};
 use crate::blob::{Blobs, transfer_timeout};
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
+use crate::event::{Observer, StoreEvent};
 use crate::ledger::{Admission, Ledger, Record};
 use crate::storage::StorageError;
 use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held,
-    MAX_PARAMETER_BYTES, NodeId, Observer, Receipt, Slot, StoreEvent,
+    MAX_PARAMETER_BYTES, NodeId, Receipt, Slot,
 };
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
 use crate::wire;

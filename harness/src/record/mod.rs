@@ -5,6 +5,7 @@
 //! run is steered.
 
 mod capture;
+mod event;
 mod failover;
 mod machine;
 mod manifest;
@@ -23,6 +24,7 @@ use time::OffsetDateTime;
 use workloads::federated::Event;
 
 pub use capture::{CaptureBook, CaptureRow, CaptureTotal, Source, TrafficSummary};
+pub use event::ControllerEvent;
 pub use failover::{FailoverRow, FailoverSummary, Failovers, STAGES, UNCERTAIN_SHARE_PERCENT};
 pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
@@ -36,74 +38,6 @@ use crate::exit::Usage;
 
 /// Most folders of one second and host before something is wrong.
 const MAX_SUFFIX: u32 = 1000;
-
-/// An event of the controller, for the same timeline as the nodes'.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum ControllerEvent {
-    /// A node was started.
-    NodeStarted {
-        /// The node.
-        target: NodeId,
-        /// Which of its lives begins, from 1.
-        life: u32,
-    },
-    /// Every node has its data and can be given work.
-    AllReady {
-        /// Since the first node was started.
-        start_ns: u64,
-    },
-    /// A fault struck.
-    FaultStruck {
-        /// The fault, as written on the command line.
-        fault: String,
-        /// The node.
-        target: NodeId,
-    },
-    /// What a fault did to a node is over.
-    FaultHealed {
-        /// The fault.
-        fault: String,
-        /// The node.
-        target: NodeId,
-    },
-    /// A fault was due, but its nodes were dead or struck already.
-    FaultMissed {
-        /// The fault.
-        fault: String,
-    },
-    /// A node was asked to leave.
-    NodeLeaving {
-        /// The node.
-        target: NodeId,
-    },
-    /// A member was to leave, but it was dead or struck.
-    MemberMissed {
-        /// The change, as written on the command line.
-        member: String,
-    },
-    /// A node is gone.
-    NodeGone {
-        /// The node.
-        target: NodeId,
-        /// Exit code or signal.
-        how: String,
-        /// Whether a fault or the end of the run was the reason.
-        expected: bool,
-    },
-    /// A line of a node was not understood.
-    UnreadableLine {
-        /// The node.
-        target: NodeId,
-        /// Why.
-        reason: String,
-    },
-    /// The run was over; nodes are told to finish.
-    Ending {
-        /// As in the manifest.
-        outcome: Outcome,
-    },
-}
 
 /// One line of events.jsonl. `node` is null for the controller's own events.
 #[derive(Serialize)]

@@ -8,10 +8,11 @@ use tokio::time::Instant;
 
 use super::node::{Node, Wanted};
 use crate::error::StoreError;
+use crate::event::StoreEvent;
 use crate::forward;
 use crate::ledger::Record;
 use crate::members::{Members, Place};
-use crate::store::{Carrier, Checkpoint, Epoch, MAX_PARAMETER_BYTES, NodeId, StoreEvent};
+use crate::store::{Carrier, Checkpoint, Epoch, MAX_PARAMETER_BYTES, NodeId};
 use crate::transport::{Frame, Handler, Refusal};
 use crate::wire;
 

@@ -15,9 +15,10 @@ use super::succession::{Heard, Succession};
 use crate::archive::Archive;
 use crate::blob::{Exchange, transfer_timeout};
 use crate::error::StoreError;
+use crate::event::{Observer, StoreEvent};
 use crate::ledger::{Admission, Ledger, Record};
 use crate::members::Members;
-use crate::store::{CheckpointId, Epoch, Held, NodeId, Observer, Slot, StoreEvent};
+use crate::store::{CheckpointId, Epoch, Held, NodeId, Slot};
 use crate::transport::Transport;
 
 /// What a reader asks for.

@@ -12,10 +12,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::network::{Beat, Source, Standing};
 use super::node::{EPOCH, Node, Wanted};
 use super::succession::Step;
+use crate::event::StoreEvent;
 use crate::ledger::{Ledger, Record};
 use crate::lifeline::{self, Follower};
 use crate::members;
-use crate::store::{Checkpoint, Epoch, NodeId, Slot, StoreEvent};
+use crate::store::{Checkpoint, Epoch, NodeId, Slot};
 use crate::transport::{Class, Frame};
 use crate::wire;
 

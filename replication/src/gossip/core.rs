@@ -22,8 +22,9 @@ use super::office::{Fitness, Followed, Office};
 use super::past::{Past, keep_promises, keep_slot};
 use crate::archive::Archive;
 use crate::blob::Blobs;
+use crate::event::{Observer, StoreEvent};
 use crate::members::{Members, Place};
-use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId, Observer, StoreEvent};
+use crate::store::{CheckpointId, Digest, Epoch, Metadata, NodeId};
 use crate::transport::{Class, Frame, Transport, TransportError};
 use crate::wire;
 

@@ -9,7 +9,8 @@ use super::catalogue::Learned;
 use super::core::Core;
 use super::messages::{Candidacy, Convene, Have, Heard, Promised, Rumour, Yield};
 use super::network::Bridge;
-use crate::store::{Epoch, NodeId, StoreEvent};
+use crate::event::StoreEvent;
+use crate::store::{Epoch, NodeId};
 use crate::transport::{Frame, Handler, Refusal};
 use crate::wire;
 

@@ -34,8 +34,9 @@ use super::config::GossipConfig;
 use super::core::{Core, State};
 use super::messages::{Convene, Convened};
 use super::past::keep_members;
+use crate::event::StoreEvent;
 use crate::members::{Answer, Members, Place, Request, Step, step};
-use crate::store::{Epoch, NodeId, Slot, StoreEvent};
+use crate::store::{Epoch, NodeId, Slot};
 use crate::transport::{Class, Frame, Refusal};
 use crate::wire;
 

@@ -13,7 +13,8 @@ use super::core::{Core, MESSAGE_TIMEOUT};
 use super::fetch::{CHUNK_BYTES, Fetch, Step};
 use super::messages::{MAX_REFERRALS, Pull, Pulled};
 use crate::blob::transfer_timeout;
-use crate::store::{CheckpointId, Digest, Metadata, NodeId, StoreEvent};
+use crate::event::StoreEvent;
+use crate::store::{CheckpointId, Digest, Metadata, NodeId};
 use crate::transport::{Class, Frame, Refusal};
 use crate::wire;
 

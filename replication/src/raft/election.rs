@@ -23,8 +23,9 @@ use super::machine::RaftCore;
 use super::notice::{Standing, in_force};
 use super::types::TypeConfig;
 use crate::config::Window;
+use crate::event::{Observer, StoreEvent};
 use crate::lifeline::{self, Follower, TURNS};
-use crate::store::{Epoch, NodeId, Observer, StoreEvent};
+use crate::store::{Epoch, NodeId};
 use crate::transport::Transport;
 
 /// The deadline after which the leader is suspected. Drawn anew after every contact.

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use super::config::Electorate;
 use super::notice::Notice;
 use super::proposer::Proposer;
-use crate::store::{Epoch, NodeId, StoreEvent};
+use crate::event::StoreEvent;
+use crate::store::{Epoch, NodeId};
 use crate::transport::{Class, Frame, Refusal, TransportError};
 use crate::wire;
 

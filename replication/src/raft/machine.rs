@@ -15,9 +15,10 @@ use tokio::sync::mpsc;
 
 use super::types::{Answer, Command, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::blob::Blobs;
+use crate::event::{Observer, StoreEvent};
 use crate::ledger::{Admission, Ledger, Record};
 use crate::storage::{Batch, Storage, StorageError};
-use crate::store::{Digest, Observer, Slot, StoreEvent};
+use crate::store::{Digest, Slot};
 
 /// A slot's checkpoints, by slot.
 pub(super) const LEDGER: &str = "raft_ledger";

@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use super::config::Electorate;
 use super::founding::reports;
 use super::proposer::Proposer;
-use crate::store::{NodeId, StoreEvent};
+use crate::event::StoreEvent;
+use crate::store::NodeId;
 use crate::suitability::ranked;
 
 /// How long a node may take to catch up before another one is tried.

@@ -27,9 +27,10 @@ use super::notice::Notice;
 use super::proposer::Proposer;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::blob::{Exchange, transfer_timeout};
+use crate::event::{Observer, StoreEvent};
 use crate::forward;
 use crate::ledger::{Ledger, Record};
-use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId, Observer, StoreEvent};
+use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId};
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
 use crate::wire;
 

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::proposer::Proposer;
 use crate::blob::transfer_timeout;
 use crate::error::StoreError;
+use crate::event::StoreEvent;
 use crate::ledger::Record;
-use crate::store::{Checkpoint, CheckpointId, MAX_PARAMETER_BYTES, NodeId, Slot, StoreEvent};
+use crate::store::{Checkpoint, CheckpointId, MAX_PARAMETER_BYTES, NodeId, Slot};
 use crate::transport::{Class, Frame, Refusal};
 use crate::wire;
 

@@ -21,8 +21,9 @@ use super::notice::Standing;
 use super::types::{Answer, Command, LogId};
 use crate::blob::{Exchange, provision_patience, transfer_timeout};
 use crate::error::StoreError;
+use crate::event::Observer;
 use crate::ledger::Record;
-use crate::store::{Carrier, Checkpoint, Digest, Epoch, Guarantee, NodeId, Observer, Payload, Receipt, Slot};
+use crate::store::{Carrier, Checkpoint, Digest, Epoch, Guarantee, NodeId, Payload, Receipt, Slot};
 use crate::suitability::Resources;
 use crate::transport::Transport;
 

@@ -18,9 +18,10 @@ use super::log::{PURGED, RaftLog, STATE, VOTE};
 use super::machine::{APPLIED, LEDGER, Machine};
 use super::types::{LogId, StoredMembership, Vote};
 use crate::blob::Blobs;
+use crate::event::Silent;
 use crate::ledger::Record;
 use crate::storage::{Batch, Shelf, Storage, StorageError};
-use crate::store::{CheckpointId, DEFAULT_RETAINED, Digest, Held, NodeId, Silent, Slot};
+use crate::store::{CheckpointId, DEFAULT_RETAINED, Digest, Held, NodeId, Slot};
 
 /// What one node's storage holds of its group.
 #[derive(Debug, Clone)]

@@ -10,9 +10,10 @@ use super::config::RaftConfig;
 use super::log::RaftLog;
 use super::machine::Machine;
 use crate::blob::Blobs;
+use crate::event::Observer;
 use crate::ledger::Record;
 use crate::storage::{Shelf, Storage, StorageError};
-use crate::store::{Digest, NodeId, Observer, Payload};
+use crate::store::{Digest, NodeId, Payload};
 
 /// The parts of a node that a restart may find again.
 pub(super) struct Recovered {
