@@ -348,14 +348,16 @@ fn training_flat_out_causes_no_election() {
 #[cfg(feature = "torch")]
 #[test]
 fn with_libtorch_the_job_learns_and_outlives_its_aggregator() {
-    let options =
-        ["--engine", "torch", "--nodes", "4", "--rounds", "6", "--fault", "kill@aggregator,round:3"];
-    let run = run(&small(&options));
+    // At the paper's learning rate of 0.001 the few examples of a test leave the loss at 2.30, on either side of it.
+    let learning = ["--engine", "torch", "--lr", "0.02", "--local-epochs", "4"];
+    let job = ["--nodes", "4", "--rounds", "6", "--fault", "kill@aggregator,round:3"];
+    let run = run(&small(&[&learning[..], &job[..]].concat()));
     run.assert_completed(6);
     run.assert_nothing_trained_twice();
     run.assert_restored_the_newest();
     let summary = run.summary();
-    assert!(summary["loss"].as_f64().unwrap() < 2.3, "no better than guessing: {summary}");
+    // Guessing among ten classes has a loss of ln 10, which is 2.30.
+    assert!(summary["loss"].as_f64().unwrap() < 2.0, "hardly better than guessing: {summary}");
 }
 
 /// libtorch alone takes more than the bound, so this is asked of the default build.
