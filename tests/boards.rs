@@ -187,6 +187,41 @@ fn a_run_on_ten_hosts_begins_soon_measures_right_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn clients_on_a_host_of_their_own_load_a_dictionary_on_others() {
+    let shelf = Shelf::new(4);
+    fs::write(shelf.path("hosts.ini"), shelf.inventory(3, |_| String::new())).unwrap();
+    let test = ["--workload", "kv", "--entries", "20"];
+    // The controller is on a host of its own, and so are its clients.
+    let run = shelf.run(&[&test[..], &["--duration", "2", "--clients", "4"]].concat());
+    let run = run.wait_with_output().unwrap();
+    assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+    let summary: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert!(summary["valid"] == true && summary["operations"].as_u64() > Some(0), "{summary}");
+    let results = shelf.path(summary["results"].as_str().unwrap());
+    assert_eq!(json(&results.join("manifest.json"))["hosts"].as_array().unwrap().len(), 3);
+    shelf.assert_nothing_left_now(1..=3);
+
+    // Clients of the fourth host fetch the settings of the test from the cluster.
+    let serving = ["--duration", "2", "--clients", "0", "--cluster", "cluster.json"];
+    let mut run = shelf.run(&[&test[..], &serving].concat());
+    await_some_for("the cluster", LONG, || shelf.path("cluster.json").exists().then_some(()));
+    let said = await_some_for("a load", LONG, || {
+        let load = shelf.inside(4, || {
+            let mut command = Command::new(PROGRAM);
+            command.args(["kv", "load", "--clients", "3", "--cluster", "cluster.json"]);
+            command.current_dir(shelf.dir.path()).stdin(Stdio::null()).output()
+        });
+        // Until the nodes are there it cannot reach them.
+        eprint!("{}", String::from_utf8_lossy(&load.stderr));
+        load.status.success().then(|| String::from_utf8_lossy(&load.stdout).into_owned())
+    });
+    signal(&run, rustix::process::Signal::INT);
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    shelf.assert_nothing_left_now(1..=3);
+    assert!(said.contains(" operations by 3 clients in 2.0"), "{said}");
+}
+
+#[test]
 fn hosts_that_are_lost_are_survived_and_one_comes_back_with_what_it_stored() {
     let mut shelf = Shelf::new(5);
     let off = shelf.path("off");

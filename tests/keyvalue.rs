@@ -113,18 +113,7 @@ fn at_a_terminal(file: &Path, keys: &[(&str, &str)]) {
 /// A cluster that serves until it is told to end.
 fn serving(file: &Path) -> Running {
     let file = file.to_str().unwrap();
-    let running = start(&[
-        "--workload",
-        "kv",
-        "--nodes",
-        "3",
-        "--clients",
-        "0",
-        "--duration",
-        "600",
-        "--cluster",
-        file,
-    ]);
+    let running = start(&["--workload", "kv", "--nodes", "3", "--clients", "0", "--cluster", file]);
     let until = Instant::now() + Duration::from_secs(60);
     while kv(Path::new(file), &["set", "first", "1"], "").0 != 0 {
         assert!(Instant::now() < until, "the cluster does not serve");

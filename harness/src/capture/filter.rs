@@ -10,9 +10,6 @@ pub const MAX_PORTS: usize = 64;
 /// extensions; ports 4.
 pub const HEAD_BYTES: u32 = 128;
 
-/// A whole packet of any other protocol, whose length is not in its head.
-const WHOLE_BYTES: u32 = 0x4_0000;
-
 const ETHERTYPE_AT: u32 = 12;
 const FRAGMENT_AT: u32 = 20;
 const PROTOCOL_AT: u32 = 23;
@@ -88,6 +85,9 @@ enum Draft {
 #[must_use]
 pub fn program(settings: &Settings, loopback: bool) -> Vec<Instruction> {
     let mut draft = Vec::new();
+    if settings.others && settings.only_from.is_none() && !loopback {
+        return vec![returning(HEAD_BYTES)];
+    }
     if loopback {
         draft.push(Draft::Plain(LOAD_WORD, PACKET_TYPE_AT));
         draft.push(Draft::Jump(JUMP_IF_EQUAL, PACKET_OUTGOING, To::Next, To::Reject));
@@ -99,11 +99,6 @@ pub fn program(settings: &Settings, loopback: bool) -> Vec<Instruction> {
         draft.push(Draft::Jump(JUMP_IF_EQUAL, u32::from(sender), To::Next, To::Reject));
     }
     draft.push(Draft::Plain(LOAD_HALF, ETHERTYPE_AT));
-    if settings.others && settings.only_from.is_none() && !loopback {
-        draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Accept, To::Next));
-        draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV6, To::Accept, To::Reject));
-        return resolve(&draft, WHOLE_BYTES);
-    }
     draft.push(Draft::Jump(JUMP_IF_EQUAL, IPV4, To::Next, To::Label(Label::Ipv6)));
     // Later fragments carry no ports: the tally knows whose they are.
     draft.push(Draft::Plain(LOAD_HALF, FRAGMENT_AT));
@@ -127,11 +122,15 @@ pub fn program(settings: &Settings, loopback: bool) -> Vec<Instruction> {
             draft.push(Draft::Jump(JUMP_IF_EQUAL, u32::from(*port), To::Accept, To::Next));
         }
     }
-    resolve(&draft, 0)
+    resolve(&draft)
 }
 
-/// Counts the jumps out. Behind the draft come: return `rejected` bytes, return the head.
-fn resolve(draft: &[Draft], rejected: u32) -> Vec<Instruction> {
+const fn returning(bytes: u32) -> Instruction {
+    Instruction { code: RETURN, jt: 0, jf: 0, k: bytes }
+}
+
+/// Counts the jumps out. Behind the draft come: return nothing, return the head.
+fn resolve(draft: &[Draft]) -> Vec<Instruction> {
     let instructions = |steps: &[Draft]| steps.iter().filter(|step| !matches!(step, Draft::Here(_))).count();
     let length = instructions(draft);
     let place = |label: Label| {
@@ -155,7 +154,7 @@ fn resolve(draft: &[Draft], rejected: u32) -> Vec<Instruction> {
             Draft::Here(_) => {}
         }
     }
-    program.extend([rejected, HEAD_BYTES].map(|k| Instruction { code: RETURN, jt: 0, jf: 0, k }));
+    program.extend([0, HEAD_BYTES].map(returning));
     program
 }
 
@@ -270,7 +269,7 @@ mod tests {
         assert_eq!(run(&program, &packet_v6(58, 1, 2), 0), HEAD_BYTES);
         let mut arp = packet(17, 0, 1, 2);
         arp[13] = 6;
-        assert_eq!(run(&program, &arp, 0), WHOLE_BYTES);
+        assert_eq!(run(&program, &arp, 0), HEAD_BYTES);
     }
 
     #[test]

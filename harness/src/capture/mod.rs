@@ -4,7 +4,8 @@
 //!   filter   which packets the kernel hands over, and how much of each: pure
 //!   head     the head of an IP packet, of both versions: pure
 //!   tally    packet heads -> counts: pure
-//!   sniff    an AF_PACKET socket read by pnet on a thread of its own; what the kernel dropped
+//!   ring     an AF_PACKET socket that hands over heads of packets by shared memory; what the kernel dropped
+//!   sniff    the thread that reads it
 //!   interface  the counters that the interface keeps itself
 //!   table    counts for people, and as CSV: pure
 //! ```
@@ -14,6 +15,7 @@
 pub mod filter;
 pub mod head;
 pub mod interface;
+pub mod ring;
 pub mod sniff;
 pub mod table;
 pub mod tally;
@@ -50,7 +52,7 @@ pub struct Settings {
     pub others: bool,
     /// The only sender whose packets are counted, for a loopback interface, which many share.
     pub only_from: Option<Ipv4Addr>,
-    /// Receive buffer asked of the kernel, in bytes.
+    /// Memory of the ring between the kernel and this process, in bytes.
     pub buffer_bytes: usize,
 }
 

@@ -1,32 +1,26 @@
-//! Reads an AF_PACKET socket with pnet, on a thread of its own.
-//!
-//! The socket is ours: opened without a protocol, so that nothing comes before the filter is in place, then handed to
-//! pnet, which binds it to the interface. A second descriptor of it asks the kernel what it dropped.
+//! Counts what a [`Ring`] holds, on a thread of its own.
 //!
 //! The thread reads what has come, then rests, whether more comes or not: woken by every packet it would take the processor
-//! from whom it measures a thousand times a second. The kernel's buffer holds what comes meanwhile.
+//! from whom it measures a thousand times a second. The ring holds what comes meanwhile.
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pnet_datalink::{Channel, ChannelType, DataLinkReceiver, NetworkInterface};
-use socket2::{Domain, SockFilter, Socket, Type};
+use pnet_datalink::NetworkInterface;
 
+use super::ring::Ring;
 use super::tally::{Own, Tally};
 use super::{InterfaceCounts, Interval, Settings, filter};
 use crate::{clock, offload};
 
-/// Receive buffer asked of the kernel, in bytes: some 14,000 full packets, which the kernel keeps whole although only
-/// their heads are read.
-pub const BUFFER_BYTES: usize = 32 * 1024 * 1024;
+/// Memory of a ring, in bytes: 32,768 packets of any length, of which only the heads are kept. It is part of the process that
+/// captures, and counts as resident.
+pub const BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
-/// Above the 64 KB that a packet can have.
-const READ_BYTES: usize = 128 * 1024;
 /// How long the thread rests when it has read everything: at a gigabit per second some 800 full packets come meanwhile. A
 /// packet may count for the second after its own if it comes so close to the end.
 const REST: Duration = Duration::from_millis(10);
@@ -64,8 +58,7 @@ pub enum CaptureError {
 
 /// A socket that collects packets, and what was counted of them.
 pub struct Sniffer {
-    receiver: Box<dyn DataLinkReceiver>,
-    socket: Socket,
+    ring: Ring,
     tally: Tally,
     interface: String,
     mtu_bytes: u64,
@@ -93,52 +86,37 @@ impl Sniffer {
         let name = settings.interface.clone();
         let failed = |source| CaptureError::System { name: name.clone(), source };
         let interface = find(&name)?;
-        let socket = open_socket(settings, interface.is_loopback()).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => CaptureError::NotPermitted,
-            _ => failed(error),
-        })?;
+        let program = filter::program(settings, interface.is_loopback());
+        let ring =
+            Ring::open(interface.index, &program, settings.buffer_bytes).map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::PermissionDenied => CaptureError::NotPermitted,
+                    _ => failed(error),
+                }
+            })?;
         let own = match (interface.is_loopback(), interface.mac) {
             (false, Some(mac)) => Own::Mac(mac.octets()),
             _ => Own::Outgoing,
         };
         let base = InterfaceCounts::of(&name).map_err(failed)?;
-        let config = pnet_datalink::Config {
-            read_buffer_size: READ_BYTES,
-            read_timeout: Some(Duration::ZERO),
-            channel_type: ChannelType::Layer2,
-            promiscuous: false,
-            socket_fd: Some(socket.try_clone().map_err(failed)?.into_raw_fd()),
-            ..pnet_datalink::Config::default()
-        };
-        let receiver = match pnet_datalink::channel(&interface, config).map_err(failed)? {
-            Channel::Ethernet(_, receiver) => receiver,
-            _ => return Err(failed(io::ErrorKind::Unsupported.into())),
-        };
         let tally = Tally::new(&settings.ports, settings.others, own);
         let mtu_bytes = offload::mtu_bytes(&name).map_err(failed)?;
         // Loopback carries packets of any size, whatever its settings say.
         let offloads_off = !interface.is_loopback() && are_off(&name);
         let from_ns = clock::monotonic_ns();
-        Ok(Self { receiver, socket, tally, interface: name, mtu_bytes, offloads_off, base, from_ns })
+        Ok(Self { ring, tally, interface: name, mtu_bytes, offloads_off, base, from_ns })
     }
 
-    /// Counts the next packet, unless a signal came; false if there is none.
+    /// Counts the next packet; false if there is none.
     ///
     /// # Errors
     /// If nothing more can be read, because the interface is gone, for example.
     pub fn step(&mut self) -> io::Result<bool> {
-        match self.receiver.next() {
-            Ok(frame) => {
-                self.tally.packet(frame);
-                Ok(true)
-            }
-            Err(error) => match error.kind() {
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Ok(false),
-                // A signal is no sign of quiet: there may be more to read.
-                io::ErrorKind::Interrupted => Ok(true),
-                _ => Err(error),
-            },
+        let counted = self.ring.next(|head, length_bytes| self.tally.packet(head, length_bytes));
+        if !counted {
+            self.ring.check()?;
         }
+        Ok(counted)
     }
 
     /// What was counted since the last call.
@@ -150,7 +128,7 @@ impl Sniffer {
             from_ns,
             until_ns: self.from_ns,
             counts: self.tally.take(),
-            dropped_packets: dropped(&self.socket),
+            dropped_packets: self.ring.take_dropped(),
             exact: self.offloads_off && self.tally.longest_bytes() <= self.mtu_bytes,
             interface: counters.map(|counters| counters.since(self.base)).unwrap_or_default(),
             failure: None,
@@ -198,56 +176,6 @@ fn find(name: &str) -> Result<NetworkInterface, CaptureError> {
 /// Whether no offload of `interface` joins packets.
 fn are_off(interface: &str) -> bool {
     offload::state(interface).is_ok_and(|state| state.iter().all(|(_, on)| !on))
-}
-
-fn open_socket(settings: &Settings, loopback: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-    let program = filter::program(settings, loopback);
-    let program: Vec<SockFilter> =
-        program.iter().map(|step| SockFilter::new(step.code, step.jt, step.jf, step.k)).collect();
-    socket.attach_filter(&program)?;
-    force_buffer(&socket, settings.buffer_bytes)?;
-    Ok(socket)
-}
-
-/// Sets the receive buffer beyond the limit for others, where this process may; else up to the limit.
-fn force_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
-    let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the option's value is an int that outlives the call, and its size is given.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            (&raw const wanted).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if outcome < 0 { socket.set_recv_buffer_size(bytes) } else { Ok(()) }
-}
-
-/// Packets that the kernel dropped since the last question.
-fn dropped(socket: &Socket) -> u64 {
-    /// `struct tpacket_stats`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Statistics {
-        packets: libc::c_uint,
-        drops: libc::c_uint,
-    }
-    let mut statistics = Statistics::default();
-    let mut size = size_of::<Statistics>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `size` bytes into a value of that size.
-    let outcome = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            (&raw mut statistics).cast(),
-            &raw mut size,
-        )
-    };
-    if outcome < 0 { 0 } else { u64::from(statistics.drops) }
 }
 
 /// A running capture.

@@ -92,9 +92,9 @@ impl Tally {
         }
     }
 
-    /// Counts the packet that begins with `frame`, an Ethernet header and what follows.
-    pub fn packet(&mut self, frame: &[u8]) {
-        let Some(ethernet) = EthernetPacket::new(frame) else { return };
+    /// Counts the packet of `length_bytes` that begins with `head`, an Ethernet header and what follows.
+    pub fn packet(&mut self, head: &[u8], length_bytes: u64) {
+        let Some(ethernet) = EthernetPacket::new(head) else { return };
         let source = ethernet.get_source();
         let direction = match self.own {
             Own::Mac(own) if <[u8; 6]>::from(source) != own => Direction::Ingress,
@@ -108,7 +108,7 @@ impl Tally {
         };
         let (port, bytes) = match head {
             Some(head) => (self.port_of(&head), head.bytes),
-            None => (OTHER_PORT, behind.len() as u64),
+            None => (OTHER_PORT, length_bytes.saturating_sub(ETHERNET_HEADER_BYTES)),
         };
         if port == OTHER_PORT && !self.others {
             return;
@@ -196,10 +196,10 @@ mod tests {
     #[test]
     fn a_packet_counts_once_with_its_total_length() {
         let mut tally = tally(true);
-        tally.packet(&head(OWN, 1500, 1, 0, (8080, 8080)));
-        tally.packet(&head(OWN, 40, 2, 0, (40_000, 5000)));
-        tally.packet(&head(PEER, 60, 3, 0, (5000, 40_000)));
-        tally.packet(&head(OWN, 100, 4, 0, (53, 54)));
+        tally.packet(&head(OWN, 1500, 1, 0, (8080, 8080)), 1514);
+        tally.packet(&head(OWN, 40, 2, 0, (40_000, 5000)), 1514);
+        tally.packet(&head(PEER, 60, 3, 0, (5000, 40_000)), 1514);
+        tally.packet(&head(OWN, 100, 4, 0, (53, 54)), 1514);
         let expected = [
             count(OTHER_PORT, Direction::Egress, 1, 100),
             count(5000, Direction::Egress, 1, 40),
@@ -213,21 +213,21 @@ mod tests {
     #[test]
     fn later_fragments_belong_to_the_first() {
         let mut tally = tally(true);
-        tally.packet(&head(OWN, 1500, 9, 0x2000, (40_000, 8080)));
-        tally.packet(&head(OWN, 1500, 9, 0x2000 | 185, (1, 1)));
-        tally.packet(&head(OWN, 200, 9, 370, (1, 1)));
+        tally.packet(&head(OWN, 1500, 9, 0x2000, (40_000, 8080)), 1514);
+        tally.packet(&head(OWN, 1500, 9, 0x2000 | 185, (1, 1)), 1514);
+        tally.packet(&head(OWN, 200, 9, 370, (1, 1)), 1514);
         assert_eq!(tally.take(), [count(8080, Direction::Egress, 3, 3200)]);
-        tally.packet(&head(OWN, 200, 9, 370, (8080, 8080)));
+        tally.packet(&head(OWN, 200, 9, 370, (8080, 8080)), 1514);
         assert_eq!(tally.take(), [count(OTHER_PORT, Direction::Egress, 1, 200)], "the datagram was complete");
     }
 
     #[test]
     fn fragments_of_two_datagrams_may_alternate() {
         let mut tally = tally(true);
-        tally.packet(&head(OWN, 1500, 1, 0x2000, (40_000, 8080)));
-        tally.packet(&head(OWN, 1500, 2, 0x2000, (40_000, 5000)));
-        tally.packet(&head(OWN, 300, 1, 185, (1, 1)));
-        tally.packet(&head(OWN, 400, 2, 185, (1, 1)));
+        tally.packet(&head(OWN, 1500, 1, 0x2000, (40_000, 8080)), 1514);
+        tally.packet(&head(OWN, 1500, 2, 0x2000, (40_000, 5000)), 1514);
+        tally.packet(&head(OWN, 300, 1, 185, (1, 1)), 1514);
+        tally.packet(&head(OWN, 400, 2, 185, (1, 1)), 1514);
         let expected = [count(5000, Direction::Egress, 2, 1900), count(8080, Direction::Egress, 2, 1800)];
         assert_eq!(tally.take(), expected);
     }
@@ -235,8 +235,8 @@ mod tests {
     #[test]
     fn fragments_of_others_are_not_counted_under_a_filter() {
         let mut tally = tally(false);
-        tally.packet(&head(OWN, 1500, 1, 370, (8080, 8080)));
-        tally.packet(&head(OWN, 100, 4, 0, (53, 54)));
+        tally.packet(&head(OWN, 1500, 1, 370, (8080, 8080)), 1514);
+        tally.packet(&head(OWN, 100, 4, 0, (53, 54)), 1514);
         assert_eq!(tally.take(), []);
     }
 
@@ -244,7 +244,7 @@ mod tests {
     fn the_memory_of_fragments_is_bounded() {
         let mut tally = tally(true);
         for id in 0..u16::MAX {
-            tally.packet(&head(OWN, 1500, id, 0x2000, (40_000, 8080)));
+            tally.packet(&head(OWN, 1500, id, 0x2000, (40_000, 8080)), 1514);
         }
         assert_eq!((tally.fragmented.len(), tally.order.len()), (MAX_FRAGMENTED, MAX_FRAGMENTED));
     }
@@ -255,7 +255,7 @@ mod tests {
         let mut arp = [PEER, OWN].concat();
         arp.extend([0x08, 0x06]);
         arp.extend([0; 28]);
-        tally.packet(&arp);
+        tally.packet(&arp, arp.len() as u64);
         assert_eq!(tally.take(), [count(OTHER_PORT, Direction::Egress, 1, 28)]);
     }
 
@@ -264,7 +264,7 @@ mod tests {
         fn any_bytes_are_taken(frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 0..20)) {
             let mut tally = tally(true);
             for frame in &frames {
-                tally.packet(frame);
+                tally.packet(frame, frame.len() as u64);
             }
             let packets: u64 = tally.take().iter().map(|count| count.packets).sum();
             let long_enough = frames.iter().filter(|frame| frame.len() >= ETHERNET_HEADER_BYTES as usize).count();

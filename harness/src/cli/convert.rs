@@ -167,9 +167,9 @@ impl RunArgs {
     /// How many nodes join.
     fn newcomers(&self) -> u64 {
         let joining = self.member.iter().filter(|change| change.leaver().is_none()).count() as u64;
-        // Whom `harness kv add-node` adds.
-        let raft = self.store.backend == BackendArg::Raft;
-        let addable = if raft && self.kv.cluster_file.is_some() { ADDABLE } else { 0 };
+        // Whom `harness kv add-node` adds: on this machine, where a node needs no host of its own.
+        let adds = self.store.backend == BackendArg::Raft && self.placement != PlacementArg::Ssh;
+        let addable = if adds && self.kv.cluster_file.is_some() { ADDABLE } else { 0 };
         joining + addable
     }
 

@@ -95,7 +95,7 @@ pub struct KvArgs {
     /// folder store of the results. Options of the store have no effect then.
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Backend of others")]
     pub peer: Option<Peer>,
-    /// Clients, each with a connection of its own, 0 to 1024; 0: serve only [default: 64; of a leaderboard 1, as each vote has
+    /// Clients, each with a connection of its own, 0 to 1024; 0: serve only, until it is ended [default: 64; of a leaderboard 1, as each vote has
     /// a connection of its own].
     #[arg(long, value_name = "N", help_heading = "Workload kv")]
     pub clients: Option<u32>,

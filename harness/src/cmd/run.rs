@@ -152,10 +152,14 @@ pub(super) async fn carry_out_kv(
     progress: Progress,
     stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<kv::record::Summary> {
-    match setup.trial.plan.kv.as_ref().and_then(|kv| kv.peer) {
-        None => Box::pin(kv::run::run(setup, file, Processes::of_this_program()?, progress, stops)).await,
-        Some(Peer::Etcd) => Box::pin(kv::etcd::run(setup, progress, stops)).await,
+    if let Some(Peer::Etcd) = setup.trial.plan.kv.as_ref().and_then(|kv| kv.peer) {
+        return Box::pin(kv::etcd::run(setup, progress, stops)).await;
     }
+    if setup.trial.plan.placement == PlacementKind::Ssh {
+        let placement = hosts(&setup.trial, &progress).await?;
+        return Box::pin(kv::run::run(setup, file, placement, progress, stops)).await;
+    }
+    Box::pin(kv::run::run(setup, file, Processes::of_this_program()?, progress, stops)).await
 }
 
 /// A seed from the operating system's randomness, below 2^53 so that every JSON reader keeps all of its digits.

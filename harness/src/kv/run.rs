@@ -27,7 +27,7 @@ use crate::progress::Progress;
 use crate::record::{ControllerEvent, Manifest, Recorder};
 use crate::run::links::{self, Links};
 use crate::run::{Setup, Stop, Timeouts};
-use crate::units::{nanoseconds, show_ns};
+use crate::units::nanoseconds;
 
 /// After the last disturbance nodes have so long to be well before everything is verified.
 const RECOVERY: Duration = Duration::from_secs(2);
@@ -50,6 +50,7 @@ pub async fn run<P: Placement>(
     let kv = trial.plan.kv.clone().context("the plan is of another workload")?;
     let started = clock::utc_now();
     let mut manifest = Manifest::starting(&trial, timeouts.timers(&trial.plan), command, repeat);
+    manifest.hosts = placement.hosts();
     let mut everyone = trial.plan.nodes();
     everyone.push(GUEST);
     let mut identities = issue(&everyone).context("cannot make the nodes' credentials")?;
@@ -182,7 +183,7 @@ impl<P: Placement> Controller<P> {
             return self.leaderboard(board).await;
         }
         if self.kv.load.clients == 0 {
-            return self.serve().await;
+            return Ok(Err(self.serve().await?));
         }
         let mut clients = Clients::start(self.kv.load, Cluster::new(self.cluster.clone()))?;
         let mut seen = None;
@@ -202,16 +203,14 @@ impl<P: Placement> Controller<P> {
         Ok(seen.ok_or_else(|| Early::Failed("the clients ended".into())))
     }
 
-    /// Serves clients from outside until the time is over, or whoever started it ends it.
-    async fn serve(&mut self) -> anyhow::Result<Result<Seen, Early>> {
-        let until = Instant::now() + Duration::from_nanos(self.kv.load.duration_ns);
-        self.progress.note(&format!("serving for {}", show_ns(self.kv.load.duration_ns)));
-        while Instant::now() < until {
-            if let Some(early) = self.look(until).await? {
-                return Ok(Err(early));
+    /// Serves clients from outside, for whom the settings of the load are, until whoever started it ends it.
+    async fn serve(&mut self) -> anyhow::Result<Early> {
+        self.progress.note("serving until it is ended, with Ctrl-C for example");
+        loop {
+            if let Some(early) = self.look_once().await? {
+                return Ok(early);
             }
         }
-        Ok(Ok(Seen::default()))
     }
 
     /// Waits until `until` or for something to happen.
@@ -270,8 +269,10 @@ impl<P: Placement> Controller<P> {
         Ok(None)
     }
 
-    fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
-        self.recorder.node_event(node, (at_ns, at_ns), event)?;
+    fn event(&mut self, node: NodeId, shown_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
+        // Clocks of other hosts are not compared here: what they tell of counts as of when it was heard.
+        let at_ns = if self.placement.shares_clock() { shown_ns } else { clock::monotonic_ns() };
+        self.recorder.node_event(node, (at_ns, shown_ns), event)?;
         match event {
             NodeEvent::Node(Lifecycle::Listening { .. }) => {
                 self.listening.insert(node);
@@ -447,6 +448,6 @@ impl<P: Placement> Controller<P> {
                 let _ = self.recorder.node_event(node, (at_ns, at_ns), &event);
             }
         }
-        self.placement.kill_all();
+        self.placement.end_all().await;
     }
 }

@@ -71,14 +71,17 @@ impl Plan {
     fn validate_kv(&self) -> Result<(), Usage> {
         let Some(kv) = &self.kv else { return Ok(()) };
         let workload = if kv.board.is_some() { "leaderboard" } else { "kv" };
-        let elsewhere = match self.placement {
-            PlacementKind::Process => None,
-            PlacementKind::Netns => Some(("netns", "outside of the namespaces")),
-            PlacementKind::Ssh => Some(("ssh", "on this machine")),
+        // Its clients, and a balancer, run beside the controller.
+        let refused = match self.placement {
+            PlacementKind::Netns => Some(("netns", "its clients would be outside of the namespaces")),
+            PlacementKind::Ssh if kv.board.is_some() => {
+                Some(("ssh", "its balancer is for nodes of this machine"))
+            }
+            PlacementKind::Ssh if kv.peer.is_some() => Some(("ssh", "a peer is started on this machine")),
+            PlacementKind::Process | PlacementKind::Ssh => None,
         };
-        if let Some((placement, clients)) = elsewhere {
-            let wrong =
-                format!("not for --workload {workload}: its clients run in the controller, {clients}");
+        if let Some((placement, reason)) = refused {
+            let wrong = format!("not for --workload {workload}: {reason}");
             return Err(Usage::option("--placement", placement, wrong, "use --placement process"));
         }
         if self.capture == CaptureMode::Required {
