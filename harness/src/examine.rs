@@ -200,75 +200,82 @@ async fn question(
 
 /// What is not in order.
 fn judge(host: &Host, examined: &Examined, wanted: &Wanted) -> Vec<Finding> {
-    let Examined { facts, utc, .. } = examined;
-    let mut findings = Vec::new();
-    let mut find = |fatal, wrong: String, remedy: String| {
-        findings.push(Finding { fatal, trouble: Trouble { wrong, remedy } });
-    };
+    let finding = |fatal| move |(wrong, remedy)| Finding { fatal, trouble: Trouble { wrong, remedy } };
+    let fatal = hindrances(host, &examined.facts, wanted).into_iter().map(finding(true));
+    fatal.chain(doubts(host, examined).into_iter().map(finding(false))).collect()
+}
+
+/// What keeps a node from running there, and what to do about it.
+fn hindrances(host: &Host, facts: &Facts, wanted: &Wanted) -> Vec<(String, String)> {
+    let mut found = Vec::new();
     let ours = (env!("CARGO_PKG_VERSION"), crate::control::VERSION);
     if (facts.version.as_str(), facts.protocol) != ours {
         let theirs = format!("its program is version {} (protocol {})", facts.version, facts.protocol);
-        find(true, theirs, format!("copy version {} (protocol {}) there", ours.0, ours.1));
+        found.push((theirs, format!("copy version {} (protocol {}) there", ours.0, ours.1)));
     }
     let interfaces = facts.interfaces.join(", ");
     match (&facts.interface, &host.interface) {
-        (None, _) => find(
-            true,
+        (None, _) => found.push((
             format!("none of its interfaces ({interfaces}) has the address {}", host.address),
             "correct harness_address in the inventory".into(),
-        ),
-        (Some(has), Some(wanted)) if has != wanted => find(
-            true,
+        )),
+        (Some(has), Some(wanted)) if has != wanted => found.push((
             format!("{} is the address of {has}, not of {wanted}; it has {interfaces}", host.address),
             "correct harness_interface or harness_address in the inventory".into(),
-        ),
+        )),
         _ => {}
     }
     for (port, reason) in &facts.refused_ports {
         let wrong = format!("UDP port {port} cannot be used ({reason})");
-        find(true, wrong, format!("see who has it: ss -ulpn sport = :{port}"));
+        found.push((wrong, format!("see who has it: ss -ulpn sport = :{port}")));
     }
     if let Some(refused) = &facts.data_refused {
-        find(true, refused.clone(), "copy its data there, or leave --data out".into());
+        found.push((refused.clone(), "copy its data there, or leave --data out".into()));
     }
     if wanted.torch && !facts.has_torch {
         let remedy =
             "build with --features torch (scripts/cross-build aarch64-torch), or use --engine candle";
-        find(true, "its program has no engine torch".into(), remedy.into());
+        found.push(("its program has no engine torch".into(), remedy.into()));
     }
-    let board = &facts.board;
     for (what, available, least) in [
-        ("memory", board.memory_available_bytes, MIN_MEMORY_BYTES),
-        ("space in /var/tmp", board.disk_available_bytes, MIN_DISK_BYTES),
+        ("memory", facts.board.memory_available_bytes, MIN_MEMORY_BYTES),
+        ("space in /var/tmp", facts.board.disk_available_bytes, MIN_DISK_BYTES),
     ] {
         if available < least {
             let wrong = format!("only {} of {what} are free", show_bytes(available));
-            find(true, wrong, format!("free at least {}", show_bytes(least)));
+            found.push((wrong, format!("free at least {}", show_bytes(least))));
         }
     }
+    found
+}
+
+/// What makes its figures doubtful, and what to do about it.
+fn doubts(host: &Host, examined: &Examined) -> Vec<(String, String)> {
+    let Examined { facts, utc, .. } = examined;
+    let mut found = Vec::new();
     if let Some(missing) = &facts.missing_capabilities {
         let wrong = format!("it cannot capture packets: {missing} is missing");
-        find(false, wrong, format!("{CAPTURE_SETCAP} {}", host.program));
+        found.push((wrong, format!("{CAPTURE_SETCAP} {}", host.program)));
     }
     if let (Some(interface), false) = (&facts.interface, facts.offloads.is_empty()) {
         let on = &facts.offloads;
         let off: Vec<_> = on.iter().map(|name| format!("{name} off")).collect();
         let wrong = format!("{} of {interface} is on: packets are captured joined", on.join(", "));
-        find(false, wrong, format!("sudo ethtool -K {interface} {}", off.join(" ")));
+        found.push((wrong, format!("sudo ethtool -K {interface} {}", off.join(" "))));
     }
     let away_ns = utc.offset_ns.unsigned_abs();
     if away_ns > MAX_UTC_OFFSET_NS + utc.uncertainty_ns {
         let side = if utc.offset_ns > 0 { "ahead" } else { "behind" };
-        find(false, format!("its clock is {} {side}", show_ns(away_ns)), "run chrony on it".into());
+        found.push((format!("its clock is {} {side}", show_ns(away_ns)), "run chrony on it".into()));
     }
-    if board.is_throttled() {
-        find(false, "it is throttled now".into(), "give it a better supply or cooling".into());
+    if facts.board.is_throttled() {
+        found.push(("it is throttled now".into(), "give it a better supply or cooling".into()));
     }
-    if let Some(governor) = board.governor.as_ref().filter(|governor| *governor != "performance") {
+    if let Some(governor) = facts.board.governor.as_ref().filter(|governor| *governor != "performance") {
         let remedy = "set the governor performance, or its figures depend on its load".into();
-        find(false, format!("its governor is {governor}"), remedy);
+        found.push((format!("its governor is {governor}"), remedy));
     }
-    findings
+    found
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a key-value run leaves behind, as rows and figures: operations.csv, clients.csv, summary.json; and the summary in words.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use replication::Payload;
@@ -29,6 +30,14 @@ pub struct Latency {
     pub p999_ns: u64,
     /// The largest.
     pub max_ns: u64,
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [mean, p50, p99, p999, max] =
+            [self.mean_ns, self.p50_ns, self.p99_ns, self.p999_ns, self.max_ns].map(show_ns);
+        write!(f, "mean {mean}, p50 {p50}, p99 {p99}, p99.9 {p999}, max {max}")
+    }
 }
 
 impl Latency {
@@ -327,67 +336,65 @@ impl Summary {
     /// The run in words, for people.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let line = |name: &str, value: String| format!(" {name:<22} {value}\n");
-        let latency = |of: Latency| {
-            format!(
-                "mean {}, p50 {}, p99 {}, p99.9 {}, max {}",
-                show_ns(of.mean_ns),
-                show_ns(of.p50_ns),
-                show_ns(of.p99_ns),
-                show_ns(of.p999_ns),
-                show_ns(of.max_ns)
-            )
-        };
-        let mut text = line("outcome", self.message.clone());
         let payload = self.payload.map(|payload| format!(", {payload}")).unwrap_or_default();
+        let mut text = line("outcome", &self.message);
         text += &line("backend, payload", format!("{}{payload}", self.backend));
-        text += &line("entries, weight", format!("{}, {}", self.entries, show_bytes(self.weight_bytes)));
-        text += &line(
-            "operations",
-            format!(
-                "{} ({} failed, {} unknown) by {} clients in {}",
-                self.operations,
-                self.failed,
-                self.unknown,
-                self.clients,
-                show_ns(self.load_ns)
-            ),
-        );
-        text += &line("requests per second", self.requests_per_s.to_string());
-        text += &line("writes per second", self.writes_per_s.to_string());
-        text += &line("requests", latency(self.latency));
-        text += &line("reads", latency(self.read_latency));
-        text += &line("writes", latency(self.write_latency));
-        text += &line(
-            "mean across clients",
-            format!("{}, standard deviation {}", show_ns(self.client_mean_ns), show_ns(self.client_sd_ns)),
-        );
+        text += &self.load_text();
         text += &line("longest gap", show_ns(self.longest_gap_ns));
-        text += &line("availability", self.availability.to_string());
+        text += &line("availability", self.availability);
         if self.workload == "leaderboard" {
-            text += &line("balancer", self.balancer.clone());
+            text += &line("balancer", &self.balancer);
             let (again, settled) = (self.votes_repeated, self.votes_settled);
             text +=
                 &line("votes", format!("{again} sent again on purpose, {settled} settled after the load"));
         }
-        text += &line("aggregators", self.epochs.to_string());
-        text += &line("disturbances", self.disturbances.to_string());
+        text += &line("aggregators", self.epochs);
+        text += &line("disturbances", self.disturbances);
         if let Some(checks) = &self.checks {
-            let promised = match (checks.linear, self.workload.as_str()) {
-                (_, "leaderboard") => "no acknowledged vote lost, none counted twice",
-                (true, _) => "linearizable",
-                (false, _) => "bounded staleness",
-            };
-            let verdict = checks.failure.clone().unwrap_or_else(|| format!("{promised}: passed"));
-            text += &line("check", verdict);
-            text += &line(
-                "stale reads",
-                format!("{} (by at most {})", checks.stale_reads, show_ns(checks.staleness_most_ns)),
-            );
+            text += &self.checks_text(checks);
         }
-        text += &line("seed", self.seed.to_string());
+        text += &line("seed", self.seed);
         text + &format!("results: {}\n", self.results.display())
     }
+
+    /// What was asked, and how fast it was answered.
+    fn load_text(&self) -> String {
+        let counted = format!(
+            "{} ({} failed, {} unknown) by {} clients in {}",
+            self.operations,
+            self.failed,
+            self.unknown,
+            self.clients,
+            show_ns(self.load_ns)
+        );
+        let (mean, spread) = (show_ns(self.client_mean_ns), show_ns(self.client_sd_ns));
+        let mut text =
+            line("entries, weight", format!("{}, {}", self.entries, show_bytes(self.weight_bytes)));
+        text += &line("operations", counted);
+        text += &line("requests per second", self.requests_per_s);
+        text += &line("writes per second", self.writes_per_s);
+        text += &line("requests", self.latency);
+        text += &line("reads", self.read_latency);
+        text += &line("writes", self.write_latency);
+        text + &line("mean across clients", format!("{mean}, standard deviation {spread}"))
+    }
+
+    /// What was promised, and whether it was kept.
+    fn checks_text(&self, checks: &Checks) -> String {
+        let promised = match (checks.linear, self.workload.as_str()) {
+            (_, "leaderboard") => "no acknowledged vote lost, none counted twice",
+            (true, _) => "linearizable",
+            (false, _) => "bounded staleness",
+        };
+        let verdict = checks.failure.clone().unwrap_or_else(|| format!("{promised}: passed"));
+        let stale = format!("{} (by at most {})", checks.stale_reads, show_ns(checks.staleness_most_ns));
+        line("check", verdict) + &line("stale reads", stale)
+    }
+}
+
+/// A line of a summary.
+fn line(name: &str, value: impl fmt::Display) -> String {
+    format!(" {name:<22} {value}\n")
 }
 
 #[cfg(test)]
