@@ -9,6 +9,7 @@
 //!   backup     primary and backups          local      one aggregator, no replication
 //!   memory     in-process reference the others are held to
 //!   suitability  which nodes are fit to aggregate and to hold
+//!   suspicion  how close a failure detector is to suspecting a node
 //!   blob       checkpoint bytes by digest, pushed once, pulled from any holder
 //!   storage    what a node keeps across restarts: tables on disk
 //!   work       what hashing, encoding and decoding cost this process
@@ -41,6 +42,7 @@ pub mod recover;
 pub mod storage;
 pub mod store;
 pub mod suitability;
+pub mod suspicion;
 pub mod transport;
 mod wire;
 pub mod work;
@@ -55,3 +57,4 @@ pub use store::{
     DEFAULT_RETAINED, Digest, Epoch, Guarantee, Guarantees, Held, Metadata, NodeId, Payload, Phase, Receipt,
     Slot,
 };
+pub use suspicion::Suspicion;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::error::StoreError;
+use crate::suspicion::Suspicion;
 use crate::work;
 
 /// One participant: a process, a network namespace or a board.
@@ -484,6 +485,13 @@ pub trait CheckpointStore: fmt::Display + Send + Sync + 'static {
 
     /// Nodes that could take over from this one, in ascending order.
     fn candidates(&self) -> Vec<NodeId>;
+
+    /// What this node makes of the silence of those whose death it would have to notice, in ascending order: of everybody where
+    /// all watch all, of the aggregator where only that one is watched, of nobody on a node that watches nobody. To be looked at
+    /// now and then; nothing depends on it.
+    fn suspicions(&self) -> Vec<Suspicion> {
+        Vec::new()
+    }
 
     /// Makes sure that this node still aggregates in `epoch`: if the store is [`linear`](Guarantees::linear) and elects by
     /// majority, nothing of a later epoch was acknowledged before this was called. Otherwise as far as this node knows.

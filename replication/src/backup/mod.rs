@@ -50,6 +50,7 @@ use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
+use crate::suspicion::Suspicion;
 use crate::transport::{Class, Frame};
 use crate::wire;
 
@@ -247,6 +248,16 @@ impl CheckpointStore for BackupStore {
         let mut candidates = self.node.state().succession.candidates(&connected);
         candidates.sort();
         candidates
+    }
+
+    fn suspicions(&self) -> Vec<Suspicion> {
+        let state = self.node.state();
+        let succession = &state.succession;
+        let watched = succession.epoch().map(|epoch| epoch.node).filter(|node| *node != self.node.local());
+        let silence = Duration::from_nanos(succession.silence_ns(Instant::now()));
+        // The first in the order suspects before the window ends.
+        let timeout = Duration::from_millis(self.node.config.window.to_ms);
+        watched.map(|node| Suspicion::of(node, silence, timeout)).into_iter().collect()
     }
 
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {

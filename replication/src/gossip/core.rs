@@ -68,6 +68,8 @@ pub(super) struct Peer {
     pub(super) since: Option<Instant>,
     /// chitchat says it lives, or has said so once.
     pub(super) alive: Option<bool>,
+    /// When it gave its newest sign of life, and for how long it may be silent after that.
+    pub(super) silence: Option<(Instant, Duration)>,
     /// Life and version of its gossip state that was read last.
     pub(super) version: (u64, u64),
 }

@@ -7,6 +7,8 @@
 //!   and Rodrigues). If there is a bound on how late signs of life are, unknown as it may be, then some day no node that lives is
 //!   suspected any more: eventual strong accuracy. The price is that a node that fails later is suspected later.
 //!
+//! [`Accrual`] repeats chitchat's sum for those who want to look at it, as chitchat keeps it to itself.
+//!
 //! Both are complete: what ended is silent for good. The state here is a pure function of signs of life and of time; chitchat's is
 //! chitchat's own.
 
@@ -16,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::config::GossipConfig;
 use crate::store::NodeId;
 
 /// Timeouts grow up to so many times the first one: what is silent for longer counts as gone.
@@ -40,6 +43,51 @@ struct Known {
     heard_at: Instant,
     timeout: Duration,
     suspected: bool,
+}
+
+/// How long a node may be silent after its newest sign of life, and when that was.
+pub(super) type Silence = (NodeId, (Instant, Duration));
+
+/// What chitchat makes of signs of life: phi is the silence over the mean interval, which is near the gossip interval because
+/// chitchat gives that interval, as its prior, the weight of [`PRIOR_WEIGHT`] samples beside the one newest interval. Decides
+/// nothing.
+#[derive(Debug)]
+pub(super) struct Accrual {
+    interval: Duration,
+    threshold: f64,
+    known: BTreeMap<NodeId, (u64, u64, Instant, Duration)>,
+}
+
+/// Samples that chitchat's prior interval counts as.
+const PRIOR_WEIGHT: u32 = 5;
+/// chitchat leaves out intervals longer than so many times the first one, as it is told to.
+pub(super) const MAX_INTERVALS: u32 = 5;
+
+impl Accrual {
+    pub(super) fn new(config: &GossipConfig) -> Self {
+        let threshold = f64::from(config.phi_milli) / 1000.0;
+        Self { interval: config.interval(), threshold, known: BTreeMap::new() }
+    }
+
+    /// The newest sign of life of `node` is number `sign` of its life `life`.
+    pub(super) fn heard(&mut self, node: NodeId, life: u64, sign: u64, now: Instant) {
+        let first = (life, sign, now, self.interval);
+        let known = self.known.entry(node).or_insert(first);
+        if (life, sign) <= (known.0, known.1) {
+            return;
+        }
+        let interval = now.duration_since(known.2);
+        let regular = life == known.0 && interval <= self.interval * MAX_INTERVALS;
+        *known = (life, sign, now, if regular { interval } else { known.3 });
+    }
+
+    /// What is known now.
+    pub(super) fn silences(&self) -> impl Iterator<Item = Silence> + '_ {
+        self.known.iter().map(|(node, (_, _, heard_at, newest))| {
+            let mean = (*newest + self.interval * PRIOR_WEIGHT) / (PRIOR_WEIGHT + 1);
+            (*node, (*heard_at, mean.mul_f64(self.threshold)))
+        })
+    }
 }
 
 /// The eventually perfect detector.
@@ -73,6 +121,11 @@ impl Suspicions {
             known.timeout = (known.timeout + self.first_timeout).min(self.first_timeout * MOST_TIMEOUTS);
         }
         (known.sign, known.heard_at, known.suspected) = (sign, now, false);
+    }
+
+    /// What is known now.
+    pub(super) fn silences(&self) -> impl Iterator<Item = Silence> + '_ {
+        self.known.iter().map(|(node, known)| (*node, (known.heard_at, known.timeout)))
     }
 
     /// Nodes that live, as far as is known now.
@@ -113,6 +166,37 @@ mod tests {
         assert_eq!(false_suspicions, 3, "at 600, 1200 and 1800 ms");
         assert_eq!(live(&mut suspicions, ms(at + 2400)), [1]);
         assert_eq!(live(&mut suspicions, ms(at + 2401)), [] as [u64; 0], "complete all the same");
+    }
+
+    #[test]
+    fn phi_is_taken_of_a_mean_near_the_gossip_interval() {
+        let config = GossipConfig {
+            nodes: (1..=3).map(NodeId).collect(),
+            holders: 2,
+            interval_ms: 100,
+            fan_out: 2,
+            phi_milli: 6000,
+            detector: Detector::Phi,
+            put_timeout_ms: 1000,
+            retained: 4,
+            seed: 1,
+        };
+        let mut accrual = Accrual::new(&config);
+        let begin = Instant::now();
+        let ms = |ms| begin + Duration::from_millis(ms);
+        let known = |accrual: &Accrual| {
+            accrual
+                .silences()
+                .map(|(node, (at, timeout))| (node.0, at, timeout.as_millis()))
+                .collect::<Vec<_>>()
+        };
+        accrual.heard(NodeId(2), 0, 1, ms(0));
+        assert_eq!(known(&accrual), [(2, ms(0), 600)]);
+        accrual.heard(NodeId(2), 0, 2, ms(220));
+        accrual.heard(NodeId(2), 0, 2, ms(300));
+        assert_eq!(known(&accrual), [(2, ms(220), 720)], "(220 + 5 * 100) / 6 * 6; the same sign is none");
+        accrual.heard(NodeId(2), 0, 3, ms(5000));
+        assert_eq!(known(&accrual), [(2, ms(5000), 720)], "a gap is no interval");
     }
 
     #[test]

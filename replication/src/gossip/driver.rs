@@ -15,7 +15,7 @@ use super::MAX_ANNOUNCED;
 use super::announce::{Announcement, epoch_to_text, parse_epoch};
 use super::config::GossipConfig;
 use super::core::Core;
-use super::detector::Suspicions;
+use super::detector::{Accrual, MAX_INTERVALS, Silence, Suspicions};
 use super::network::{Addresses, Bridge};
 use crate::store::{CheckpointId, Epoch, NodeId};
 
@@ -46,7 +46,7 @@ pub(super) fn chitchat_config(config: &GossipConfig, id: chitchat::ChitchatId) -
         failure_detector_config: FailureDetectorConfig {
             phi_threshold: f64::from(config.phi_milli) / 1000.0,
             sampling_window_size: SAMPLES,
-            max_interval: interval * 5,
+            max_interval: interval * MAX_INTERVALS,
             initial_interval: interval,
             dead_node_grace_period: DEAD_NODE_GRACE,
         },
@@ -94,6 +94,8 @@ pub(super) struct Driver {
     pub(super) addresses: Addresses,
     /// Under which key each checkpoint is announced.
     pub(super) places: BTreeMap<CheckpointId, usize>,
+    /// What chitchat's detector makes of silence.
+    pub(super) accrual: Accrual,
     /// The detector, unless it is chitchat's.
     pub(super) suspicions: Option<Suspicions>,
 }
@@ -215,17 +217,22 @@ impl Driver {
             self.core.state().peers.iter().map(|(node, peer)| (*node, peer.version)).collect();
         let read = |chitchat: &mut chitchat::Chitchat| {
             let named = |id| self.addresses.named(id);
-            let live: BTreeSet<NodeId> = match &mut self.suspicions {
-                None => chitchat.live_nodes().filter_map(named).map(|(node, _)| node).collect(),
-                Some(suspicions) => {
-                    let now = Instant::now();
-                    for (id, state) in chitchat.node_states() {
-                        if let Some((node, life)) = named(id).filter(|(node, _)| *node != self.core.local) {
-                            suspicions.heard(node, life, sign_of_life(state), now);
-                        }
-                    }
-                    suspicions.live(now).collect()
+            let now = Instant::now();
+            for (id, state) in chitchat.node_states() {
+                let Some((node, life)) = named(id).filter(|(node, _)| *node != self.core.local) else {
+                    continue;
+                };
+                match &mut self.suspicions {
+                    None => self.accrual.heard(node, life, sign_of_life(state), now),
+                    Some(suspicions) => suspicions.heard(node, life, sign_of_life(state), now),
                 }
+            }
+            let (live, silences): (BTreeSet<NodeId>, Vec<Silence>) = match &mut self.suspicions {
+                None => {
+                    let live = chitchat.live_nodes().filter_map(named).map(|(node, _)| node).collect();
+                    (live, self.accrual.silences().collect())
+                }
+                Some(suspicions) => (suspicions.live(now).collect(), suspicions.silences().collect()),
             };
             let states = chitchat.node_states().iter().filter_map(|(id, state)| Some((named(id)?, state)));
             // What a node said in an earlier life it does not say any more.
@@ -236,9 +243,10 @@ impl Driver {
                 new.map(|((node, life), state)| ((node, life), News::read(life, state))).collect();
             let newest: BTreeMap<NodeId, News> =
                 news.into_iter().map(|((node, _), news)| (node, news)).collect();
-            (live, newest.into_iter().collect::<Vec<_>>())
+            (live, silences, newest.into_iter().collect::<Vec<_>>())
         };
-        let (live, news) = self.handle.with_chitchat(read).await;
+        let (live, silences, news) = self.handle.with_chitchat(read).await;
+        self.note_silences(silences);
         if self.take_note(&live, &news) {
             self.core.look_for_the_aggregator();
             self.core.changes.announce();
@@ -248,6 +256,16 @@ impl Driver {
             // A node's own office is for itself to claim.
             if let Some(epoch) = news.epoch.filter(|epoch| epoch.node != self.core.local) {
                 self.core.follow(epoch);
+            }
+        }
+    }
+
+    /// For those who want to look: nothing depends on it.
+    fn note_silences(&self, silences: Vec<Silence>) {
+        let peers = &mut self.core.state().peers;
+        for (node, silence) in silences {
+            if let Some(peer) = peers.get_mut(&node) {
+                peer.silence = Some(silence);
             }
         }
     }

@@ -47,6 +47,7 @@ use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Epoch, Guarantee, Guarantees, Held, NodeId,
     Receipt, Slot,
 };
+use crate::suspicion::Suspicion;
 use crate::transport::{Class, Frame};
 use crate::wire;
 
@@ -110,6 +111,7 @@ impl GossipStore {
             bridge,
             addresses,
             places: BTreeMap::new(),
+            accrual: detector::Accrual::new(&core.config),
             suspicions,
         };
         tasks.spawn(driver.run());
@@ -258,6 +260,17 @@ impl CheckpointStore for GossipStore {
         let mut live = self.core.state().live_members(self.core.local);
         live.remove(&self.core.local);
         live.into_iter().collect()
+    }
+
+    fn suspicions(&self) -> Vec<Suspicion> {
+        let state = self.core.state();
+        let live = state.live(self.core.local);
+        let of = |(node, peer): (&NodeId, &core::Peer)| {
+            let (heard_at, timeout) = peer.silence?;
+            let suspicion = Suspicion::of(*node, heard_at.elapsed(), timeout);
+            Some(if live.contains(node) { suspicion } else { suspicion.suspected() })
+        };
+        state.peers.iter().filter_map(of).collect()
     }
 
     async fn step_down(&self, to: Option<NodeId>) -> Result<Epoch, StoreError> {

@@ -69,6 +69,7 @@ use crate::store::{
     Blob, Carrier, Checkpoint, CheckpointId, CheckpointStore, Confirmation, Epoch, Guarantee, Guarantees,
     Held, NodeId, Receipt, Slot,
 };
+use crate::suspicion::Suspicion;
 use crate::wire;
 
 /// The log is compacted when it holds this many bytes of checkpoints ...
@@ -86,6 +87,8 @@ pub struct RaftStore {
     returned: std::sync::Mutex<BTreeMap<Slot, CheckpointId>>,
     tasks: Mutex<JoinSet<()>>,
     storage: Option<Storage>,
+    /// When the leader was last heard of.
+    contact: watch::Receiver<Instant>,
 }
 
 impl fmt::Debug for RaftStore {
@@ -170,7 +173,7 @@ impl RaftStore {
             election::Voter { raft: raft.clone(), standing, transport, restored_term, observer },
             changed.clone(),
             deadline,
-            contacted,
+            contacted.clone(),
             announce,
             Follower::new(lifeline, local),
         ));
@@ -187,7 +190,7 @@ impl RaftStore {
             tasks.spawn(joining::run(proposer.clone(), replaces));
         }
         let returned = std::sync::Mutex::default();
-        Ok(Arc::new(Self { proposer, log, returned, tasks: Mutex::new(tasks), storage }))
+        Ok(Arc::new(Self { proposer, log, returned, tasks: Mutex::new(tasks), storage, contact: contacted }))
     }
 
     fn local(&self) -> NodeId {
@@ -375,6 +378,15 @@ impl CheckpointStore for RaftStore {
     fn candidates(&self) -> Vec<NodeId> {
         let local = self.local();
         self.proposer.standing.voters().into_iter().filter(|node| *node != local).collect()
+    }
+
+    fn suspicions(&self) -> Vec<Suspicion> {
+        let watched = self.current().map(|epoch| epoch.node).filter(|leader| *leader != self.local());
+        // The moment of suspicion is drawn from the window: at its end every draw is over.
+        let timeout = Duration::from_millis(self.proposer.config.window.to_ms);
+        let silence = self.contact.borrow().elapsed();
+        let watched = watched.filter(|_| self.proposer.standing.votes());
+        watched.map(|leader| Suspicion::of(leader, silence, timeout)).into_iter().collect()
     }
 
     async fn confirm(&self, epoch: Epoch, by: Confirmation) -> Result<(), StoreError> {
