@@ -79,11 +79,16 @@ fn kv(file: &Path, words: &[&str], typed: &str) -> (i32, String) {
     (status.code().unwrap_or(-1), format!("{}{}", text(stdout), text(stderr)))
 }
 
-/// Presses keys at the prompt on a terminal, each time once it shows what is awaited before.
-fn at_a_terminal(file: &Path, keys: &[(&str, &str)]) {
+/// Presses keys at the prompt on a terminal.
+fn at_the_prompt(file: &Path, keys: &[(&str, &str)]) {
     let prompt = format!("'{}' kv --cluster '{}'", env!("CARGO_BIN_EXE_harness"), file.display());
+    at_a_terminal(&prompt, keys);
+}
+
+/// Presses keys while `command` runs on a terminal, each time once it shows what is awaited before; it has to succeed.
+pub(crate) fn at_a_terminal(command: &str, keys: &[(&str, &str)]) {
     let mut child = Command::new("script")
-        .args(["--quiet", "--return", "--command", &prompt, "/dev/null"])
+        .args(["--quiet", "--return", "--command", command, "/dev/null"])
         .env("TERM", "xterm")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -106,7 +111,20 @@ fn at_a_terminal(file: &Path, keys: &[(&str, &str)]) {
         seen += text[seen..].find(awaited).unwrap_or(0) + awaited.len();
         typing.write_all(pressed.as_bytes()).unwrap();
     }
-    assert!(child.wait().unwrap().success(), "{text:?}");
+    let until = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() >= until {
+            // So that nothing is left behind.
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{command} does not end: {text:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{text:?}");
     reading.join().unwrap();
 }
 
@@ -153,7 +171,7 @@ fn a_cluster_is_used_and_administered_from_outside() {
         ("replaced\r\n", ""),
         ("kv> ", "\x04"),
     ];
-    at_a_terminal(&file, &keys);
+    at_the_prompt(&file, &keys);
     let (code, text) = kv(&file, &["set", "k", &"x".repeat(65_537)], "");
     assert!(code == 2 && text.contains("the value has 65537 bytes, the limit is 65536"), "{code} {text}");
 

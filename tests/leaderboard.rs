@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -90,7 +91,7 @@ fn a_vote_that_nobody_cast_fails_the_run() {
 }
 
 /// Asks, and gives up soon.
-fn agent() -> ureq::Agent {
+pub(crate) fn agent() -> ureq::Agent {
     ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(2))).build().into()
 }
 
@@ -100,7 +101,21 @@ fn node(network: &str, number: u8) -> String {
 }
 
 /// Ends with its test.
-struct Process(Child);
+pub(crate) struct Process(Child);
+
+impl Process {
+    /// The binary under test with these words, silent.
+    pub(crate) fn harness(dir: &Path, words: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
+        command.args(words).current_dir(dir);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -110,7 +125,7 @@ impl Drop for Process {
 }
 
 /// The process of the node that leads, among those of `controller`.
-fn leader(controller: &Child, network: &str) -> i32 {
+pub(crate) fn leader(controller: &Child, network: &str) -> i32 {
     let leads = |number: u8| {
         let health = agent().get(format!("{}/healthz", node(network, number))).call().ok()?;
         let text = health.into_body().read_to_string().ok()?;
@@ -126,7 +141,7 @@ fn leader(controller: &Child, network: &str) -> i32 {
     children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(logs_there).unwrap()
 }
 
-fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = condition() {
@@ -137,11 +152,26 @@ fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Messages that end with a zero byte, until there are no more.
+fn read_messages(from: ChildStdout) -> mpsc::Receiver<Value> {
+    let (tell, messages) = mpsc::channel();
+    std::thread::spawn(move || {
+        for message in BufReader::new(from).split(0).map_while(Result::ok) {
+            let Ok(message) = serde_json::from_slice(&message) else { return };
+            if tell.send(message).is_err() {
+                return;
+            }
+        }
+    });
+    messages
+}
+
 /// A page in a headless browser, driven over the browser's pipe (the DevTools protocol).
 struct Browser {
     _process: Process,
     orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    /// Messages as they come; a browser that says nothing must not keep a test.
+    answers: mpsc::Receiver<Value>,
     session: Option<String>,
     asked: u64,
 }
@@ -160,7 +190,7 @@ impl Browser {
             .spawn()
             .unwrap();
         let (orders, answers) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
-        let answers = BufReader::new(answers);
+        let answers = read_messages(answers);
         let mut browser = Self { _process: Process(process), orders, answers, session: None, asked: 0 };
         let target = browser.ask("Target.createTarget", json!({ "url": address }))["targetId"].clone();
         let session = browser.ask("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
@@ -175,11 +205,10 @@ impl Browser {
             order["sessionId"] = session.as_str().into();
         }
         self.orders.write_all(format!("{order}\0").as_bytes()).unwrap();
+        let until = Instant::now() + PATIENCE;
         loop {
-            let mut told = Vec::new();
-            self.answers.read_until(0, &mut told).unwrap();
-            assert_eq!(told.pop(), Some(0), "the browser ended");
-            let told: Value = serde_json::from_slice(&told).unwrap();
+            let told = self.answers.recv_timeout(until.saturating_duration_since(Instant::now()));
+            let told = told.unwrap_or_else(|error| panic!("the browser does not answer {method}: {error}"));
             // Events have no number.
             if told["id"] == self.asked {
                 assert!(told["error"].is_null(), "{method}: {told}");
@@ -220,16 +249,8 @@ fn the_page_shows_votes_and_survives_the_leader() {
     }
     let dir = tempfile::tempdir().unwrap();
     let network = network();
-    let mut serving = Process(
-        Command::new(env!("CARGO_BIN_EXE_harness"))
-            .args(["leaderboard", "serve", "--quiet", "--network", &network])
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
+    let serve = ["leaderboard", "serve", "--quiet", "--network", &network];
+    let mut serving = Process::harness(dir.path(), &serve);
     let leads = leader(&serving.0, &network);
     let address = format!("http://{}254:8000/", network.strip_suffix('0').unwrap());
     let profile = tempfile::tempdir().unwrap();

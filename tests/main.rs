@@ -16,6 +16,7 @@ mod keyvalue;
 mod leaderboard;
 mod levels;
 mod members;
+mod metrics;
 mod netns;
 mod packets;
 mod policy;

@@ -12,12 +12,13 @@
 //!     experiment        many runs from a file, resumable
 //!     place, link       where nodes run: child processes, in network namespaces, on hosts over ssh; links between them
 //!     record, progress  results folder; display
+//!     metrics           what a node shows to Prometheus        watch   what a person sees of it
 //!     kv                the key-value workload: its nodes, its clients, its controller, its prompt
 //!                      \____ control: JSON lines over stdin and stdout ____/
 //!   ---------------------------------------------------------------------------------------------------
 //!   report, stats: recorded files to a page, figures and tables; medians and intervals
 //!   ---------------------------------------------------------------------------------------------------
-//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, board, probe, examine, ssh, tend (hosts), shards (data of one node), resume (a run that is continued), identity (credentials), clock, units, exit
+//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, http, board, probe, examine, ssh, tend (hosts), shards (data of one node), resume (a run that is continued), identity (credentials), clock, units, exit
 //! ```
 //!
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
@@ -37,10 +38,12 @@ pub mod examine;
 pub mod exit;
 pub mod experiment;
 pub mod fault;
+pub mod http;
 pub mod identity;
 pub mod kv;
 pub mod link;
 pub mod meter;
+pub mod metrics;
 pub mod node;
 pub mod offload;
 pub mod place;
@@ -59,3 +62,4 @@ mod standby;
 pub mod stats;
 pub mod tend;
 pub mod units;
+pub mod watch;

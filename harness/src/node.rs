@@ -18,6 +18,7 @@ use replication::transport::quic::impair::{self, Disturbance};
 use replication::transport::quic::{HANDSHAKE_TIMEOUT, QuicConfig, QuicTransport};
 use replication::work::{self, Spent};
 use replication::{AnyStore, NodeId, Observer, Site, Storage, StoreError, StoreEvent};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use workloads::federated::{
     self, EngineKind, Event, Learner, LocalLearner, Participant, SizedLearner, model,
@@ -29,6 +30,7 @@ use crate::control::node_end::{Command, Outbox};
 use crate::control::{Captured, Counted, Entry, Impair, Lifecycle, LinkLoss, NodeEvent, Start, Status};
 use crate::kv;
 use crate::meter;
+use crate::metrics::{self, Observed};
 use crate::plan::{PlacementKind, Plan};
 use crate::resources;
 use crate::standby;
@@ -59,6 +61,7 @@ pub async fn run(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Comm
     }
     let capture = capture(&start, &outbox)?;
     let node = Node::open(&start, &outbox).await?;
+    let _metrics = node.show_metrics(&start, &Handle::current(), || 0)?;
     let (writes, rounds) = mpsc::channel(WAITING_WRITES);
     let mut job: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> = if start.store_only {
         Box::pin(standby::run(node.store.clone(), node.replication.clone(), outbox.clone(), rounds))
@@ -141,6 +144,8 @@ pub(crate) struct Node {
     score: u32,
     /// What was spent before the store was opened.
     work_before: Spent,
+    /// What metrics need, if they are shown.
+    pub(crate) observed: Option<Arc<Observed>>,
 }
 
 /// Addresses of those members that are among `nodes`.
@@ -247,13 +252,21 @@ async fn learner_of(plan: &Plan, node: NodeId) -> anyhow::Result<(Arc<dyn Learne
     Ok((Arc::new(learner), Event::Ready { train_examples, test_examples, synthetic, engine }))
 }
 
-/// Tells of what a store does, save that it has one more of the key-value workload's many batches.
-struct Changes(Outbox);
+/// Tells of what a store does.
+struct Changes {
+    outbox: Outbox,
+    /// Not that it has one more of the key-value workload's many batches.
+    without_batches: bool,
+    observed: Option<Arc<Observed>>,
+}
 
 impl Observer for Changes {
     fn observe(&self, event: StoreEvent) {
-        if !matches!(event, StoreEvent::Applied { .. }) {
-            self.0.observe(event);
+        if let Some(observed) = &self.observed {
+            observed.observe(event.clone());
+        }
+        if !(self.without_batches && matches!(event, StoreEvent::Applied { .. })) {
+            self.outbox.observe(event);
         }
     }
 }
@@ -280,8 +293,12 @@ impl Node {
         let nodes: BTreeSet<NodeId> = plan.founders().into_iter().chain([start.node]).collect();
         let nodes: Vec<NodeId> = nodes.into_iter().collect();
         let backend = plan.backend.for_nodes(&nodes, plan.job.seed);
-        let observer: Arc<dyn Observer> =
-            if plan.kv.is_some() { Arc::new(Changes(outbox.clone())) } else { Arc::new(outbox.clone()) };
+        let observed: Option<Arc<Observed>> = plan.metrics.map(|_| Arc::default());
+        let observer = Arc::new(Changes {
+            outbox: outbox.clone(),
+            without_batches: plan.kv.is_some(),
+            observed: observed.clone(),
+        });
         let storage = storage_of(plan, start.node).await?;
         let lifeline = lifeline(start).await?;
         let site = Site {
@@ -308,7 +325,32 @@ impl Node {
             corruption,
             score,
             work_before,
+            observed,
         })
+    }
+
+    /// Shows this node's metrics until what is returned is dropped, if the plan says where. `round` counts where no job does.
+    pub(crate) fn show_metrics(
+        &self,
+        start: &Start,
+        runtime: &Handle,
+        round: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> anyhow::Result<Option<metrics::Serving>> {
+        let (Some(at), Some(observed)) = (start.plan.metrics, &self.observed) else { return Ok(None) };
+        let at = at.of(&start.plan, self.id).with_context(|| format!("the plan has no node {}", self.id))?;
+        let node = self.clone();
+        let source = Arc::new(move || {
+            let status = node.status(UNASKED);
+            metrics::Snapshot {
+                aggregates: status.epoch.is_some_and(|epoch| epoch.node == node.id),
+                status,
+                round: round(),
+                suspicions: node.store.suspicions(),
+                connected: [&node.learning, &node.replication].map(|plane| plane.connected().borrow().len()),
+            }
+        });
+        let registry = metrics::registry(&start.plan, self.id, source, observed.clone());
+        metrics::serve(at, registry, runtime).map(Some)
     }
 
     /// From now on what it sends is disturbed like this.
@@ -360,6 +402,9 @@ impl Node {
                 }),
                 Event::RoundFinished { .. } => outbox.status(node.status(UNASKED)),
                 _ => {}
+            }
+            if let Some(observed) = &node.observed {
+                observed.federated(&event);
             }
             outbox.federated(event);
         })

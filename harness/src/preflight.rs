@@ -17,6 +17,7 @@ use crate::exit::Usage;
 use crate::kv::leaderboard::haproxy;
 use crate::kv::plan::Balancer;
 use crate::kv::plan::Peer;
+use crate::metrics::in_use;
 use crate::place::netns::{Namespace, network};
 use crate::plan::{Durability, PlacementKind, Plan, Trial};
 
@@ -130,6 +131,7 @@ fn check_out(out: &Path) -> Result<(), Usage> {
 /// Binds every address of the run, all at the same time, and lets them go.
 fn check_ports(plan: &Plan) -> Result<(), Usage> {
     let mut bound = Vec::new();
+    check_metrics(plan)?;
     for member in &plan.members {
         for (option, port) in
             [("--learning-port", plan.learning_port), ("--replication-port", plan.replication_port)]
@@ -144,6 +146,15 @@ fn check_ports(plan: &Plan) -> Result<(), Usage> {
         {
             return Err(port_error("--replication-port", plan.replication_port, ("TCP", member.ip), &error));
         }
+    }
+    Ok(())
+}
+
+/// Binds every address that nodes show their metrics at, and lets them go.
+fn check_metrics(plan: &Plan) -> Result<(), Usage> {
+    let mut bound = Vec::new();
+    for at in plan.metrics.map(|at| at.all(plan)).into_iter().flatten().map(|(_, at)| at) {
+        bound.push(TcpListener::bind(at).map_err(|error| in_use(at, &error))?);
     }
     Ok(())
 }

@@ -82,6 +82,7 @@ impl RunArgs {
                     CaptureArg::Required => CaptureMode::Required,
                 },
                 disk: None,
+                metrics: self.metrics,
             },
             durability,
             faults: self.fault.clone(),
@@ -329,6 +330,9 @@ impl RunArgs {
         }
         for change in &self.member {
             option("member", change);
+        }
+        if let Some(at) = &self.metrics {
+            option("metrics", at);
         }
         option("out", &self.out.display());
         for (flag, given) in [

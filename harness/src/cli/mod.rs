@@ -7,6 +7,7 @@ mod experiment;
 mod kv;
 mod resume;
 mod values;
+mod watch;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use replication::NodeId;
 use crate::exit::Usage;
 use crate::fault::{Change, Fault};
 use crate::kv::prompt::Action;
+use crate::metrics::MetricsAt;
 
 pub use backend::{BackendArg, BackendArgs, DetectorArg, PayloadArg};
 pub use convert::{shell_line, shell_words};
@@ -25,6 +27,7 @@ pub use election::{ElectionArgs, FaultArg, LogsArg};
 pub use experiment::{ExperimentCommand, ExperimentRunArgs, ExperimentShowArgs, run_options};
 pub use kv::{DeliveryArg, KeysArg, KvArgs as KvOptions, ReadsArg, WorkloadArg};
 pub use values::{PartitionArg, PolicyArg, Size, Span, Thousandths, Window};
+pub use watch::WatchArgs;
 
 /// Runs, breaks and measures replicated federated-learning jobs.
 ///
@@ -108,6 +111,11 @@ pub enum Command {
         #[command(subcommand)]
         command: LeaderboardCommand,
     },
+    /// See how the nodes of a running cluster are: role, epoch, round, age of the checkpoint, bytes per second, suspicion, latencies.
+    ///
+    /// For runs that were started with --metrics. On a terminal the view is brought up to date until Ctrl-C; elsewhere it is printed
+    /// once. A node that does not answer is a line that says so; exit code 1 if none does.
+    Watch(WatchArgs),
     /// Print a completion script for a shell.
     ///
     /// For example: harness completions bash > ~/.local/share/bash-completion/completions/harness
@@ -555,6 +563,12 @@ pub struct RunArgs {
     /// and backup as many stay as hold a checkpoint.
     #[arg(long, value_name = "join@WHEN|leave@WHO,WHEN", help_heading = "Membership")]
     pub member: Vec<Change>,
+
+    /// Have every node show its metrics over HTTP at /metrics, in Prometheus' text format: with PORT (for example 9464) each at its
+    /// own address, with IP:PORT all at that address, node i at PORT + i - 1, with --placement process only. Without it no node
+    /// shows any.
+    #[arg(long, value_name = "PORT|IP:PORT", help_heading = "Output")]
+    pub metrics: Option<MetricsAt>,
 
     /// Continue the run of a results folder that was stopped or killed, with --durability disk, from its last acknowledged
     /// checkpoint. Its options hold; only --out, --json, --quiet, --fault and --store (stores made by `harness recover`) may

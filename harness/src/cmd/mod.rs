@@ -13,6 +13,7 @@ mod recover;
 mod report;
 mod run;
 mod tend;
+mod watch;
 
 use clap::CommandFactory as _;
 
@@ -41,6 +42,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Kv(args) => kv::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Leaderboard { command: LeaderboardCommand::Serve(args) } => leaderboard::serve(*args),
         Command::Data { command } => data::run(&command),
         Command::Completions { shell } => {

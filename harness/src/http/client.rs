@@ -17,19 +17,29 @@ use tokio::time::timeout;
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// What was answered.
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// All of its body.
+    pub body: Bytes,
 }
 
 /// A GET of `path`.
-pub(super) fn get(to: SocketAddr, path: &str) -> anyhow::Result<Request<Full<Bytes>>> {
+///
+/// # Errors
+/// A path that is none.
+pub fn get(to: SocketAddr, path: &str) -> anyhow::Result<Request<Full<Bytes>>> {
     Ok(Request::get(path).header(http::header::HOST, to.to_string()).body(Full::default())?)
 }
 
 /// Sends `request` to `to`, and waits so long for all of the answer.
-pub(super) async fn ask(
+///
+/// # Errors
+/// No connection, no answer in time, or none that can be read.
+pub async fn ask(
     to: SocketAddr,
     request: Request<Full<Bytes>>,
     patience: Duration,

@@ -1,14 +1,10 @@
-//! The web service on a node: TCP at the address and port where the learning plane has UDP.
-//!
-//! Whoever sends slowly or not at all is given up, and no more are served at once than the node can spare descriptors for: the
-//! store of the same process needs some, too.
+//! Serves a router on a listener: whoever sends slowly or not at all is given up, and no more are served at once than the process
+//! can spare descriptors for, since its store needs some, too.
 
 use std::convert::Infallible;
-use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
@@ -16,43 +12,22 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use replication::transport::Transport;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
-use workloads::keyvalue::Server;
-use workloads::leaderboard::{Desk, router};
 
-/// Connections that are served at once; others wait.
-const MAX_CONNECTIONS: usize = 1024;
 /// How long the head of a request may take to arrive, also the next one on a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a request may take with its body; longer than a desk's patience.
+/// How long a request may take with its body; longer than a leaderboard's desk is patient.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a connection that could not be accepted: there may be no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until the returned task is dropped. `transport` reaches the other nodes' servers.
-///
-/// # Errors
-/// If the address cannot be had.
-pub(in crate::kv) async fn serve(
-    server: Server,
-    transport: Arc<dyn Transport>,
-    at: SocketAddrV4,
-    nonce: u64,
-) -> anyhow::Result<JoinSet<()>> {
-    let listener = TcpListener::bind(at).await.with_context(|| format!("cannot serve HTTP at {at}"))?;
-    let service = router(Arc::new(Desk::new(server, transport, nonce)));
-    let mut task = JoinSet::new();
-    task.spawn(accept(listener, service));
-    Ok(task)
-}
-
-async fn accept(listener: TcpListener, service: Router) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// Serves `service`, to so many connections at once; others wait. Ends when it is dropped.
+pub async fn accept(listener: TcpListener, service: Router, max_connections: usize) {
+    let places = Arc::new(Semaphore::new(max_connections));
     let mut served = JoinSet::new();
     // It is never closed.
     while let Ok(place) = places.clone().acquire_owned().await {
@@ -107,7 +82,7 @@ mod tests {
         let echo = |body: axum::body::Bytes| async move { body };
         let service = Router::new().route("/", axum::routing::post(echo));
         let mut task = JoinSet::new();
-        task.spawn(accept(listener, service));
+        task.spawn(accept(listener, service, 1024));
         (at, task)
     }
 

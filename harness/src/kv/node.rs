@@ -7,10 +7,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use replication::NodeId;
 use replication::transport::Transport as _;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use workloads::keyvalue::Server;
 use workloads::keyvalue::message::Response;
-use workloads::keyvalue::server::Admission;
+use workloads::keyvalue::meter::Meter;
+use workloads::keyvalue::server::{Admission, Extras};
 
 use crate::control::node_end::{Command, Outbox};
 use crate::control::{Lifecycle, NodeEvent, Start};
@@ -31,10 +33,12 @@ const WAITING_ADMISSIONS: usize = 4;
 /// What keeps it from running, in words for the controller's user; nothing secret.
 pub async fn run(start: Start, outbox: Outbox, commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
     let (ended, outcome) = oneshot::channel();
+    // Metrics are shown by other threads than the server's.
+    let others = Handle::current();
     let serving = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let outcome = runtime.context("cannot start the server's runtime").and_then(|runtime| {
-            let outcome = runtime.block_on(serve(start, outbox, commands));
+            let outcome = runtime.block_on(serve(start, outbox, commands, &others));
             // What still runs in the background may be in the middle of a read of the disk.
             runtime.shutdown_background();
             outcome
@@ -45,13 +49,22 @@ pub async fn run(start: Start, outbox: Outbox, commands: mpsc::Receiver<Command>
     outcome.await.context("the server failed")?
 }
 
-async fn serve(start: Start, outbox: Outbox, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
+async fn serve(
+    start: Start,
+    outbox: Outbox,
+    mut commands: mpsc::Receiver<Command>,
+    others: &Handle,
+) -> anyhow::Result<()> {
     let plan = &start.plan;
     let load = plan.kv.as_ref().context("the plan is of another workload")?.load;
     let node = Node::open(&start, &outbox).await?;
     let (admissions, mut asked) = mpsc::channel(WAITING_ADMISSIONS);
     let configuration = serde_json::to_string(&load)?;
-    let server = Server::with_admissions(start.node, node.store.clone(), configuration, Some(admissions));
+    let meter = node.observed.clone().map(|observed| observed as Arc<dyn Meter>);
+    let extras = Extras { admissions: Some(admissions), meter };
+    let server = Server::with(start.node, node.store.clone(), configuration, extras);
+    let counted = server.clone();
+    let _metrics = node.show_metrics(&start, others, move || counted.status().batches)?;
     node.learning.serve(Arc::new(server.clone()));
     let mut peers: BTreeSet<NodeId> = start.peers.iter().copied().collect();
     let mut waiting: VecDeque<Admission> = VecDeque::new();

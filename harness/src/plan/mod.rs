@@ -20,6 +20,7 @@ use crate::capture::CaptureMode;
 use crate::fault::{Change, Fault};
 use crate::kv::plan::KvPlan;
 use crate::link::Link;
+use crate::metrics::MetricsAt;
 use crate::place::inventory::Shelf;
 use crate::resources::Override;
 
@@ -116,6 +117,9 @@ pub struct Plan {
     /// Where stores are on disk; none: in memory.
     #[serde(default)]
     pub disk: Option<DiskStore>,
+    /// Where nodes show their metrics; none: nowhere.
+    #[serde(default)]
+    pub metrics: Option<MetricsAt>,
 }
 
 /// A run, as the controller is told.
@@ -292,6 +296,7 @@ pub(crate) mod tests {
             link: Link::default(),
             capture: CaptureMode::Auto,
             disk: None,
+            metrics: None,
         }
     }
 

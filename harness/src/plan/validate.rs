@@ -340,7 +340,10 @@ impl Plan {
             ),
         };
         match self.members.iter().find(|member| !fits(&member.ip)) {
-            None => self.validate_link(),
+            None => {
+                self.metrics.map_or(Ok(()), |at| at.validate(self))?;
+                self.validate_link()
+            }
             Some(member) if self.placement == PlacementKind::Ssh => {
                 Err(Usage::option("--inventory", member.ip, wrong, remedy))
             }

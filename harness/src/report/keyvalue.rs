@@ -37,7 +37,9 @@ pub(super) fn table(experiment: &Experiment) -> Table {
     head.extend(LATENCIES.map(|(name, _)| name.to_owned()));
     head.extend(["clients' mean", "clients' sd", "weight, MB"].map(str::to_owned));
     // What clients saw of faults, where there were any.
-    let struck = all.iter().any(|trial| !trial.faultless());
+    let is_struck =
+        |trial: &&Trial| !trial.faultless() || trial.figure("disturbances").is_some_and(|struck| struck > 0);
+    let struck = all.iter().any(is_struck);
     if struck {
         head.extend(["longest gap", "available"].map(str::to_owned));
     }
@@ -142,11 +144,18 @@ mod tests {
         struck.cell.0.insert("fault".into(), "kill@aggregator,time:4000ms".into());
         struck.figures.insert("longest_gap_ns".into(), "1234000000".into());
         struck.figures.insert("availability_available_ppm".into(), "876500".into());
-        let table =
-            table(&Experiment { name: "leaderboard".into(), trials: vec![struck], ..Experiment::default() });
-        let last = table.head.len() - 2;
-        assert_eq!(table.head[last..], ["longest gap", "available"]);
-        assert_eq!(table.rows[0][last..], ["1234.00", "87.65 %"]);
+        let mut disturbed = struck.clone();
+        // An experiment whose cells all have the same faults has no column of them.
+        disturbed.cell.0.remove("fault");
+        disturbed.figures.insert("disturbances".into(), "1".into());
+        for trial in [struck, disturbed] {
+            let experiment =
+                Experiment { name: "leaderboard".into(), trials: vec![trial], ..Experiment::default() };
+            let table = table(&experiment);
+            let last = table.head.len() - 2;
+            assert_eq!(table.head[last..], ["longest gap", "available"]);
+            assert_eq!(table.rows[0][last..], ["1234.00", "87.65 %"]);
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@
 //!   message    what clients and servers say     machine   the dictionary, pure        journal  batches and snapshots as checkpoints
 //!   replica    a node's copy, from its store    server    one node's answers           tenure   queues, batches, snapshots
 //!   client     redirects, retries, sessions
+//!   meter      who is told how long it took
 //!   cache      what a client need not ask       load      which operations when       history  what clients saw
 //!   check      is that history possible         flood     another way to agree, for comparison
 //! ```
@@ -44,6 +45,7 @@ pub mod journal;
 pub mod load;
 pub mod machine;
 pub mod message;
+pub mod meter;
 pub mod once;
 mod rates;
 pub mod replica;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use super::machine::Machine;
 use super::message::{Command, Freshness, PAGE_BYTES, Request, Response, Status, check_key, decode, encode};
+use super::meter::{Meter, Operation};
 use super::rates::{Bucket, Rates};
 use super::replica::{Replica, ReplicaError};
 pub(super) use super::tenure::Asked;
@@ -44,10 +45,26 @@ pub(super) struct Shared {
     configuration: String,
     /// Whoever can start one more node takes requests for it here.
     admissions: Option<mpsc::Sender<Admission>>,
+    meter: Option<Arc<dyn Meter>>,
     pub(super) replica: Mutex<Replica>,
     pub(super) tenure: Mutex<Option<Tenure>>,
     pub(super) rates: Mutex<Rates>,
     left: watch::Sender<bool>,
+}
+
+/// What a server may be given beside its store.
+#[derive(Default)]
+pub struct Extras {
+    /// Goes to whoever can start one more node; without it requests for one are refused.
+    pub admissions: Option<mpsc::Sender<Admission>>,
+    /// Is told of operations.
+    pub meter: Option<Arc<dyn Meter>>,
+}
+
+impl std::fmt::Debug for Extras {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Extras").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Server {
@@ -60,22 +77,19 @@ impl Server {
     /// The server of `node` over its store; `configuration` is given to clients that ask for the test's.
     #[must_use]
     pub fn new(node: NodeId, store: AnyStore, configuration: String) -> Self {
-        Self::with_admissions(node, store, configuration, None)
+        Self::with(node, store, configuration, Extras::default())
     }
 
-    /// As [`Server::new`]; `admissions` goes to whoever can start one more node.
+    /// As [`Server::new`], with `extras`.
     #[must_use]
-    pub fn with_admissions(
-        node: NodeId,
-        store: AnyStore,
-        configuration: String,
-        admissions: Option<mpsc::Sender<Admission>>,
-    ) -> Self {
+    pub fn with(node: NodeId, store: AnyStore, configuration: String, extras: Extras) -> Self {
+        let Extras { admissions, meter } = extras;
         Self(Arc::new(Shared {
             node,
             store,
             configuration,
             admissions,
+            meter,
             replica: Mutex::default(),
             tenure: Mutex::default(),
             rates: Mutex::new(Rates::new(Instant::now())),
@@ -118,6 +132,11 @@ impl Server {
     /// The answer to `request`, as a client would have it.
     pub async fn answer(&self, request: Request) -> Response {
         self.0.answer(request).await
+    }
+
+    /// Tells the meter, if there is one, of an operation that began then.
+    pub(crate) fn measured(&self, operation: Operation, begun: Instant, done: bool) {
+        self.0.measured(operation, begun, done);
     }
 
     /// Looks at this node's copy of the dictionary.
@@ -183,14 +202,17 @@ impl Shared {
         if let Err(error) = command.within_limits() {
             return Response::Invalid { reason: error.to_string() };
         }
+        let begun = Instant::now();
         let (reply, answer) = oneshot::channel();
         let queue = lock(&self.tenure).as_ref().map(|tenure| tenure.writes.clone());
         let response = self.ask(queue, Write { command, reply }, answer).await;
+        self.answered(Operation::Write, begun, &response);
         lock(&self.rates).note(Instant::now(), |bucket| bucket.writes += 1);
         response
     }
 
     async fn read(&self, asked: Asked, freshness: Freshness) -> Response {
+        let begun = Instant::now();
         let response = if freshness == Freshness::Local {
             look_up(lock(&self.replica).machine(), &asked)
         } else {
@@ -198,8 +220,22 @@ impl Shared {
             let queue = lock(&self.tenure).as_ref().map(|tenure| tenure.reads.clone());
             self.ask(queue, Read { asked, freshness, reply }, answer).await
         };
+        self.answered(Operation::Read, begun, &response);
         lock(&self.rates).note(Instant::now(), |bucket| bucket.reads += 1);
         response
+    }
+
+    pub(super) fn measured(&self, operation: Operation, begun: Instant, done: bool) {
+        if let Some(meter) = &self.meter {
+            meter.measured(operation, begun.elapsed(), done);
+        }
+    }
+
+    /// Who is sent elsewhere has its operation there.
+    fn answered(&self, operation: Operation, begun: Instant, response: &Response) {
+        if !matches!(response, Response::Elsewhere { .. }) {
+            self.measured(operation, begun, !matches!(response, Response::Unavailable { .. }));
+        }
     }
 
     /// Queues `item`, and waits for its answer.

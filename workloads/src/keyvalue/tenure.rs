@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::time::Duration;
 
-use replication::{AnyStore, Checkpoint, Confirmation, Epoch, Outcome, StoreError};
+use replication::{AnyStore, Checkpoint, Confirmation, Epoch, Outcome, Receipt, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::journal::Distance;
 use super::message::{Change, Command, Effect, Freshness, Response};
+use super::meter::Operation;
 use super::replica::Since;
 use super::server::{PAUSE, Shared, lock, look_up, unavailable};
 
@@ -81,10 +82,16 @@ impl Shared {
             let (batch, number) = lock(&self.replica).next(commands);
             let checkpoint = batch.to_checkpoint(epoch, number);
             let (id, bytes) = (checkpoint.id(), checkpoint.parameters().len() as u64);
-            if let Err(Failed { error, maybe }) = put(&self.store, checkpoint).await {
-                let refused = Response::Unavailable { maybe, reason: error.to_string() };
-                replies.into_iter().for_each(|reply| drop(reply.send(refused.clone())));
-                return error;
+            match put(&self.store, checkpoint).await {
+                Ok(receipt) => {
+                    self.measured(Operation::Put { holders: receipt.holders.len() }, begun, true);
+                }
+                Err(Failed { error, maybe }) => {
+                    self.measured(Operation::Put { holders: 0 }, begun, false);
+                    let refused = Response::Unavailable { maybe, reason: error.to_string() };
+                    replies.into_iter().for_each(|reply| drop(reply.send(refused.clone())));
+                    return error;
+                }
             }
             let (effects, first) = {
                 let mut replica = lock(&self.replica);
@@ -216,11 +223,11 @@ struct Failed {
 }
 
 /// Puts a checkpoint until its outcome is known: repeating it changes nothing.
-async fn put(store: &AnyStore, checkpoint: Checkpoint) -> Result<(), Failed> {
+async fn put(store: &AnyStore, checkpoint: Checkpoint) -> Result<Receipt, Failed> {
     let mut maybe = false;
     loop {
         match store.put(checkpoint.clone()).await {
-            Ok(_) => return Ok(()),
+            Ok(receipt) => return Ok(receipt),
             Err(error) if error.outcome() == Outcome::DidNotHappen => return Err(Failed { error, maybe }),
             Err(error) => tracing::debug!(%error, id = %checkpoint.id(), "not acknowledged; repeating"),
         }
@@ -253,7 +260,7 @@ impl Snapshots {
             let store = shared.store.clone();
             self.running.spawn(async move {
                 let checkpoint = snapshot.to_checkpoint(epoch);
-                put(&store, checkpoint).await.map_err(|failed| failed.error)
+                put(&store, checkpoint).await.map(drop).map_err(|failed| failed.error)
             });
         }
         if since.batches >= distance.most

@@ -10,6 +10,8 @@ use crate::keyvalue::message::{Change, Command};
 pub const MAX_NAME_BYTES: usize = 64;
 /// Longest idempotency key, in bytes.
 pub const MAX_KEY_BYTES: usize = 128;
+/// Most players of a board: every request for the standings sorts all of them.
+pub const MAX_PLAYERS: usize = 10_000;
 
 /// A player's place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,12 @@ pub fn vote(player: &str, key: &str) -> Result<Command, Invalid> {
     Ok(Command::Once { key: key.to_owned(), change: Change::Add { key: player.to_owned(), by: 1 } })
 }
 
+/// Whether a vote for `player` would put one more on a board that is full.
+#[must_use]
+pub fn is_full_for(machine: &Machine, player: &str) -> bool {
+    machine.len() >= MAX_PLAYERS && machine.get(player).is_none()
+}
+
 /// Every player with its votes, in the order of their names: no more than what has to be done while writes wait.
 #[must_use]
 pub fn players(machine: &Machine) -> Vec<(String, Bytes)> {
@@ -103,6 +111,18 @@ mod tests {
         let expected = [(1, "ada", 2), (1, "bob", 2), (3, "cy", 1), (3, "dan", 1)];
         assert_eq!(places, expected.map(|(rank, player, votes)| (rank, player.to_owned(), votes)));
         assert_eq!(standings(players(&Machine::default())), []);
+    }
+
+    #[test]
+    fn a_full_board_takes_votes_for_those_who_stand_on_it_only() {
+        let mut machine = Machine::default();
+        let mut vote_for = |number: usize| {
+            machine.apply(&vote(&format!("player-{number}"), &number.to_string()).unwrap());
+            (is_full_for(&machine, "player-0"), is_full_for(&machine, "somebody"))
+        };
+        let last = (0..MAX_PLAYERS - 1).map(&mut vote_for).last();
+        assert_eq!(last, Some((false, false)));
+        assert_eq!(vote_for(MAX_PLAYERS - 1), (false, true));
     }
 
     #[test]

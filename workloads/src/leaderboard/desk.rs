@@ -11,9 +11,10 @@ use replication::transport::{Class, Transport, TransportError};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::board::{self, Invalid, Standing};
+use super::board::{self, Invalid, MAX_PLAYERS, Standing};
 use crate::keyvalue::Server;
 use crate::keyvalue::message::{Effect, Refused, Request, Response, Status, decode, encode};
+use crate::keyvalue::meter::Operation;
 
 /// How long a vote may take in all: beyond that its voter is told to come again.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -47,6 +48,9 @@ pub enum VoteError {
     /// The player has as many votes as can be counted, or an entry that is no number.
     #[error("the vote cannot be counted: {0}")]
     Uncountable(Refused),
+    /// There is no place for another player.
+    #[error("the board is full: it has {MAX_PLAYERS} players, and takes votes for these only")]
+    BoardFull,
     /// Too many votes at once. This one was not counted.
     #[error("too many votes at once; this one was not counted")]
     Busy,
@@ -82,13 +86,28 @@ impl Desk {
 
     /// Counts a vote for `player`, once under `key`; a vote without one is given one of its own.
     ///
+    /// Whether the board is full is asked of this node's copy, so that votes under way at the same time may still put a few more
+    /// players on it: the limit keeps the service answering, it is no number to rely on.
+    ///
     /// # Errors
     /// [`VoteError`].
     pub async fn vote(&self, player: &str, key: Option<String>) -> Result<Counted, VoteError> {
+        let begun = Instant::now();
+        let outcome = self.cast(player, key, begun).await;
+        // What is refused for what it says is no operation.
+        if let Ok(_) | Err(VoteError::Busy | VoteError::NoLeader { .. }) = &outcome {
+            self.server.measured(Operation::Vote, begun, outcome.is_ok());
+        }
+        outcome
+    }
+
+    async fn cast(&self, player: &str, key: Option<String>, begun: Instant) -> Result<Counted, VoteError> {
         let key = key.unwrap_or_else(|| self.key());
         let request = Request::Write(board::vote(player, &key)?);
+        if self.server.look(|machine| board::is_full_for(machine, player)) {
+            return Err(VoteError::BoardFull);
+        }
         let _place = self.under_way.try_acquire().map_err(|_| VoteError::Busy)?;
-        let begun = Instant::now();
         let until = begun + PATIENCE;
         let (mut unsure, mut pause) = (false, PAUSE);
         loop {

@@ -23,6 +23,6 @@ pub mod check;
 pub mod desk;
 pub mod rest;
 
-pub use board::{MAX_NAME_BYTES, Standing};
+pub use board::{MAX_NAME_BYTES, MAX_PLAYERS, Standing};
 pub use desk::{Desk, VoteError};
 pub use rest::router;

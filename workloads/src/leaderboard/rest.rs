@@ -109,7 +109,9 @@ fn not_counted(error: &VoteError) -> Response {
     let mut told = json!({ "reason": error.to_string() });
     let status = match error {
         VoteError::Invalid(_) => StatusCode::BAD_REQUEST,
-        VoteError::KeyReused | VoteError::Uncountable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        VoteError::KeyReused | VoteError::Uncountable(_) | VoteError::BoardFull => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
         VoteError::Busy => StatusCode::SERVICE_UNAVAILABLE,
         VoteError::NoLeader { key, .. } => {
             told["idempotency_key"] = key.as_str().into();

@@ -6,13 +6,12 @@
 //!
 //!   run       the controller's part: balancer, voters, faults, check      service   the web service on a node
 //!   voters    votes when they are due, repeated until acknowledged       haproxy   its configuration and its process
-//!   strikes   faults of the command line as strikes (pure)               http      one request over a connection of its own
+//!   strikes   faults of the command line as strikes (pure)
 //! ```
 //!
 //! Knows no backend. The votes become operations of the key-value workload, so that figures, files and reports are the same.
 
 pub mod haproxy;
-mod http;
 mod run;
 mod service;
 mod strikes;

@@ -14,9 +14,9 @@ use workloads::leaderboard::Standing;
 use workloads::leaderboard::check::{Cast, Wrong, check};
 
 use super::haproxy::{self, Haproxy};
-use super::http::{ask, get};
 use super::strikes::strikes;
 use super::voters::{News, Vote, Voters, player};
+use crate::http::client::{ask, get};
 use crate::kv::outcome::{Early, Seen};
 use crate::kv::plan::{Balancer, BoardPlan};
 use crate::kv::run::Controller;

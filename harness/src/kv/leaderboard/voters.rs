@@ -17,8 +17,8 @@ use workloads::keyvalue::load::Load;
 use workloads::leaderboard::rest::IDEMPOTENCY_KEY;
 
 use super::haproxy::{SERVED_BY, node_of};
-use super::http::{Answer, ask};
 use crate::clock;
+use crate::http::client::{Answer, ask};
 
 /// Votes per second, unless said otherwise.
 pub const DEFAULT_RATE: f64 = 200.0;

@@ -11,12 +11,14 @@ use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::keyvalue::Server;
+use crate::keyvalue::{self, Server};
+use crate::leaderboard::{MAX_PLAYERS, board};
 
 /// Node 1 leads, node 2 follows.
 struct Nodes {
     cluster: MemoryCluster,
     network: ChannelNetwork,
+    servers: Vec<Server>,
     routers: Vec<Router>,
     tasks: tokio::task::JoinSet<()>,
 }
@@ -33,15 +35,17 @@ fn nodes() -> Nodes {
     };
     let network = ChannelNetwork::new(1, link, ids);
     let mut tasks = tokio::task::JoinSet::new();
+    let mut servers = Vec::new();
     let routers = ids.map(|node| {
         let server = Server::new(node, cluster.store(node), String::new());
         let transport = network.join(node);
         transport.serve(Arc::new(server.clone()));
         let desk = Desk::new(server.clone(), transport, 7);
+        servers.push(server.clone());
         tasks.spawn(async move { server.run().await });
         router(Arc::new(desk))
     });
-    Nodes { cluster, network, routers: routers.into(), tasks }
+    Nodes { cluster, network, servers, routers: routers.into(), tasks }
 }
 
 impl Nodes {
@@ -143,6 +147,27 @@ async fn bad_input_is_refused_with_a_reason() {
         let response = nodes.routers[0].clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), status);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_board_takes_no_further_player() {
+    let nodes = nodes();
+    // From here on node 1 leads.
+    assert_eq!(nodes.vote(1, r#"{"player": "player-0"}"#, None).await.0, StatusCode::OK);
+    let leader = &nodes.servers[0];
+    let votes = (1..MAX_PLAYERS).map(|number| async move {
+        let player = format!("player-{number}");
+        leader.answer(keyvalue::message::Request::Write(board::vote(&player, &player).unwrap())).await
+    });
+    futures_util::future::join_all(votes).await;
+    let (status, _, told) = nodes.vote(1, ADA, None).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{told}");
+    assert!(
+        told["reason"].as_str().unwrap().starts_with("the board is full: it has 10000 players"),
+        "{told}"
+    );
+    let (status, _, told) = nodes.vote(1, r#"{"player": "player-7"}"#, None).await;
+    assert_eq!((status, &told["votes"]), (StatusCode::OK, &2.into()));
 }
 
 #[tokio::test(start_paused = true)]
