@@ -61,6 +61,9 @@ pub async fn run<P: Placement>(
         None => Recorder::create(&trial.out, started, &manifest)?,
     };
     progress.note(&format!("results go to {}", recorder.dir().display()));
+    if let Some(at) = trial.plan.metrics {
+        progress.note(&at.announcement(&trial.plan));
+    }
     let folder = disk::open_stores(&mut trial, recorder.dir())?;
     if folder.is_some() {
         manifest.plan = trial.plan.clone();

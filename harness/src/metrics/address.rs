@@ -68,6 +68,18 @@ impl MetricsAt {
         plan.nodes().into_iter().filter_map(|node| Some((node, self.of(plan, node)?))).collect()
     }
 
+    /// Where to look, in a line for whoever started the run.
+    #[must_use]
+    pub fn announcement(&self, plan: &Plan) -> String {
+        let founders = plan.founders();
+        let first = founders.first().and_then(|node| self.of(plan, *node));
+        let at = first.map_or_else(|| self.to_string(), |at| format!("http://{at}{}", super::PATH));
+        format!(
+            "metrics: {at} and on {} more nodes; a view of all: harness watch",
+            founders.len().saturating_sub(1)
+        )
+    }
+
     /// Checks that every node of `plan` can have an address.
     ///
     /// # Errors
@@ -115,6 +127,9 @@ mod tests {
         assert_eq!(told("9464"), ["127.9.9.11:9464", "127.9.9.12:9464", "127.9.9.13:9464"]);
         assert_eq!(told("0.0.0.0:9464"), ["0.0.0.0:9464", "0.0.0.0:9465", "0.0.0.0:9466"]);
         assert_eq!(at("9464").of(&plan, NodeId(4)), None);
+        let expected =
+            "metrics: http://127.9.9.11:9464/metrics and on 2 more nodes; a view of all: harness watch";
+        assert_eq!(at("9464").announcement(&plan), expected);
         for text in ["9464", "127.0.0.1:9464", "[::1]:9464"] {
             assert_eq!(at(text).to_string(), text);
             assert_eq!(at(text).validate(&plan), Ok(()));

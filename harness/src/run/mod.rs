@@ -164,6 +164,9 @@ pub async fn run<P: Placement>(
         None => Recorder::create(&trial.out, started, &manifest)?,
     };
     progress.note(&format!("results go to {}", recorder.dir().display()));
+    if let Some(at) = trial.plan.metrics {
+        progress.note(&at.announcement(&trial.plan));
+    }
     // Held until the nodes are gone.
     let disk_on_hosts =
         matches!(trial.durability, Durability::Disk { .. }) && trial.plan.placement == PlacementKind::Ssh;
