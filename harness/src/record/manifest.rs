@@ -21,7 +21,7 @@ pub enum Outcome {
     Running,
     /// Every round is acknowledged, and every living node has the final checkpoint.
     Completed,
-    /// It could not go on.
+    /// It could not go on, or one of its faults could not be carried out.
     Failed,
     /// Too few nodes are alive for anything to be acknowledged.
     NoMajority,

@@ -1,9 +1,10 @@
 //! The end of a run: ask the survivors, end the nodes in order, put the result into words and numbers.
 
+use replication::NodeId;
 use tokio::time::Instant;
 use workloads::federated::EngineKind;
 
-use super::cluster::{PutFacts, list};
+use super::cluster::{NodeView, PutFacts, list};
 use super::links::News;
 use super::{Controller, Ending, Stop};
 use crate::control::{Entry, FromNode, ToNode};
@@ -20,15 +21,16 @@ use crate::units::nanoseconds;
 impl<P: Placement> Controller<P> {
     /// Ends what is left of the run and writes its results.
     pub(super) async fn conclude(mut self, ending: Ending) -> anyhow::Result<Summary> {
-        let cut = self.end_power_cuts().await;
-        let healed = self.heal();
+        // Both are tried, whatever comes of the first.
+        let (cut, healed) = (self.end_power_cuts().await, self.heal());
+        let broken = cut.and(healed).err();
         // The survivors are asked while they can still answer; an error of recording must not keep nodes alive.
         let surveyed = match ending {
             // A completed run's as well: a node that does not end in order has its last word here.
             Ending::Completed | Ending::NoMajority(_) | Ending::Failed(_) => self.survey().await,
             Ending::Stopped(_) => Ok(()),
         };
-        let (outcome, exit, message) = self.in_words(&ending);
+        let (outcome, exit, message) = with_broken_fault(self.in_words(&ending), broken);
         let mut summary = self.summary(outcome, exit, message.clone());
         let noted = self.recorder.controller_event(&ControllerEvent::Ending { outcome });
         let finished = self.finish().await;
@@ -48,18 +50,21 @@ impl<P: Placement> Controller<P> {
             self.progress.warn(&format!("the byte counts of this trial are not valid: {reason}"));
         }
         self.manifest.ended(outcome, message, exit.code());
-        let nodes: Vec<NodeRow> = self
-            .cluster
-            .lives()
-            .into_iter()
-            .map(|(node, view)| {
-                NodeRow::of((node, view.count), &view.state(), view.status.as_ref(), view.resources)
-            })
-            .collect();
-        let traffic: Vec<TrafficRow> = self
-            .cluster
-            .lives()
-            .into_iter()
+        self.recorder.capture_totals(&totals)?;
+        self.write_last(&mut summary)?;
+        surveyed.and(noted).and(finished).and(captured)?;
+        Ok(summary)
+    }
+
+    /// Writes the files that are complete only now.
+    fn write_last(&mut self, summary: &mut Summary) -> anyhow::Result<()> {
+        let lives = self.cluster.lives().into_iter();
+        let row = |(node, view): (NodeId, &NodeView)| {
+            NodeRow::of((node, view.count), &view.state(), view.status.as_ref(), view.resources)
+        };
+        let nodes: Vec<NodeRow> = lives.map(row).collect();
+        let lives = self.cluster.lives().into_iter();
+        let traffic: Vec<TrafficRow> = lives
             .flat_map(|(node, view)| TrafficRow::of(node, view.begin.as_ref(), view.status.as_ref()))
             .collect();
         let failovers = self.failovers.rows(&self.clocks.uncertainties_ns());
@@ -70,17 +75,13 @@ impl<P: Placement> Controller<P> {
                 "{uncertain} fail-overs are uncertain by more than {share} % of the time until all agreed: see failovers.csv"
             ));
         }
-        let last = Last {
+        self.recorder.finish(&Last {
             manifest: &self.manifest,
-            summary: &summary,
+            summary,
             nodes: &nodes,
             traffic: &traffic,
             failovers: &failovers,
-        };
-        self.recorder.capture_totals(&totals)?;
-        self.recorder.finish(&last)?;
-        cut.and(healed).and(surveyed).and(noted).and(finished).and(captured)?;
-        Ok(summary)
+        })
     }
 
     /// Asks living nodes what they have, and waits for the answers.
@@ -323,6 +324,20 @@ impl<P: Placement> Controller<P> {
     }
 }
 
+/// A run whose fault could not be carried out has not shown what was asked of it: it is not completed, though its job may be.
+/// How else it ended stays, and the fault is named beside it.
+fn with_broken_fault(
+    (outcome, exit, message): (Outcome, Exit, String),
+    broken: Option<anyhow::Error>,
+) -> (Outcome, Exit, String) {
+    let Some(error) = broken else { return (outcome, exit, message) };
+    let message = format!("{message}; but a fault was not carried out: {error:#}");
+    match outcome {
+        Outcome::Completed => (Outcome::Failed, Exit::Failed, message),
+        _ => (outcome, exit, message),
+    }
+}
+
 /// How often `unit` is in `bytes`; none where there is no unit.
 fn per(bytes: u64, unit: u64) -> Option<f64> {
     (unit > 0).then(|| bytes as f64 / unit as f64)
@@ -336,7 +351,22 @@ fn median(mut values: Vec<u64>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::{Exit, Outcome, median, with_broken_fault};
+
+    #[test]
+    fn a_fault_that_failed_leaves_no_run_completed_and_is_named_in_every_other() {
+        let broken = || Some(anyhow::anyhow!("false failed").context("harness_power_off of pi4"));
+        let completed = (Outcome::Completed, Exit::Success, "5 rounds".to_owned());
+        assert_eq!(with_broken_fault(completed.clone(), None), completed);
+        let words = "5 rounds; but a fault was not carried out: harness_power_off of pi4: false failed";
+        assert_eq!(with_broken_fault(completed, broken()), (Outcome::Failed, Exit::Failed, words.to_owned()));
+        let interrupted = (Outcome::Interrupted, Exit::Interrupted, "5 rounds".to_owned());
+        let words = words.to_owned();
+        assert_eq!(
+            with_broken_fault(interrupted, broken()),
+            (Outcome::Interrupted, Exit::Interrupted, words)
+        );
+    }
 
     #[test]
     fn the_median_is_a_value_that_was_seen() {

@@ -24,6 +24,9 @@ const ROUND_STEPS: u32 = 5;
 /// before its end.
 const ROUNDS_WITH_A_MIDDLE: u64 = 40;
 
+/// In a run whose plug fails.
+const ROUNDS_WITH_A_PLUG: u64 = 3;
+
 /// How a fake node misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quirk {
@@ -62,12 +65,23 @@ struct Fakes {
     quirks: BTreeMap<NodeId, Quirk>,
     /// What commands that cut power wait for: each other.
     plugs: Arc<Barrier>,
+    /// Such a command fails instead, after the last round.
+    plug_fails: bool,
 }
 
 impl Fakes {
     fn new(size: usize) -> Self {
         let plugs = Arc::new(Barrier::new(2));
-        Self { world: Arc::default(), size, min_fit_clients: 1, stuck: false, quirks: BTreeMap::new(), plugs }
+        let quirks = BTreeMap::new();
+        Self {
+            world: Arc::default(),
+            size,
+            min_fit_clients: 1,
+            stuck: false,
+            quirks,
+            plugs,
+            plug_fails: false,
+        }
     }
 
     fn with(mut self, node: u64, quirk: Quirk) -> Self {
@@ -114,6 +128,14 @@ impl Placement for Fakes {
     fn power_off(&mut self, node: NodeId) -> anyhow::Result<PowerCut> {
         let mut fakes = self.clone();
         Ok(Box::pin(async move {
+            if fakes.plug_fails {
+                while fakes.world.lock().unwrap().rounds < ROUNDS_WITH_A_PLUG {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                // By now the controller waits for nothing else.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                anyhow::bail!("plug failed (exit code 1)");
+            }
             fakes.plugs.wait().await;
             fakes.kill(node)
         }))
@@ -342,6 +364,21 @@ async fn hosts_lose_their_power_side_by_side_while_the_run_goes_on() {
     let summary = &ran.summary;
     assert_eq!(summary.outcome, Outcome::Completed, "{}", summary.message);
     assert_eq!((summary.faults_struck, summary.nodes_alive, summary.unexpected_deaths), (2, 3, 0));
+}
+
+#[tokio::test]
+async fn a_run_whose_power_cut_fails_after_the_last_round_is_not_completed() {
+    let fakes = Fakes { plug_fails: true, ..Fakes::new(3) };
+    let ran = ran(fakes, ROUNDS_WITH_A_PLUG, &["power-off@node:3,round:2"], None).await;
+    let summary = &ran.summary;
+    assert_eq!((summary.outcome, summary.exit_code), (Outcome::Failed, 1), "{}", summary.message);
+    assert!(summary.message.ends_with("plug failed (exit code 1)"), "{}", summary.message);
+    assert_eq!((summary.rounds_finished, summary.nodes_alive), (ROUNDS_WITH_A_PLUG, 3));
+    assert_eq!(serde_json::from_str::<Summary>(&ran.file("summary.json")).unwrap(), *summary);
+    let manifest: Manifest = serde_json::from_str(&ran.file("manifest.json")).unwrap();
+    assert_eq!((manifest.outcome, manifest.exit_code), (Outcome::Failed, Some(1)));
+    assert!(ran.file("events.jsonl").contains("\"event\":\"ending\",\"outcome\":\"failed\""));
+    ran.assert_nothing_is_left();
 }
 
 #[tokio::test]
