@@ -8,13 +8,13 @@ use std::process::{Command, Output, Stdio};
 use crate::network;
 
 /// What a command said, and how it ended.
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
-fn harness(dir: &Path, words: &[&str]) -> Said {
+pub(crate) fn harness(dir: &Path, words: &[&str]) -> Said {
     let output = Command::new(env!("CARGO_BIN_EXE_harness"))
         .args(words)
         .current_dir(dir)

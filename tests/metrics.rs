@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
 use harness::metrics::text::{Sample, parse};
 use rustix::process::Signal;
@@ -65,15 +64,8 @@ fn bytes(page: &Page, plane: &str, direction: &str) -> f64 {
 
 /// `harness watch`, printed once.
 fn watch(dir: &Path, words: &[&str]) -> (i32, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_harness"))
-        .arg("watch")
-        .args(words)
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .output();
-    let Output { status, stdout, stderr } = output.unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap_or(-1), text(stdout) + &text(stderr))
+    let said = crate::cli::harness(dir, &[&["watch"], words].concat());
+    (said.code, said.out + &said.err)
 }
 
 /// A federated run of four nodes that goes on until it is ended.

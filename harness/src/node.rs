@@ -339,15 +339,11 @@ impl Node {
         let (Some(at), Some(observed)) = (start.plan.metrics, &self.observed) else { return Ok(None) };
         let at = at.of(&start.plan, self.id).with_context(|| format!("the plan has no node {}", self.id))?;
         let node = self.clone();
-        let source = Arc::new(move || {
-            let status = node.status(UNASKED);
-            metrics::Snapshot {
-                aggregates: status.epoch.is_some_and(|epoch| epoch.node == node.id),
-                status,
-                round: round(),
-                suspicions: node.store.suspicions(),
-                connected: [&node.learning, &node.replication].map(|plane| plane.connected().borrow().len()),
-            }
+        let source = Arc::new(move || metrics::Snapshot {
+            status: node.status(UNASKED),
+            round: round(),
+            suspicions: node.store.suspicions(),
+            connected: [&node.learning, &node.replication].map(|plane| plane.connected().borrow().len()),
         });
         let registry = metrics::registry(&start.plan, self.id, source, observed.clone());
         metrics::serve(at, registry, runtime).map(Some)

@@ -84,10 +84,10 @@ enum Draft {
 /// The filter for `settings`; on a loopback interface, which shows every packet twice, only of what leaves.
 #[must_use]
 pub fn program(settings: &Settings, loopback: bool) -> Vec<Instruction> {
-    let mut draft = Vec::new();
     if settings.others && settings.only_from.is_none() && !loopback {
         return vec![returning(HEAD_BYTES)];
     }
+    let mut draft = Vec::new();
     if loopback {
         draft.push(Draft::Plain(LOAD_WORD, PACKET_TYPE_AT));
         draft.push(Draft::Jump(JUMP_IF_EQUAL, PACKET_OUTGOING, To::Next, To::Reject));

@@ -147,7 +147,7 @@ impl Conclusion<'_> {
             exit_code: manifest.exit_code.unwrap_or(1),
             valid: manifest.outcome == Outcome::Completed,
             results: recorder.dir().to_owned(),
-            workload: if self.kv.board.is_some() { "leaderboard" } else { "kv" }.into(),
+            workload: self.kv.workload().into(),
             backend: self.backend.clone(),
             server: self.server.clone(),
             payload: self.payload,

@@ -121,6 +121,12 @@ pub struct KvPlan {
 }
 
 impl KvPlan {
+    /// Name of the workload, as written in results.
+    #[must_use]
+    pub const fn workload(&self) -> &'static str {
+        if self.board.is_some() { "leaderboard" } else { "kv" }
+    }
+
     /// Votes that a leaderboard's voters cast.
     #[must_use]
     pub fn votes(&self) -> f64 {

@@ -266,16 +266,25 @@ impl<P: Placement> Controller<P> {
                 self.links.send(node, ToNode::Start(Box::new(start)));
             }
             links::News::Message(FromNode::Event { at_ns, event }) => self.event(node, at_ns, &event)?,
+            links::News::Message(FromNode::Board { board, throttled, .. }) => {
+                if let Some(throttles) = self.manifest.board(node, *board, throttled) {
+                    self.progress.warn(&throttles);
+                }
+            }
             links::News::Message(_) | links::News::Unreadable(_) => {}
             links::News::Gone => return self.gone(node),
         }
         Ok(None)
     }
 
-    fn event(&mut self, node: NodeId, shown_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
-        // Clocks of other hosts are not compared here: what they tell of counts as of when it was heard.
+    /// Writes an event of `node` down. Clocks of other hosts are not compared here: what they tell of counts as of when it was heard.
+    fn note(&mut self, node: NodeId, shown_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
         let at_ns = if self.placement.shares_clock() { shown_ns } else { clock::monotonic_ns() };
-        self.recorder.node_event(node, (at_ns, shown_ns), event)?;
+        self.recorder.node_event(node, (at_ns, shown_ns), event)
+    }
+
+    fn event(&mut self, node: NodeId, at_ns: u64, event: &NodeEvent) -> anyhow::Result<()> {
+        self.note(node, at_ns, event)?;
         match event {
             NodeEvent::Node(Lifecycle::Listening { .. }) => {
                 self.listening.insert(node);
@@ -448,7 +457,7 @@ impl<P: Placement> Controller<P> {
             // Nodes wait for their last words to be read.
             let next = tokio::time::timeout(Duration::from_millis(20), self.links.next());
             if let Ok(Some((node, links::News::Message(FromNode::Event { at_ns, event })))) = next.await {
-                let _ = self.recorder.node_event(node, (at_ns, at_ns), &event);
+                let _ = self.note(node, at_ns, &event);
             }
         }
         self.placement.end_all().await;

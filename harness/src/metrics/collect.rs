@@ -8,8 +8,8 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use replication::Suspicion;
-use replication::transport::{Class, DatagramCount, FrameCount, Traffic};
+use replication::transport::{DatagramCount, FrameCount, Traffic};
+use replication::{NodeId, Suspicion};
 
 use super::observed::Observed;
 use crate::control::Status;
@@ -19,8 +19,6 @@ use crate::control::Status;
 pub struct Snapshot {
     /// What the controller could ask for, too.
     pub status: Status,
-    /// Whether this node aggregates, as far as it knows.
-    pub aggregates: bool,
     /// The newest round, where something else than the job's events tells of it: batches of a dictionary.
     pub round: u64,
     /// What its failure detector makes of others.
@@ -34,6 +32,7 @@ pub type Source = Arc<dyn Fn() -> Snapshot + Send + Sync>;
 
 /// Asks at each scrape.
 pub(super) struct Asked {
+    pub(super) node: NodeId,
     pub(super) source: Source,
     pub(super) observed: Arc<Observed>,
 }
@@ -48,7 +47,7 @@ impl Collector for Asked {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut to = Metrics(encoder);
         let snapshot = (self.source)();
-        to.role(&snapshot)?;
+        to.role(self.node, &snapshot.status)?;
         to.checkpoint(&snapshot, &self.observed)?;
         to.traffic(&snapshot.status)?;
         to.connections(&snapshot)?;
@@ -81,15 +80,15 @@ impl Metrics<'_> {
         Ok(())
     }
 
-    fn role(&mut self, snapshot: &Snapshot) -> fmt::Result {
-        let aggregates = f64::from(u8::from(snapshot.aggregates));
+    fn role(&mut self, node: NodeId, status: &Status) -> fmt::Result {
+        let epoch = status.epoch;
+        let aggregates = f64::from(u8::from(epoch.is_some_and(|epoch| epoch.node == node)));
         self.gauge(
             "is_aggregator",
             "1 on a node that aggregates (leads), as far as it knows, else 0",
             aggregates,
         )?;
         // A node id counts from 1, an epoch too.
-        let epoch = snapshot.status.epoch;
         let counter = epoch.map_or(0.0, |epoch| epoch.counter as f64);
         self.gauge("epoch", "Counter of the epoch in force, as far as this node knows; 0: none", counter)?;
         let node = epoch.map_or(0.0, |epoch| epoch.node.0 as f64);
@@ -190,7 +189,7 @@ fn frames(planes: [(&'static str, &Traffic); 2], count: fn(&FrameCount) -> [u64;
         for (class, counted) in traffic.frames.iter().filter(|(_, counted)| *counted != FrameCount::default())
         {
             for (direction, count) in ["sent", "received"].into_iter().zip(count(counted)) {
-                all.push(([("plane", plane), ("class", name(*class)), ("direction", direction)], count));
+                all.push(([("plane", plane), ("class", class.name()), ("direction", direction)], count));
             }
         }
     }
@@ -207,17 +206,4 @@ fn lanes(planes: [(&'static str, &Traffic); 2], count: fn(&DatagramCount) -> [u6
         }
     }
     all
-}
-
-/// A class, as result files write it.
-fn name(class: Class) -> &'static str {
-    match class {
-        Class::Election => "election",
-        Class::Heartbeat => "heartbeat",
-        Class::Log => "log",
-        Class::Digest => "digest",
-        Class::Blob => "blob",
-        Class::LearningControl => "learning_control",
-        Class::LearningBulk => "learning_bulk",
-    }
 }

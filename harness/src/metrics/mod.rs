@@ -37,6 +37,7 @@ pub use observed::Observed;
 
 use crate::exit::Usage;
 use crate::http::service::accept;
+use crate::kv::plan::KvPlan;
 use crate::plan::Plan;
 use collect::Asked;
 
@@ -64,11 +65,7 @@ impl Drop for Serving {
 pub fn registry(plan: &Plan, node: NodeId, source: Source, observed: Arc<Observed>) -> Registry {
     let labels = [("node".into(), node.to_string().into())];
     let mut registry = Registry::with_prefix_and_labels(PREFIX, labels.into_iter());
-    let workload = match &plan.kv {
-        None => "federated",
-        Some(kv) if kv.board.is_some() => "leaderboard",
-        Some(_) => "kv",
-    };
+    let workload = plan.kv.as_ref().map_or("federated", KvPlan::workload);
     let about = [
         ("backend".into(), plan.backend.backend().to_string().into()),
         ("workload".into(), workload.into()),
@@ -80,7 +77,7 @@ pub fn registry(plan: &Plan, node: NodeId, source: Source, observed: Arc<Observe
         ConstGauge::new(1_i64),
     );
     observed.register(&mut registry);
-    registry.register_collector(Box::new(Asked { source, observed }));
+    registry.register_collector(Box::new(Asked { node, source, observed }));
     registry
 }
 

@@ -33,7 +33,6 @@ fn snapshot() -> Snapshot {
             replication: traffic,
             ..Status::default()
         },
-        aggregates: true,
         round: 0,
         suspicions: vec![Suspicion { node: NodeId(2), level: 0.25 }],
         connected: [1, 2],

@@ -70,7 +70,7 @@ impl Plan {
     /// What a key-value run does not do.
     fn validate_kv(&self) -> Result<(), Usage> {
         let Some(kv) = &self.kv else { return Ok(()) };
-        let workload = if kv.board.is_some() { "leaderboard" } else { "kv" };
+        let workload = kv.workload();
         // Its clients, and a balancer, run beside the controller.
         let refused = match self.placement {
             PlacementKind::Netns => Some(("netns", "its clients would be outside of the namespaces")),

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use replication::NodeId;
 use serde::{Deserialize, Serialize};
 
 use super::{Machine, Program};
+use crate::board::Board;
 use crate::clock;
 use crate::place::HostRecord;
 use crate::plan::{Plan, Trial};
@@ -110,6 +112,16 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Takes note of how the board of `node` is; says so, if it throttles and has not before.
+    pub fn board(&mut self, node: NodeId, board: Board, throttled: bool) -> Option<String> {
+        let host = self.hosts.iter_mut().find(|host| host.node == node)?;
+        let news = (throttled && !host.throttled)
+            .then(|| format!("{} (node {node}) throttles: its times mean little", host.name));
+        host.throttled |= throttled;
+        host.after = Some(board);
+        news
+    }
+
     /// The manifest of a trial that starts now.
     #[must_use]
     pub fn starting(trial: &Trial, timers: Timers, command: String, repeat: String) -> Self {

@@ -106,7 +106,7 @@ fn rows_of(node: NodeId, plane: &'static str, span: &'static str, traffic: &Traf
         |class: Class| matches!(class, Class::LearningControl | Class::LearningBulk) == (plane == "learning");
     let frames =
         traffic.frames.iter().filter(|(class, _)| of_plane(*class)).map(|(class, count)| TrafficRow {
-            class: class_word(*class),
+            class: class.name(),
             sent: count.sent_frames,
             sent_bytes: count.sent_bytes,
             received: count.received_frames,
@@ -125,18 +125,6 @@ fn rows_of(node: NodeId, plane: &'static str, span: &'static str, traffic: &Traf
         ..row.clone()
     });
     frames.chain(datagrams).collect()
-}
-
-fn class_word(class: Class) -> &'static str {
-    match class {
-        Class::Election => "election",
-        Class::Heartbeat => "heartbeat",
-        Class::Log => "log",
-        Class::Digest => "digest",
-        Class::Blob => "blob",
-        Class::LearningControl => "learning_control",
-        Class::LearningBulk => "learning_bulk",
-    }
 }
 
 impl Counted {

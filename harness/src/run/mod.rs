@@ -12,6 +12,7 @@ mod restart;
 mod strike;
 #[cfg(test)]
 mod tests;
+mod timeouts;
 mod vacancy;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,6 +29,7 @@ use workloads::federated::Event;
 use self::clocks::ClockBook;
 use self::cluster::{Cluster, list};
 use self::links::{Links, News};
+pub use self::timeouts::Timeouts;
 use self::vacancy::Vacancies;
 use crate::board;
 use crate::board::Board;
@@ -39,11 +41,9 @@ use crate::disk;
 use crate::fault::Timeline;
 use crate::identity::{Identity, Issue};
 use crate::place::Placement;
-use crate::plan::{DiskStore, Durability, PlacementKind, Plan, Shortfall, Trial};
+use crate::plan::{DiskStore, Durability, PlacementKind, Shortfall, Trial};
 use crate::progress::Progress;
-use crate::record::{
-    CaptureBook, ControllerEvent, Failovers, Manifest, Recorder, Summary, Timers, is_progress,
-};
+use crate::record::{CaptureBook, ControllerEvent, Failovers, Manifest, Recorder, Summary, is_progress};
 use crate::units::{nanoseconds, show_ns};
 
 /// How often the controller looks at its timeouts.
@@ -53,12 +53,6 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long an ended process may take to be seen as ended, after its stream was.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a node may take to start and to end among many, when all share few cores.
-const START_PER_NODE: Duration = Duration::from_secs(4);
-const FINISH_PER_NODE: Duration = Duration::from_millis(250);
-/// What all links together carry at least, when nodes settle.
-const SLOWEST_BYTES_PER_MS: u64 = 5000;
-
 /// A signal that ends the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -66,53 +60,6 @@ pub enum Stop {
     Interrupt,
     /// SIGTERM.
     Terminate,
-}
-
-/// How long the controller waits before it gives up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Until every node is ready.
-    pub start: Duration,
-    /// Until something is heard of the job.
-    pub stall: Duration,
-    /// After the last round, until every living node has the final checkpoint.
-    pub settle: Duration,
-    /// For survivors to say what they have.
-    pub survey: Duration,
-    /// For nodes to end in order.
-    pub finish: Duration,
-}
-
-impl Timeouts {
-    /// For a plan: a round may use up its deadline twice (fit and evaluate), an election may fail a few times, many nodes
-    /// take long to find each other, and large parameters long to reach all of them.
-    #[must_use]
-    pub fn of(plan: &Plan) -> Self {
-        let deadline = Duration::from_millis(plan.job.round_deadline_ms);
-        let window = Duration::from_nanos(plan.backend.detection_ns().1);
-        let nodes = plan.members.len() as u32;
-        let spread_ms = plan.job.parameter_bytes * u64::from(nodes) / SLOWEST_BYTES_PER_MS;
-        Self {
-            start: Duration::from_secs(120).max(START_PER_NODE * nodes),
-            stall: deadline * 2 + window * 10 + Duration::from_secs(30),
-            settle: window * 5 + Duration::from_secs(30) + Duration::from_millis(spread_ms),
-            survey: Duration::from_secs(3),
-            finish: Duration::from_secs(5).max(FINISH_PER_NODE * nodes),
-        }
-    }
-
-    pub(crate) fn timers(&self, plan: &Plan) -> Timers {
-        let (detection_lo_ns, detection_hi_ns) = plan.backend.detection_ns();
-        Timers {
-            detection_lo_ns,
-            detection_hi_ns,
-            heartbeat_ns: plan.backend.heartbeat_ns,
-            round_deadline_ns: plan.job.round_deadline_ms.saturating_mul(1_000_000),
-            start_timeout_ns: nanoseconds(self.start),
-            stall_timeout_ns: nanoseconds(self.stall),
-            settle_timeout_ns: nanoseconds(self.settle),
-        }
-    }
 }
 
 /// Everything a run needs, validated.
@@ -392,12 +339,9 @@ impl<P: Placement> Controller<P> {
     }
 
     fn board(&mut self, node: NodeId, board: Board, throttled: bool) {
-        let Some(host) = self.manifest.hosts.iter_mut().find(|host| host.node == node) else { return };
-        if throttled && !host.throttled {
-            self.progress.warn(&format!("{} (node {node}) throttles: its times mean little", host.name));
+        if let Some(throttles) = self.manifest.board(node, board, throttled) {
+            self.progress.warn(&throttles);
         }
-        host.throttled |= throttled;
-        host.after = Some(board);
     }
 
     fn captured(&mut self, node: NodeId, captured: &Captured) -> anyhow::Result<()> {

@@ -54,6 +54,20 @@ impl Class {
         Self::LearningBulk,
     ];
 
+    /// As written in result files and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Election => "election",
+            Self::Heartbeat => "heartbeat",
+            Self::Log => "log",
+            Self::Digest => "digest",
+            Self::Blob => "blob",
+            Self::LearningControl => "learning_control",
+            Self::LearningBulk => "learning_bulk",
+        }
+    }
+
     /// The connection such messages travel on.
     #[must_use]
     pub const fn lane(self) -> Lane {
