@@ -1,6 +1,6 @@
 //! What nodes show to Prometheus while they run, and `harness watch`, on the built binary.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
@@ -201,9 +201,12 @@ fn who_is_no_node_is_a_row_and_nobody_at_all_is_a_failure() {
     let at = listener.local_addr().unwrap().to_string();
     let answering = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
+        // An answer that comes before the request is none.
+        let head = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+        assert!(head.count() > 0);
         let body = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nother_up 1";
         stream.write_all(body.as_bytes()).unwrap();
-        // The request is read to its end, so that closing does not reset what was sent.
+        // Whoever asked ends the connection, so that closing does not reset what was sent.
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
