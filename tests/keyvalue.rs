@@ -124,8 +124,11 @@ pub(crate) fn at_a_terminal(command: &str, keys: &[(&str, &str)]) {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    assert!(status.success(), "{text:?}");
     reading.join().unwrap();
+    text.extend(shown.try_iter());
+    // What it said at last, without all the views before.
+    let last: String = text.chars().skip(text.chars().count().saturating_sub(600)).collect();
+    assert!(status.success(), "{command}: {status}: {last:?}");
 }
 
 /// A cluster that serves until it is told to end.

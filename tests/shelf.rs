@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::io::Read as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -185,11 +186,23 @@ impl Shelf {
         self.inside(0, || command.spawn())
     }
 
-    /// The results folder of the only run below `out`, once it is there.
-    pub(crate) fn results(&self, out: &str) -> PathBuf {
+    /// The results folder of the only run below `out`, if it is there.
+    pub(crate) fn results(&self, out: &str) -> Option<PathBuf> {
+        let folder = fs::read_dir(self.path(out)).ok()?.flatten().next()?.path();
+        folder.join("events.jsonl").exists().then_some(folder)
+    }
+
+    /// The same, once `run` has made it.
+    pub(crate) fn await_results(&self, out: &str, run: &mut Child) -> PathBuf {
         await_some_for("a results folder", LONG, || {
-            let folder = fs::read_dir(self.path(out)).ok()?.flatten().next()?.path();
-            folder.join("events.jsonl").exists().then_some(folder)
+            let ended = run.try_wait().unwrap();
+            let results = self.results(out);
+            if let (Some(status), None) = (ended, &results) {
+                let mut said = String::new();
+                run.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                panic!("the run ended without results ({status}): {said}");
+            }
+            results
         })
     }
 

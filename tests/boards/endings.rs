@@ -25,7 +25,7 @@ fn nothing_is_left_behind_when_a_run_is_interrupted_killed_or_cut_off() {
     for (name, end, patience_s) in endings {
         let options = ["--rounds", "500", "--fault", "stop@node:3,round:2", "--durability", "disk"];
         let mut run = shelf.run(&[&options[..], &["--min-fit-clients", "1", "--out", name]].concat());
-        let results = shelf.results(name);
+        let results = shelf.await_results(name, &mut run);
         shelf.await_rounds(&results, 2);
         for host in 1..=HOSTS {
             assert_eq!(shelf.files(host).len(), 1, "{name}: the store of host {host}");

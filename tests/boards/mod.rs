@@ -59,8 +59,8 @@ fn hosts_that_are_lost_are_survived_and_one_comes_back_with_what_it_stored() {
         "--fault",
         "power-off@node:4,round:6",
     ];
-    let run = shelf.run(&[&options[..], &faults[..]].concat());
-    let results = shelf.results("out");
+    let mut run = shelf.run(&[&options[..], &faults[..]].concat());
+    let results = shelf.await_results("out", &mut run);
     await_some_for("the power to be cut", LONG, || {
         fs::read_to_string(results.join("events.jsonl")).ok()?.contains("power-off@").then_some(())
     });
@@ -101,7 +101,7 @@ fn a_run_whose_hook_fails_after_the_last_round_has_failed() {
     let message = summary["message"].as_str().unwrap();
     assert!(message.contains("harness_power_off of pi3: sh failed (exit code 9)"), "{message}");
     assert_eq!(summary["rounds_finished"], 2, "{message}");
-    let manifest = json(&shelf.results("out").join("manifest.json"));
+    let manifest = json(&shelf.results("out").unwrap().join("manifest.json"));
     assert_eq!((&manifest["outcome"], &manifest["exit_code"]), (&"failed".into(), &1.into()));
     shelf.assert_nothing_left_now(1..=3);
 }

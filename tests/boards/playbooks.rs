@@ -86,7 +86,7 @@ impl Stage {
         let options = [&options[..], &examples[..]].concat();
         let ssh_options = ["--ssh-config", "ssh_config"];
         self.play("run.yml", &json!({"controller": PROGRAM, "ssh_options": ssh_options, "options": options}));
-        self.shelf.results("results/run")
+        self.shelf.results("results/run").unwrap()
     }
 
     fn assert_set_up(&self) {
