@@ -86,10 +86,14 @@ fn at_the_prompt(file: &Path, keys: &[(&str, &str)]) {
 }
 
 /// Presses keys while `command` runs on a terminal, each time once it shows what is awaited before; it has to succeed.
+///
+/// A shell shows how it ended, beside what it said.
 pub(crate) fn at_a_terminal(command: &str, keys: &[(&str, &str)]) {
+    let command = format!("trap : INT; {command}; echo \"exit code $?\"");
     let mut child = Command::new("script")
-        .args(["--quiet", "--return", "--command", command, "/dev/null"])
+        .args(["--quiet", "--command", &command, "/dev/null"])
         .env("TERM", "xterm")
+        .env("SHELL", "/bin/sh")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -112,10 +116,7 @@ pub(crate) fn at_a_terminal(command: &str, keys: &[(&str, &str)]) {
         typing.write_all(pressed.as_bytes()).unwrap();
     }
     let until = Instant::now() + Duration::from_secs(60);
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
+    while child.try_wait().unwrap().is_none() {
         if Instant::now() >= until {
             // So that nothing is left behind.
             child.kill().unwrap();
@@ -123,12 +124,12 @@ pub(crate) fn at_a_terminal(command: &str, keys: &[(&str, &str)]) {
             panic!("{command} does not end: {text:?}");
         }
         std::thread::sleep(Duration::from_millis(20));
-    };
+    }
     reading.join().unwrap();
     text.extend(shown.try_iter());
     // What it said at last, without all the views before.
     let last: String = text.chars().skip(text.chars().count().saturating_sub(600)).collect();
-    assert!(status.success(), "{command}: {status}: {last:?}");
+    assert!(last.trim_end().ends_with("exit code 0"), "{command}: {last:?}");
 }
 
 /// A cluster that serves until it is told to end.

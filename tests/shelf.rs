@@ -255,15 +255,18 @@ impl Shelf {
         entries.map(|entry| entry.path().display().to_string()).collect()
     }
 
+    /// Those that are ending too: without memory, and so without a command line, they still have their sockets until they
+    /// have left their namespace.
     fn processes(&self, host: u64) -> Vec<(i32, String)> {
         let own = self.inside(host, || fs::read_link("/proc/thread-self/ns/net"));
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let there = pids.filter(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|ns| ns == own));
-        there
-            .filter_map(|pid| Some((pid, fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?)))
-            .filter(|(_, line)| !line.is_empty() && !line.contains("sshd"))
-            .collect()
+        let described = |pid| {
+            let about = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).ok();
+            Some((pid, about("comm")? + &about("cmdline")?))
+        };
+        there.filter_map(described).filter(|(_, about)| !about.contains("sshd")).collect()
     }
 
     /// What a host does to its processes when it is shut down in order.
