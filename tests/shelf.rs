@@ -242,10 +242,17 @@ impl Shelf {
         name.to_str().unwrap().to_owned()
     }
 
-    /// Processes and files of a host beside its sshd's.
+    /// Processes, files and ports of a host beside its sshd's.
     pub(crate) fn left_behind(&self, host: u64) -> Vec<String> {
         let processes = self.processes(host).into_iter().map(|(_, line)| line);
-        processes.chain(self.files(host)).collect()
+        processes.chain(self.files(host)).chain(self.ports(host)).collect()
+    }
+
+    /// UDP ports in use, as the kernel lists them: the threads of a process that was killed may have them when it is gone
+    /// from every list of processes.
+    fn ports(&self, host: u64) -> Vec<String> {
+        let table = self.inside(host, || fs::read_to_string("/proc/thread-self/net/udp"));
+        table.lines().skip(1).map(|line| format!("udp {}", line.trim())).collect()
     }
 
     /// Files in what folders a host has of its own.
@@ -255,18 +262,15 @@ impl Shelf {
         entries.map(|entry| entry.path().display().to_string()).collect()
     }
 
-    /// Those that are ending too: without memory, and so without a command line, they still have their sockets until they
-    /// have left their namespace.
     fn processes(&self, host: u64) -> Vec<(i32, String)> {
         let own = self.inside(host, || fs::read_link("/proc/thread-self/ns/net"));
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let there = pids.filter(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|ns| ns == own));
-        let described = |pid| {
-            let about = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).ok();
-            Some((pid, about("comm")? + &about("cmdline")?))
-        };
-        there.filter_map(described).filter(|(_, about)| !about.contains("sshd")).collect()
+        there
+            .filter_map(|pid| Some((pid, fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?)))
+            .filter(|(_, line)| !line.is_empty() && !line.contains("sshd"))
+            .collect()
     }
 
     /// What a host does to its processes when it is shut down in order.

@@ -25,7 +25,8 @@ fn clients_on_a_host_of_their_own_load_a_dictionary_on_others() {
     shelf.assert_nothing_left_now(1..=3);
 
     // Clients of the fourth host fetch the settings of the test from the cluster.
-    let mut run = shelf.run(&[&test[..], &["--clients", "0", "--cluster", "cluster.json"]].concat());
+    let served = ["--clients", "0", "--cluster", "cluster.json", "--metrics", "9464", "--out", "served"];
+    let mut run = shelf.run(&[&test[..], &served[..]].concat());
     await_some_for("the cluster", LONG, || shelf.path("cluster.json").exists().then_some(()));
     let said = await_some_for("a load", LONG, || {
         let load = shelf.inside(4, || {
@@ -37,6 +38,9 @@ fn clients_on_a_host_of_their_own_load_a_dictionary_on_others() {
         eprint!("{}", String::from_utf8_lossy(&load.stderr));
         load.status.success().then(|| String::from_utf8_lossy(&load.stdout).into_owned())
     });
+    let watched = shelf.harness(&["watch", "--once", "served"]);
+    let seen = String::from_utf8(watched.stdout).unwrap();
+    assert!(seen.starts_with("kv over raft: 3 of 3 nodes answer; node "), "{seen}");
     let controller = Pid::from_raw(run.id().try_into().unwrap()).unwrap();
     kill_process(controller, Signal::INT).unwrap();
     assert_eq!(run.wait().unwrap().code(), Some(130));
