@@ -24,6 +24,9 @@
 
 mod archive;
 pub mod backup;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod blob;
 pub mod config;
 #[cfg(feature = "conformance")]

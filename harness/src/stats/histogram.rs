@@ -21,8 +21,11 @@ const TICKS_PER_HALF_DISTANCE: u32 = 5;
 /// Percentile distributions and interval logs are in milliseconds, as is usual.
 const NS_PER_MS: f64 = 1e6;
 
-/// A histogram of `samples_ns`.
-pub(crate) fn of(samples_ns: &[u64]) -> anyhow::Result<Histogram<u64>> {
+/// A histogram of `samples_ns`, in nanoseconds.
+///
+/// # Errors
+/// If it has no room for them.
+pub fn of(samples_ns: &[u64]) -> anyhow::Result<Histogram<u64>> {
     let mut histogram = Histogram::new(SIGNIFICANT_DIGITS).context("cannot make a histogram")?;
     for sample in samples_ns {
         histogram.record(*sample).context("cannot record a sample")?;

@@ -4,6 +4,6 @@
 
 pub mod availability;
 mod bootstrap;
-pub(crate) mod histogram;
+pub mod histogram;
 
 pub use bootstrap::{Estimate, Ratio, estimate, median, quantile, ratio};

@@ -6,6 +6,8 @@
 //! This module deliberately does not know what rounds do, nor how a transport reaches its peers.
 
 mod announce;
+#[cfg(feature = "bench")]
+pub(crate) mod bench;
 mod candidacy;
 mod catalogue;
 mod config;

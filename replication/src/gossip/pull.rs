@@ -30,20 +30,21 @@ const BUSY_PAUSE: Duration = Duration::from_millis(5);
 impl Core {
     /// Fetches what this node knows of and does not hold, as far as somebody can be asked.
     pub(super) fn fetch_missing(self: &Arc<Self>) {
-        let missing: Vec<Announcement> = {
-            let state = self.state();
-            let reachable = state.reachable(self.local);
-            let wanted = state.catalogue.entries().filter(|entry| {
-                !entry.held
-                    && !state.fetching.contains(&entry.announced.digest)
-                    && (!entry.holders.is_disjoint(&reachable)
-                        || reachable.contains(&entry.announced.writer()))
-            });
-            wanted.map(|entry| entry.announced).collect()
-        };
-        for announced in missing.into_iter().rev() {
+        for announced in self.missing().into_iter().rev() {
             self.fetch(announced, false);
         }
+    }
+
+    /// What this node knows of, does not hold and does not fetch, as far as somebody can be asked.
+    pub(super) fn missing(&self) -> Vec<Announcement> {
+        let state = self.state();
+        let reachable = state.reachable(self.local);
+        let wanted = state.catalogue.entries().filter(|entry| {
+            !entry.held
+                && !state.fetching.contains(&entry.announced.digest)
+                && (!entry.holders.is_disjoint(&reachable) || reachable.contains(&entry.announced.writer()))
+        });
+        wanted.map(|entry| entry.announced).collect()
     }
 
     /// Begins to fetch a checkpoint, unless its bytes are being fetched.
@@ -74,7 +75,7 @@ impl Core {
     }
 
     /// Who can be asked: whoever says it holds the bytes, and the writer.
-    fn sources(&self, announced: &Announcement) -> BTreeSet<NodeId> {
+    pub(super) fn sources(&self, announced: &Announcement) -> BTreeSet<NodeId> {
         let state = self.state();
         let mut holders = state.catalogue.holders(announced.digest);
         holders.insert(announced.writer());

@@ -17,6 +17,8 @@
 //! transfer from Ongaro's dissertation). This module deliberately does not know what a round is, nor which transport
 //! carries it.
 
+#[cfg(feature = "bench")]
+pub(crate) mod bench;
 mod config;
 mod election;
 mod founding;

@@ -34,7 +34,7 @@ use crate::store::{Carrier, Checkpoint, Digest, MAX_PARAMETER_BYTES, NodeId};
 use crate::transport::{Class, Frame, Handler, Refusal, Transport, TransportError};
 use crate::wire;
 
-type Append = AppendEntriesRequest<TypeConfig>;
+pub(super) type Append = AppendEntriesRequest<TypeConfig>;
 
 /// Terms beyond this are no terms: nobody could count past them.
 const MAX_TERM: u64 = u64::MAX / 2;
@@ -152,7 +152,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     }
 }
 
-fn encode_append(rpc: &Append) -> Frame {
+pub(super) fn encode_append(rpc: &Append) -> Frame {
     let mut frame = Frame::new(wire::RAFT_APPEND, wire::encode(rpc));
     for entry in &rpc.entries {
         if let EntryPayload::Normal(command) = &entry.payload {
@@ -182,7 +182,7 @@ fn nothing_left(body: &Bytes) -> Result<(), Refusal> {
     if body.is_empty() { Ok(()) } else { Err(Refusal(format!("{} bytes that no entry claims", body.len()))) }
 }
 
-fn decode_append(frame: Frame) -> Result<Append, Refusal> {
+pub(super) fn decode_append(frame: Frame) -> Result<Append, Refusal> {
     let mut rpc: Append = wire::decode(&frame.head)?;
     let mut next = rpc.prev_log_id.map_or(0, |prev| prev.index.saturating_add(1));
     let mut body = frame.into_body();
