@@ -1,41 +1,15 @@
-//! Which backend, with which parameters; [`open`] is the only place that matches on it.
+//! What a store is opened with whichever backend it is: what a node brings, the window of its timers, and what can be wrong.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::{BackupConfig, BackupStore};
 use crate::event::Observer;
-use crate::gossip::{GossipConfig, GossipStore};
 use crate::lifeline::Lifeline;
-use crate::local::{LocalConfig, LocalStore};
-use crate::raft::{RaftConfig, RaftStore};
 use crate::storage::{Storage, StorageError};
-use crate::store::{AnyStore, NodeId};
+use crate::store::NodeId;
 use crate::suitability::Resources;
 use crate::transport::Transport;
-
-/// A backend with its parameters, the same on every node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "backend", rename_all = "snake_case")]
-pub enum Backend {
-    /// Raft, among all nodes or the most suitable.
-    Raft(RaftConfig),
-    /// Gossip: bytes pulled from whoever has them.
-    Gossip(GossipConfig),
-    /// Primary and backups, without consensus.
-    Backup(BackupConfig),
-    /// The lowest node keeps everything; nobody takes over.
-    Local(LocalConfig),
-}
-
-impl Backend {
-    /// Whether its set of nodes is fixed: nobody joins or leaves.
-    #[must_use]
-    pub fn has_fixed_members(&self) -> bool {
-        matches!(self, Self::Local(_))
-    }
-}
 
 /// What one node brings to its store.
 #[derive(Clone)]
@@ -77,22 +51,6 @@ impl Site {
 impl std::fmt::Debug for Site {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Site").field("transport", &self.transport).finish_non_exhaustive()
-    }
-}
-
-/// Opens this node's store of `backend`.
-///
-/// # Errors
-/// A configuration that contradicts itself, or a storage that cannot be used.
-pub async fn open(backend: Backend, site: Site) -> Result<AnyStore, ConfigError> {
-    if site.joins && backend.has_fixed_members() {
-        return Err(ConfigError::FixedMembers);
-    }
-    match backend {
-        Backend::Raft(config) => Ok(RaftStore::open(config, site).await?),
-        Backend::Gossip(config) => Ok(GossipStore::open(config, site).await?),
-        Backend::Backup(config) => Ok(BackupStore::open(config, site).await?),
-        Backend::Local(config) => Ok(LocalStore::open(config, site).await?),
     }
 }
 

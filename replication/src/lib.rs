@@ -3,7 +3,7 @@
 //! ```text
 //!   workloads, harness            callers: see [`CheckpointStore`] and [`Guarantees`], never a backend's name
 //!   ------------------------------------------------------------------------------------------------
-//!   config     open() -> Arc<dyn CheckpointStore>, the only place that matches on the backend
+//!   backend    open() -> Arc<dyn CheckpointStore>, the only place that matches on the backend
 //!   store      the contract: Checkpoint, Epoch, Receipt, Guarantees, StoreEvent
 //!   raft       Raft on openraft             gossip     chitchat, bytes pulled from any holder
 //!   backup     primary and backups          local      one aggregator, no replication
@@ -23,6 +23,7 @@
 //! aggregates.
 
 mod archive;
+pub mod backend;
 pub mod backup;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
@@ -50,7 +51,8 @@ pub mod transport;
 mod wire;
 pub mod work;
 
-pub use config::{Backend, ConfigError, Site, Window, open};
+pub use backend::{Backend, open};
+pub use config::{ConfigError, Site, Window};
 pub use error::{Outcome, StoreError};
 pub use event::{Observer, Silent, StoreEvent};
 pub use recover::Survivor;
