@@ -4,7 +4,7 @@
 //! ```text
 //!   load     folders -> Study            the only part that knows files; refuses what cannot be reported
 //!   cell     settings of trials          grouped into facets and series
-//!   figures, table, keyvalue, safety     Study -> drawings and words, pure
+//!   figures, tables, keyvalue, safety    Study -> drawings and words, pure
 //!   page, markdown, png, splice          the same as files
 //!   compare  two studies -> differences
 //! ```
@@ -27,6 +27,7 @@ pub mod safety;
 mod splice;
 pub mod study;
 pub mod table;
+mod tables;
 
 use std::collections::BTreeSet;
 
@@ -73,7 +74,7 @@ impl Report {
         Ok(Self {
             title: "Gossip versus Raft for federated-learning checkpoints".into(),
             warnings: warnings(study, &sources),
-            tables: table::tables(study, &reference),
+            tables: tables::tables(study, &reference),
             drawn: figures::draw(study, &reference),
             sources,
         })
