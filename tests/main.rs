@@ -12,6 +12,7 @@ mod elections;
 mod experiment;
 mod faults;
 mod federated;
+mod fuzz;
 mod keyvalue;
 mod leaderboard;
 mod levels;

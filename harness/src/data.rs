@@ -211,8 +211,11 @@ fn agent(url: &str) -> ureq::Agent {
     config.build().new_agent()
 }
 
-/// Unpacks the batch files of `archive` (.tar.gz) into `folder`; everything else in it is ignored.
-fn unpack(archive: File, folder: &Path) -> anyhow::Result<()> {
+/// Unpacks the batch files of `archive` (.tar.gz) into the empty `folder`; everything else in it is ignored.
+///
+/// # Errors
+/// If it is no archive, has no batch file, or unpacks to over [`MAX_UNPACKED_BYTES`]; what was unpacked until then stays.
+pub fn unpack(archive: impl Read, folder: &Path) -> anyhow::Result<()> {
     let unreadable = "the archive has the right checksum, but cannot be unpacked";
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(io::BufReader::new(archive)));
     let (mut files, mut left) = (0, MAX_UNPACKED_BYTES);

@@ -246,4 +246,15 @@ pub(crate) mod tests {
         );
         assert!(load("/nowhere/x.toml").unwrap_err().to_string().contains("cannot be read"));
     }
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_link_or_refused_in_a_line(
+            text in "((rate_mbit_per_s|shared_air|delay_ms|loss|reorder|netem|[a-z]{3})( = |=)(-?[0-9.]{1,4}|true|nan|\"x\")\n){0,5}",
+        ) {
+            match parse("x.toml", &text) {
+                Ok(link) => proptest::prop_assert_eq!(parse("x", &toml::to_string(&link).unwrap()).unwrap(), link),
+                Err(error) => proptest::prop_assert_eq!(error.to_string().lines().count(), 1),
+            }
+        }
+    }
 }

@@ -19,7 +19,7 @@ use crate::wire;
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Head {
+pub(crate) struct Head {
     record: Record,
     /// Whether the bytes are the body.
     carried: bool,

@@ -35,6 +35,8 @@ pub mod conformance;
 pub mod error;
 pub mod event;
 mod forward;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod gossip;
 mod ledger;
 pub mod lifeline;

@@ -50,7 +50,7 @@ pub struct LocalConfig {
 
 /// What a reader asks for.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-enum Wanted {
+pub(crate) enum Wanted {
     Newest(Slot),
     Named(CheckpointId),
 }

@@ -522,4 +522,10 @@ pub(super) mod tests {
         assert_eq!(shell_words(&shell_line(&words)).as_deref(), Some(&words[..]));
         assert_eq!(shell_words("'open"), None);
     }
+    proptest::proptest! {
+        #[test]
+        fn any_words_are_read_back(words in proptest::collection::vec("(?s)[a' \\\\\n.]{0,6}", 0..5)) {
+            proptest::prop_assert_eq!(shell_words(&shell_line(&words)), Some(words));
+        }
+    }
 }

@@ -294,4 +294,26 @@ mod tests {
         assert_eq!(reader.next().await.unwrap(), Some(ToNode::Finish));
         write.await.unwrap().unwrap();
     }
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_messages_or_skipped(bytes in "([{}a-z\":,0-9\n]|type|finish){0,60}", secret: bool) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let bytes = bytes.as_bytes();
+            let mut reader = if secret { LineReader::secret(bytes) } else { LineReader::new(bytes) };
+            let lines = runtime.block_on(async {
+                let mut lines = 0;
+                loop {
+                    match reader.next::<ToNode>().await {
+                        Ok(None) => break lines,
+                        Ok(Some(_)) => {}
+                        Err(error) => assert!(error.is_skippable()),
+                    }
+                    lines += 1;
+                }
+            });
+            let newlines = bytes.iter().filter(|byte| **byte == b'\n').count();
+            let last = usize::from(bytes.last().is_some_and(|byte| *byte != b'\n'));
+            proptest::prop_assert_eq!(lines, newlines + last);
+        }
+    }
 }

@@ -377,4 +377,17 @@ pub(super) mod tests {
         }
         assert!(parse("name = \"a/b\"").unwrap_err().to_string().contains("not a name for a folder"));
     }
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_definition_or_refused(
+            lines in "((\\[(fixed|factors)\\]|\\[\\[cases.a\\]\\]|(nodes|lr|fault|no-reuse|seed|x)=(3|0.5|true|\"a\"|\\[1,2\\]|\\[\\]))\n){0,8}",
+        ) {
+            match parse(&format!("name = \"x\"\n{lines}")) {
+                Ok(definition) => {
+                    proptest::prop_assert_eq!(parse(&toml::to_string(&definition).unwrap()).unwrap(), definition);
+                }
+                Err(error) => proptest::prop_assert!(error.to_string().starts_with("file.toml: "), "{}", error),
+            }
+        }
+    }
 }

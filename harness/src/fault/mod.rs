@@ -368,4 +368,15 @@ mod tests {
             assert!(error.contains(expected), "{text}: {error}");
         }
     }
+    proptest::proptest! {
+        #[test]
+        fn what_is_read_is_written_alike(
+            text in "(kill|stop|restart|loss:[0-9]{1,2}|delay:[0-9.]{1,4}(ms)?)@(all|worker|node:[0-9]),(round:[0-9]|random:[0-9]|time:[0-9.]{1,3}s?)(,(for|after):[0-9.]{1,3}(s|ms|m)?)?",
+        ) {
+            match text.parse::<Fault>() {
+                Ok(fault) => proptest::prop_assert_eq!(fault.to_string().parse(), Ok(fault)),
+                Err(reason) => proptest::prop_assert!(!reason.is_empty()),
+            }
+        }
+    }
 }

@@ -15,6 +15,8 @@
 //! superseded. The guarantees say so. Nodes that hold nothing ask the aggregator.
 
 mod config;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod membership;
 mod network;
 mod node;

@@ -15,6 +15,8 @@ mod core;
 mod detector;
 mod driver;
 mod fetch;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod inbox;
 mod membership;
 mod messages;

@@ -102,7 +102,7 @@ impl Addresses {
     }
 
     /// Decodes a message that names possible nodes only.
-    fn decode(&self, bytes: &[u8]) -> Result<ChitchatMessage, Refusal> {
+    pub(super) fn decode(&self, bytes: &[u8]) -> Result<ChitchatMessage, Refusal> {
         self.names_nodes_only(bytes).ok_or_else(|| Refusal("gossip of what is no node".into()))?;
         let mut rest = bytes;
         match ChitchatMessage::deserialize(&mut rest) {

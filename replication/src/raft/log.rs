@@ -91,8 +91,8 @@ impl RaftLog {
                 _ => {}
             }
         }
-        let first = content.purged.map_or(0, |purged| purged.index.saturating_add(1));
-        for (next, (key, value)) in (first..).zip(storage.load(ENTRIES)?) {
+        let mut next = content.purged.map_or(0, |purged| purged.index.saturating_add(1));
+        for (key, value) in storage.load(ENTRIES)? {
             let mut entry: Entry = storage.decode(&value)?;
             if key[..] != next.to_be_bytes() || entry.index() != next {
                 return Err(storage.damaged(format!("the log has no entry {next}")));
@@ -108,6 +108,7 @@ impl RaftLog {
             }
             content.inline_bytes += inline_bytes(&entry);
             content.entries.insert(entry.index(), entry);
+            next = next.saturating_add(1);
         }
         Ok(Self { content: Arc::new(Mutex::new(content)), shelf: Some(shelf) })
     }

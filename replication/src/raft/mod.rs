@@ -22,6 +22,8 @@ pub(crate) mod bench;
 mod config;
 mod election;
 mod founding;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod joining;
 mod log;
 mod machine;

@@ -211,7 +211,7 @@ pub(super) fn decode_append(frame: Frame) -> Result<Append, Refusal> {
 type SnapshotHead = (Vote, SnapshotMeta, u64);
 type SnapshotIndex = (Ledger, Vec<(Digest, u64)>);
 
-fn encode_snapshot(vote: &Vote, meta: &SnapshotMeta, image: &Image) -> Frame {
+pub(super) fn encode_snapshot(vote: &Vote, meta: &SnapshotMeta, image: &Image) -> Frame {
     let lengths: Vec<(Digest, u64)> =
         image.blobs.iter().map(|(digest, bytes)| (*digest, bytes.len() as u64)).collect();
     let index = wire::encode(&(&image.ledger, lengths));
@@ -221,7 +221,7 @@ fn encode_snapshot(vote: &Vote, meta: &SnapshotMeta, image: &Image) -> Frame {
     frame
 }
 
-fn decode_snapshot(frame: Frame) -> Result<(Vote, RaftSnapshot), Refusal> {
+pub(super) fn decode_snapshot(frame: Frame) -> Result<(Vote, RaftSnapshot), Refusal> {
     let (vote, meta, index_bytes): SnapshotHead = wire::decode(&frame.head)?;
     let mut body = frame.into_body();
     let (ledger, lengths): SnapshotIndex = wire::decode(&take(&mut body, index_bytes)?)?;
@@ -384,6 +384,55 @@ impl Handler for Inbox {
             wire::BLOB_PULL => self.exchange.on_pull(&request),
             wire::BLOB_AWAIT => self.exchange.on_await(&request).await,
             unknown => Err(Refusal(format!("unknown message {unknown}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::alias::EntryOf;
+    use openraft::entry::RaftEntry as _;
+    use proptest::prelude::*;
+
+    use super::super::types::{Command, LogId};
+    use super::*;
+    use crate::store::{CheckpointId, Epoch, Metadata, Phase, Slot};
+
+    fn entry(index: u64, parameters: Vec<u8>, inline: bool) -> EntryOf<TypeConfig> {
+        let epoch = Epoch { counter: 2, node: NodeId(1) };
+        let id = CheckpointId { epoch, round: index, phase: Phase::AggregateFit, slot: Slot::Global };
+        let parameters = Bytes::from(parameters);
+        let record = Record::from(&Checkpoint::new(id, parameters.clone(), Metadata::new()));
+        let command = Command { record, inline, parameters: inline.then_some(parameters) };
+        let leader = Vote::new(2, 1).leader_id;
+        EntryOf::<TypeConfig>::new(LogId::new(leader.to_committed(), index), EntryPayload::Normal(command))
+    }
+
+    proptest! {
+        #[test]
+        fn entries_come_with_their_bytes_and_no_others(
+            bytes in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..50), any::<bool>()), 0..5),
+        ) {
+            let entries = (0..).zip(&bytes).map(|(index, (bytes, inline))| entry(index, bytes.clone(), *inline));
+            let entries = entries.collect();
+            let rpc = Append { vote: Vote::new(2, 1), prev_log_id: None, entries, leader_commit: None };
+            let frame = encode_append(&rpc);
+            prop_assert_eq!(&decode_append(frame.clone()).unwrap().entries, &rpc.entries);
+            prop_assert!(decode_append(frame.clone().with_segment("x".into())).is_err());
+            let body = frame.clone().into_body();
+            if let Some((_, cut)) = body.split_last() {
+                let cut = Frame { body: vec![Bytes::copy_from_slice(cut)], ..frame };
+                prop_assert!(decode_append(cut).is_err());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_messages_or_refused(
+            head in prop::collection::vec(any::<u8>(), 0..100), body in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let frame = Frame::new(0, head).with_segment(body.into());
+            let _ = decode_append(frame.clone());
+            let _ = decode_snapshot(frame);
         }
     }
 }

@@ -27,3 +27,39 @@ pub fn decode<T: DeserializeOwned>(head: &[u8]) -> Result<T, Refusal> {
         Err(error) => Err(Refusal(format!("malformed message head: {error}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::{Digest, Epoch, NodeId};
+
+    type Head = (Epoch, Option<Digest>, BTreeMap<String, u64>, Vec<Bytes>);
+
+    proptest! {
+        #[test]
+        fn a_head_is_read_back_and_one_that_is_cut_or_longer_is_refused(
+            counter: u64, node: u64, map in prop::collection::btree_map(".{0,8}", any::<u64>(), 0..4),
+            bytes in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..3),
+        ) {
+            let bytes: Vec<Bytes> = bytes.into_iter().map(Bytes::from).collect();
+            let head: Head = (Epoch { counter, node: NodeId(node) }, Some(Digest::of(b"bytes")), map, bytes);
+            let encoded = encode(&head);
+            prop_assert_eq!(&decode::<Head>(&encoded).unwrap(), &head);
+            for end in 0..encoded.len() {
+                prop_assert!(decode::<Head>(&encoded[..end]).is_err());
+            }
+            prop_assert!(decode::<Head>(&[&encoded[..], &[0]].concat()).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_a_head_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(head) = decode::<Head>(&bytes) {
+                prop_assert!(encode(&head).len() <= bytes.len());
+            }
+        }
+    }
+}

@@ -80,7 +80,7 @@ pub(crate) fn tensors(parameters: &Bytes) -> Vec<(u16, Bytes)> {
 
 /// What profile `prototype` writes last in a phase: where the tensors are, and what they make together.
 #[derive(Debug, Serialize, Deserialize)]
-struct Index {
+pub(super) struct Index {
     digest: Digest,
     parts: Vec<CheckpointId>,
 }

@@ -13,6 +13,8 @@ mod engine_candle;
 #[cfg(feature = "torch")]
 mod engine_torch;
 mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod kernels;
 mod learner;
 mod local;

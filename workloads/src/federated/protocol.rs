@@ -70,3 +70,37 @@ pub(crate) fn frame<T: Serialize>(tag: u8, value: &T) -> Frame {
 pub(crate) fn head<T: DeserializeOwned>(frame: &Frame) -> Result<T, Refusal> {
     head::decode(&frame.head)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use replication::NodeId;
+
+    use super::*;
+    use crate::federated::Evaluation;
+
+    proptest! {
+        #[test]
+        fn messages_are_read_back_as_written(
+            counter: u64, node: u64, round: u64, bytes: Vec<u8>, loss in prop::num::f64::NORMAL, reason: String,
+        ) {
+            let (epoch, parameters) = (Epoch { counter, node: NodeId(node) }, Digest::of(&bytes));
+            let instruction = Instruction { epoch, round, parameters };
+            prop_assert_eq!(head::<Instruction>(&frame(FIT, &instruction)).unwrap(), instruction);
+            let evaluation = Evaluation { loss_sum: loss, correct: round, examples: counter };
+            for answer in
+                [Answer::Done(evaluation), Answer::ParametersMissing, Answer::Stale(epoch), Answer::Failed(reason)]
+            {
+                prop_assert_eq!(&head::<Answer<Evaluation>>(&frame(EVALUATE, &answer)).unwrap(), &answer);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_messages_or_refused(bytes: Vec<u8>) {
+            let frame = Frame::new(FIT, bytes);
+            let _ = head::<Instruction>(&frame);
+            let _ = head::<Answer<FitResult>>(&frame);
+            let _ = head::<Answer<Evaluation>>(&frame);
+        }
+    }
+}

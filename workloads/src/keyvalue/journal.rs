@@ -80,9 +80,14 @@ impl Snapshot {
     /// The snapshot of a checkpoint.
     ///
     /// # Errors
-    /// It is none.
+    /// It is none, or its counts are not those of its entries.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, Refusal> {
-        head::decode(checkpoint.parameters())
+        let snapshot: Self = head::decode(checkpoint.parameters())?;
+        if snapshot.machine.adds_up() {
+            Ok(snapshot)
+        } else {
+            Err(Refusal("a snapshot whose counts are not those of its entries".into()))
+        }
     }
 }
 
@@ -113,5 +118,63 @@ impl Distance {
     #[must_use]
     pub fn is_due(self, batches: u64, bytes: u64, state_bytes: u64) -> bool {
         batches >= self.due || bytes >= MIN_BYTES.max(4 * state_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::message::Change;
+    use super::*;
+
+    const EPOCH: Epoch = Epoch { counter: 2, node: replication::NodeId(1) };
+
+    fn commands() -> impl Strategy<Value = Vec<Command>> {
+        let change = prop_oneof![
+            (".{0,4}", any::<Vec<u8>>()).prop_map(|(key, value)| Change::Set { key, value: value.into() }),
+            ".{0,4}".prop_map(|key| Change::Delete { key }),
+            (".{0,4}", any::<i64>()).prop_map(|(key, by)| Change::Add { key, by }),
+        ];
+        let command = change.prop_map(|change| Command::Change { origin: None, change });
+        prop::collection::vec(prop_oneof![1 => Just(Command::OpenSession), 9 => command], 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn batches_and_snapshots_are_read_back_as_written(commands in commands()) {
+            let mut machine = Machine::default();
+            for command in &commands {
+                machine.apply(command);
+            }
+            let batch = Batch { previous: None, commands };
+            let written = batch.to_checkpoint(EPOCH, 1);
+            prop_assert_eq!(Batch::of(&written).unwrap(), batch);
+            let snapshot = Snapshot { last: Some(written.id()), machine };
+            prop_assert_eq!(Snapshot::of(&snapshot.to_checkpoint(EPOCH)).unwrap(), snapshot);
+        }
+
+        #[test]
+        fn any_bytes_are_taken_or_refused(bytes: Vec<u8>) {
+            let checkpoint = Checkpoint::new(id(EPOCH, 1, Slot::Global), bytes.into(), Metadata::new());
+            let _ = Batch::of(&checkpoint);
+            let _ = Snapshot::of(&checkpoint);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_whose_counts_are_wrong_is_refused() {
+        let mut machine = Machine::default();
+        machine.apply(&Command::Change { origin: None, change: Change::Set { key: "k".into(), value: "v".into() } });
+        let bytes = head::encode(&Snapshot { last: None, machine });
+        // No last batch, one entry: the length and bytes of its key, then of its value; how many bytes these are.
+        let at = [0, 1, 1, b'k', 1, b'v'].len();
+        assert_eq!(bytes[..=at], [0, 1, 1, b'k', 1, b'v', 2]);
+        for wrong in [0, 3] {
+            let mut bytes = bytes.to_vec();
+            bytes[at] = wrong;
+            let checkpoint = Checkpoint::new(id(EPOCH, 1, Slot::Global), bytes.into(), Metadata::new());
+            assert!(Snapshot::of(&checkpoint).unwrap_err().0.contains("counts"));
+        }
     }
 }

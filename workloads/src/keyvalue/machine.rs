@@ -61,6 +61,13 @@ impl Machine {
         self.entries.get(key)
     }
 
+    /// Whether its counts are those of its entries, and can be counted on from: for one that was read.
+    #[must_use]
+    pub fn adds_up(&self) -> bool {
+        let bytes: u64 = self.entries.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+        self.bytes == bytes && self.index <= u64::MAX / 2
+    }
+
     /// Entries in the order of their keys, after `after`.
     pub fn entries_after<'a>(&'a self, after: Option<&str>) -> impl Iterator<Item = (&'a String, &'a Bytes)> {
         use std::ops::Bound;

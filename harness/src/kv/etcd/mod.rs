@@ -2,10 +2,12 @@
 //! the addresses that the nodes would have (TCP), without TLS, with their data in the folder of the stores.
 //!
 //! ```text
-//!   client    what a client of etcd says      this file   members started and ended, the clients' orders
+//!   message   fields of bytes in protobuf: pure   client      what a client of etcd says
+//!   this file   members started and ended, the clients' orders
 //! ```
 
 mod client;
+pub mod message;
 
 use std::collections::BTreeMap;
 use std::fs;

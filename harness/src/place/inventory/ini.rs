@@ -2,6 +2,8 @@
 
 use super::{ALL, Groups, InventoryError, MAX_HOSTS, Variables, error};
 
+/// Most digits of a number in a range.
+const MAX_DIGITS: usize = 10;
 /// Hosts before the first group.
 const UNGROUPED: &str = "ungrouped";
 
@@ -113,6 +115,9 @@ fn spelled_out(name: &str) -> Result<Vec<String>, String> {
         [first, last, step] => (*first, *last, *step),
         _ => return Err(wrong()),
     };
+    if first.len() > MAX_DIGITS {
+        return Err(wrong());
+    }
     let width = if first.starts_with('0') { first.len() } else { 0 };
     let number = |text: &str| text.parse::<u32>().map_err(|_| wrong());
     let (first, last, step) = (number(first)?, number(last)?, number(step)?);
@@ -141,6 +146,7 @@ mod tests {
         {
             assert!(spelled_out(name).is_err(), "{name}");
         }
+        assert!(spelled_out(&format!("pi[{}1:2]", "0".repeat(70_000))).is_err(), "wider than a number can be written");
     }
 
     #[test]

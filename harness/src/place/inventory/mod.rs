@@ -83,9 +83,11 @@ impl Groups {
             let Some((name, group)) = self.groups.get_key_value(name) else {
                 return Err(error(format!("there is no group {name}")));
             };
-            let known = depths.entry(name.as_str()).or_insert(depth);
-            *known = depth.max(*known);
-            waiting.extend(group.children.iter().map(|child| (child.as_str(), depth + 1)));
+            // Not once for each way that leads to it: there can be very many.
+            if depths.get(name.as_str()).is_none_or(|known| *known < depth) {
+                depths.insert(name.as_str(), depth);
+                waiting.extend(group.children.iter().map(|child| (child.as_str(), depth + 1)));
+            }
         }
         Ok(depths)
     }
@@ -97,17 +99,20 @@ impl Groups {
         self.group(ALL).children.extend(top);
         let mut order: Vec<(&str, usize)> = self.within(ALL)?.into_iter().collect();
         order.sort_by_key(|(name, depth)| (*depth, *name));
-        let members = self.within(group)?;
-        let is_member = |host: &String| members.keys().any(|name| self.groups[*name].hosts.contains(host));
+        let hosts_within = |name: &str| -> Result<BTreeSet<&String>, InventoryError> {
+            Ok(self.within(name)?.keys().flat_map(|inner| &self.groups[*inner].hosts).collect())
+        };
+        let members = hosts_within(group)?;
+        let order: Vec<(&str, BTreeSet<&String>)> =
+            order.into_iter().map(|(name, _)| Ok((name, hosts_within(name)?))).collect::<Result<_, _>>()?;
         let mut resolved = Vec::new();
         for (host, own) in &self.hosts {
-            if group != ALL && !is_member(host) {
+            if group != ALL && !members.contains(host) {
                 continue;
             }
             let mut variables = Variables::new();
-            for (name, _) in &order {
-                let within = self.within(name)?;
-                if *name == ALL || within.keys().any(|inner| self.groups[*inner].hosts.contains(host)) {
+            for (name, within) in &order {
+                if *name == ALL || within.contains(host) {
                     variables.extend(self.groups[*name].variables.clone());
                 }
             }
@@ -431,6 +436,17 @@ all:
             let message = parse(text, true, None).unwrap_err().to_string();
             assert!(!message.is_empty(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn groups_that_many_ways_lead_to_are_looked_at_once() {
+        let level = |level: u32| {
+            let children = ["a", "b"].map(|side| format!("{side}{}\n", level + 1)).concat();
+            ["a", "b"].map(|side| format!("[{side}{level}:children]\n{children}")).concat()
+        };
+        let levels: String = (0..30).map(level).collect();
+        let hosts = parse(&format!("{levels}[a30]\n10.0.0.1 ansible_user=pi\n"), false, Some("b0")).unwrap();
+        assert_eq!(hosts[0].user.as_deref(), Some("pi"));
     }
 
     proptest! {

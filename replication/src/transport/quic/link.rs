@@ -106,6 +106,18 @@ impl Greeting {
     }
 }
 
+/// Reads a greeting, for [`crate::fuzz`]: what is accepted is what [`Greeting::encode`] makes, whatever follows.
+///
+/// # Errors
+/// What is wrong with it.
+#[cfg(feature = "fuzz")]
+pub fn greeting(bytes: &[u8]) -> Result<(), crate::transport::Refusal> {
+    let greeting = Greeting::decode(bytes);
+    let greeting = greeting.map_err(|failure| crate::transport::Refusal(format!("{failure:?}")))?;
+    assert_eq!(Some(greeting.encode().as_slice()), bytes.get(..GREETING_BYTES));
+    Ok(())
+}
+
 /// Why there is no connection.
 #[derive(Debug)]
 enum Failure {
@@ -463,5 +475,15 @@ mod tests {
         }
         assert!(backoff(&mut rng, 1) <= FIRST_BACKOFF);
         assert!(backoff(&mut rng, 50) >= MAX_BACKOFF / 2);
+    }
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_greeting_or_refused(bytes in proptest::collection::vec(0_u8.., 0..40)) {
+            for bytes in [bytes.clone(), [&frame::MAGIC[..], &[frame::VERSION], &bytes].concat()] {
+                if let Ok(greeting) = Greeting::decode(&bytes) {
+                    proptest::prop_assert_eq!(&greeting.encode()[..], &bytes[..GREETING_BYTES]);
+                }
+            }
+        }
     }
 }

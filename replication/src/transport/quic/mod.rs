@@ -19,6 +19,8 @@
 //! default (Cubic): paths are short and shared with other flows, and BBR's gain on long lossy ones is not worth its
 //! unfairness. What this module deliberately does not know: what frames mean, and which peer matters.
 
+#[cfg(feature = "fuzz")]
+pub use link::greeting;
 pub mod corrupt;
 mod endpoint;
 pub mod impair;
