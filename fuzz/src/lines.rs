@@ -79,7 +79,10 @@ pub(crate) fn rest(bytes: &[u8]) -> bool {
     let name = [Method::GET, Method::POST].contains(&method).then(|| method.as_str().to_lowercase());
     let answers = &described["paths"][&path][name.unwrap_or_default()]["responses"];
     if answers.is_null() {
-        assert!([StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::OK].contains(&status), "{status}");
+        assert!(
+            [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::OK].contains(&status),
+            "{status}"
+        );
     } else {
         assert!(answers[status.as_str()].is_object(), "{method} {path}: {status} is not described");
     }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use harness::capture::tally::{ETHERNET_HEADER_BYTES, OTHER_PORT, Own, Tally};
 use harness::capture::head;
+use harness::capture::tally::{ETHERNET_HEADER_BYTES, OTHER_PORT, Own, Tally};
 use harness::kv::etcd::message::value_of;
 use harness::metrics::text::{self, MAX_SAMPLES, Sample};
 use harness::watch::look::Look;
@@ -19,7 +19,9 @@ pub(crate) fn packet(mut bytes: &[u8]) -> bool {
     let (mut all, mut some) = (Tally::new(&PORTS, true, own), Tally::new(&PORTS, false, own));
     let (mut packets, mut with_ports) = (0, 0);
     while let Some((&[a, b, c, d], rest)) = bytes.split_first_chunk() {
-        let Some((packet, rest)) = rest.split_at_checked(usize::from(u16::from_be_bytes([a, b]))) else { break };
+        let Some((packet, rest)) = rest.split_at_checked(usize::from(u16::from_be_bytes([a, b]))) else {
+            break;
+        };
         bytes = rest;
         let length = u64::from(u16::from_be_bytes([c, d])) + packet.len() as u64;
         let header = ETHERNET_HEADER_BYTES as usize;

@@ -46,7 +46,8 @@ pub(crate) fn frame(bytes: &[u8]) -> bool {
     }
     let Ok((header, frame)) = decoder.finish() else { return false };
     assert_eq!(encoded_len(&frame), wire.len() as u64);
-    let again = encode(header.status, header.class, &frame, MAX_BODY_BYTES).expect("what was accepted is within limits");
+    let again = encode(header.status, header.class, &frame, MAX_BODY_BYTES)
+        .expect("what was accepted is within limits");
     assert_eq!(again.concat(), wire);
     let reason = refusal_text(&frame);
     assert!(reason.starts_with(&refusal_text(&refusal(&reason))));

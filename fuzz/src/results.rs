@@ -61,7 +61,7 @@ fn folder(name: &str, files: &BTreeMap<&str, Vec<u8>>) -> PathBuf {
 pub(crate) fn report(bytes: &[u8]) -> bool {
     let Some(files) = files(bytes) else { return false };
     let dir = folder("results", &files);
-    let study = match load::read(&[dir.clone()]) {
+    let study = match load::read(std::slice::from_ref(&dir)) {
         Ok(study) => study,
         Err(error) => {
             let text = format!("{error:#}");

@@ -16,7 +16,8 @@ use workloads::federated::{self, PIECE_FILE, Source, Split};
 use super::{block_on, scratch, selected};
 
 /// Tables of a node's storage, by their place in this list. Those of bytes come last: their keys are put right.
-const TABLES: [&str; 7] = ["raft_state", "raft_log", "raft_ledger", "raft_applied", "ledger", "facts", "blobs"];
+const TABLES: [&str; 7] =
+    ["raft_state", "raft_log", "raft_ledger", "raft_applied", "ledger", "facts", "blobs"];
 
 /// Rows of a node's storage: which table, the lengths of key and value, and these.
 pub(crate) fn storage(mut bytes: &[u8]) -> bool {
@@ -28,7 +29,11 @@ pub(crate) fn storage(mut bytes: &[u8]) -> bool {
         let Some((value, rest)) = rest.split_at_checked(value) else { return false };
         let Some(table) = TABLES.get(usize::from(table)) else { return false };
         let value = Bytes::copy_from_slice(value);
-        let key = if *table == "blobs" { Storage::encode(&Digest::of(&value)) } else { Bytes::copy_from_slice(key) };
+        let key = if *table == "blobs" {
+            Storage::encode(&Digest::of(&value))
+        } else {
+            Bytes::copy_from_slice(key)
+        };
         batch.put(table, key, value);
         (bytes, rows) = (rest, rows + 1);
     }
@@ -100,7 +105,9 @@ const RECORD_BYTES: usize = 1 + 3 * 32 * 32;
 fn folder() -> PathBuf {
     let folder = scratch("cifar");
     if !folder.join("test_batch.bin").exists() {
-        for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"] {
+        for name in
+            ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+        {
             let file = File::create(folder.join(name).with_extension("bin")).expect("a file");
             file.set_len(10_000 * RECORD_BYTES as u64).expect("a file");
         }

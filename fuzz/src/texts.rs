@@ -4,7 +4,9 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use harness::cli::{PartitionArg, PolicyArg, Size, Thousandths, Window, run_options, shell_line, shell_words};
+use harness::cli::{
+    PartitionArg, PolicyArg, Size, Thousandths, Window, run_options, shell_line, shell_words,
+};
 use harness::experiment::cells;
 use harness::experiment::definition::{Definition, Known};
 use harness::fault::{Change, Fault};
@@ -49,7 +51,8 @@ fn inventory(text: &str, is_yaml: bool) -> bool {
         code => format!("\\U{code:08x}"),
     };
     let written: String = written.chars().map(escaped).collect();
-    let mut read = inventory::parse(&written, true, None).unwrap_or_else(|error| panic!("{written}: {error}"));
+    let mut read =
+        inventory::parse(&written, true, None).unwrap_or_else(|error| panic!("{written}: {error}"));
     let place = |host: &Host| hosts.iter().position(|known| known.name == host.name);
     // JSON's maps here have an order of their own.
     read.sort_by_key(place);
@@ -58,7 +61,8 @@ fn inventory(text: &str, is_yaml: bool) -> bool {
 }
 
 fn variables(host: &Host) -> Value {
-    let quoted = |word: &String| word.split('\'').map(|part| format!("'{part}'")).collect::<Vec<_>>().join("\"'\"");
+    let quoted =
+        |word: &String| word.split('\'').map(|part| format!("'{part}'")).collect::<Vec<_>>().join("\"'\"");
     let given = [
         ("ansible_host", Some(host.destination.clone())),
         ("ansible_user", host.user.clone()),
@@ -70,7 +74,10 @@ fn variables(host: &Host) -> Value {
         ("harness_memory_bytes", host.memory_bytes.map(|bytes| bytes.to_string())),
         ("harness_bandwidth_bits_per_s", host.bandwidth_bits_per_s.map(|bits| bits.to_string())),
         ("harness_mains_power", host.mains_power.map(|mains| if mains { "yes" } else { "no" }.to_owned())),
-        ("harness_power_off", host.power_off.as_ref().map(|words| words.iter().map(quoted).collect::<Vec<_>>().join(" "))),
+        (
+            "harness_power_off",
+            host.power_off.as_ref().map(|words| words.iter().map(quoted).collect::<Vec<_>>().join(" ")),
+        ),
     ];
     given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), Value::String(value?)))).collect()
 }

@@ -27,9 +27,7 @@ pub fn request(frame: &Frame) -> Result<(), Refusal> {
         wire::LOCAL_EPOCH => stable(frame, again::<Epoch>),
         wire::LOCAL_READ => stable(frame, again::<local::Wanted>),
         wire::LOCAL_FORWARD => stable(frame, again::<Record>),
-        wire::MEMBERSHIP => {
-            stable(frame, again::<members::Request>).or_else(|_| raft::fuzz::request(frame))
-        }
+        wire::MEMBERSHIP => stable(frame, again::<members::Request>).or_else(|_| raft::fuzz::request(frame)),
         1..=10 => raft::fuzz::request(frame),
         32..=41 => gossip::fuzz::request(frame),
         48..=57 => backup::fuzz::request(frame),
@@ -48,9 +46,7 @@ pub fn response(frame: &Frame) -> Result<(), Refusal> {
         }
         wire::LOCAL_READ | wire::READ | wire::BACKUP_READ => stable(frame, again::<Option<Record>>),
         wire::LOCAL_FORWARD => stable(frame, again::<Result<Receipt, StoreError>>),
-        wire::MEMBERSHIP => {
-            stable(frame, again::<members::Answer>).or_else(|_| raft::fuzz::response(frame))
-        }
+        wire::MEMBERSHIP => stable(frame, again::<members::Answer>).or_else(|_| raft::fuzz::response(frame)),
         1..=10 => raft::fuzz::response(frame),
         32..=41 => gossip::fuzz::response(frame),
         48..=57 => backup::fuzz::response(frame),

@@ -19,15 +19,19 @@ use replication::raft::{Electorate, RaftConfig};
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::{Class, Frame, Handler, Traffic, Transport, TransportError, frame, head};
 use replication::{
-    AnyStore, Backend, Checkpoint, CheckpointId, CheckpointStoreExt as _, DEFAULT_RETAINED, Epoch, Metadata, NodeId,
-    Payload, Phase, Silent, Site, Slot, Storage, Window, open,
+    AnyStore, Backend, Checkpoint, CheckpointId, CheckpointStoreExt as _, DEFAULT_RETAINED, Epoch, Metadata,
+    NodeId, Payload, Phase, Silent, Site, Slot, Storage, Window, open,
 };
 use tokio::sync::watch;
-use workloads::federated::{self, Config, EngineKind, Participant, Partition, Policy, Profile, SizedLearner, Training};
+use workloads::federated::{
+    self, Config, EngineKind, Participant, Partition, Policy, Profile, SizedLearner, Training,
+};
+use workloads::keyvalue::flood::Message;
 use workloads::keyvalue::journal::{Batch, Snapshot};
 use workloads::keyvalue::machine::Machine;
-use workloads::keyvalue::flood::Message;
-use workloads::keyvalue::message::{Change, Command, Effect, Freshness, Origin, Request, Response, SessionId, Status};
+use workloads::keyvalue::message::{
+    Change, Command, Effect, Freshness, Origin, Request, Response, SessionId, Status,
+};
 
 use super::decoders::block_on;
 use super::{root, run};
@@ -61,7 +65,8 @@ impl Tap {
         }
         let frame = Frame { tag, ..frame.clone() };
         let mut heard = self.heard.lock().unwrap();
-        let [shortest, longest] = heard.entry((tag, answers)).or_insert_with(|| [frame.clone(), frame.clone()]);
+        let [shortest, longest] =
+            heard.entry((tag, answers)).or_insert_with(|| [frame.clone(), frame.clone()]);
         if size(&frame) < size(shortest) {
             *shortest = frame;
         } else if size(&frame) > size(longest) {
@@ -142,8 +147,15 @@ fn backends() -> [(&'static str, Backend); 6] {
         retained,
         seed,
     };
-    let backup =
-        BackupConfig { nodes: nodes.clone(), backups: 2, window: WINDOW, heartbeat_ms, put_timeout_ms, retained, seed };
+    let backup = BackupConfig {
+        nodes: nodes.clone(),
+        backups: 2,
+        window: WINDOW,
+        heartbeat_ms,
+        put_timeout_ms,
+        retained,
+        seed,
+    };
     [
         ("raft-inline", raft(Electorate::Everyone, Payload::Inline)),
         ("raft-digest", raft(Electorate::Everyone, Payload::Digest)),
@@ -167,7 +179,7 @@ fn checkpoint(epoch: Epoch, round: u64, slot: Slot) -> Checkpoint {
 /// A cluster's life: elected, written by the aggregator and workers, read, handed over, left, and the aggregator lost; what was
 /// said, and the longest rows of a storage before the loss.
 async fn live(backend: Backend) -> (Heard, Vec<u8>) {
-    let heard = Arc::default();
+    let heard: Arc<Mutex<Heard>> = Arc::default();
     let network = ChannelNetwork::new(7, link(), nodes());
     let mut stores: BTreeMap<NodeId, AnyStore> = BTreeMap::new();
     let mut storages = BTreeMap::new();
@@ -182,7 +194,9 @@ async fn live(backend: Backend) -> (Heard, Vec<u8>) {
     let patience = Duration::from_secs(20);
     let epoch = stores[&NodeId(2)].await_aggregator().await.unwrap();
     for round in 1..=3 {
-        let _ = tokio::time::timeout(patience, stores[&epoch.node].put(checkpoint(epoch, round, Slot::Global))).await;
+        let _ =
+            tokio::time::timeout(patience, stores[&epoch.node].put(checkpoint(epoch, round, Slot::Global)))
+                .await;
         for node in nodes().into_iter().filter(|node| *node != epoch.node) {
             let slot = Slot::Worker { node, part: 1 };
             let _ = tokio::time::timeout(patience, stores[&node].put(checkpoint(epoch, round, slot))).await;
@@ -219,7 +233,9 @@ async fn live(backend: Backend) -> (Heard, Vec<u8>) {
 fn rows(storage: &Storage) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (number, table) in
-        ["raft_state", "raft_log", "raft_ledger", "raft_applied", "ledger", "facts", "blobs"].into_iter().enumerate()
+        ["raft_state", "raft_log", "raft_ledger", "raft_applied", "ledger", "facts", "blobs"]
+            .into_iter()
+            .enumerate()
     {
         for (key, value) in storage.load(table).unwrap() {
             bytes.extend([number as u8, key.len() as u8]);
@@ -259,7 +275,8 @@ fn of_the_replication_plane_and_storage() {
         write("frame", name, &[&[0x10], &wire[..]].concat());
         write("storage", name, &rows);
     }
-    let greeting = [&frame::MAGIC[..], &[frame::VERSION], &7_u64.to_be_bytes(), &1_u64.to_be_bytes()].concat();
+    let greeting =
+        [&frame::MAGIC[..], &[frame::VERSION], &7_u64.to_be_bytes(), &1_u64.to_be_bytes()].concat();
     write("replication_plane", "greeting", &[&[0], &greeting[..]].concat());
     write("gossip_state", "epoch", b"12@3");
 }
@@ -285,8 +302,9 @@ async fn job() -> Heard {
         engine: EngineKind::None,
         parameter_bytes: 64,
     };
-    let heard = Arc::default();
-    let (replication, learning) = (ChannelNetwork::new(1, link(), nodes()), ChannelNetwork::new(2, link(), nodes()));
+    let heard: Arc<Mutex<Heard>> = Arc::default();
+    let (replication, learning) =
+        (ChannelNetwork::new(1, link(), nodes()), ChannelNetwork::new(2, link(), nodes()));
     let mut jobs = tokio::task::JoinSet::new();
     for node in nodes() {
         let site = Site::new(replication.join(node), Arc::new(Silent));
@@ -302,8 +320,7 @@ async fn job() -> Heard {
         }));
     }
     let _ = tokio::time::timeout(Duration::from_secs(600), jobs.join_next()).await;
-    let heard = heard.lock().unwrap().clone();
-    heard
+    heard.lock().unwrap().clone()
 }
 
 #[test]
@@ -339,7 +356,13 @@ fn of_the_dictionary() {
         (0, head::encode(&Request::Read { key: key(), freshness: Freshness::Lease })),
         (0, head::encode(&Request::Page { after: Some(key()), freshness: Freshness::Local })),
         (0, head::encode(&Request::Log { lines: 20 })),
-        (1, head::encode(&Response::Status(Box::new(Status { members: vec![NodeId(1)], ..Status::default() })))),
+        (
+            1,
+            head::encode(&Response::Status(Box::new(Status {
+                members: vec![NodeId(1)],
+                ..Status::default()
+            }))),
+        ),
         (1, head::encode(&Response::Invalid { reason: "no key".into() })),
         (1, head::encode(&Response::Added { node: NodeId(4), address: "127.0.0.4:8080".into() })),
     ]);

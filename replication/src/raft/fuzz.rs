@@ -8,11 +8,11 @@ use openraft::raft::{
 };
 
 use super::founding::Report;
+use super::joining;
 use super::network::{decode_append, decode_snapshot, encode_append, encode_snapshot};
 use super::notice::Notice;
 use super::outside::Wanted;
 use super::types::TypeConfig;
-use super::joining;
 use crate::fuzz::{again, stable};
 use crate::store::NodeId;
 use crate::transport::{Frame, Refusal};
@@ -22,7 +22,8 @@ pub(crate) fn request(frame: &Frame) -> Result<(), Refusal> {
     match frame.tag {
         wire::RAFT_APPEND => stable(frame, |frame| decode_append(frame).map(|rpc| encode_append(&rpc))),
         wire::RAFT_SNAPSHOT => stable(frame, |frame| {
-            decode_snapshot(frame).map(|(vote, snapshot)| encode_snapshot(&vote, &snapshot.meta, &snapshot.snapshot))
+            decode_snapshot(frame)
+                .map(|(vote, snapshot)| encode_snapshot(&vote, &snapshot.meta, &snapshot.snapshot))
         }),
         wire::RAFT_VOTE | wire::RAFT_PRE_VOTE => stable(frame, again::<VoteRequest<TypeConfig>>),
         wire::RAFT_TRANSFER => stable(frame, again::<TransferLeaderRequest<TypeConfig>>),

@@ -392,6 +392,7 @@ impl Handler for Inbox {
 mod tests {
     use openraft::alias::EntryOf;
     use openraft::entry::RaftEntry as _;
+    use openraft::vote::RaftLeaderId as _;
     use proptest::prelude::*;
 
     use super::super::types::{Command, LogId};

@@ -165,7 +165,10 @@ mod tests {
     #[test]
     fn a_snapshot_whose_counts_are_wrong_is_refused() {
         let mut machine = Machine::default();
-        machine.apply(&Command::Change { origin: None, change: Change::Set { key: "k".into(), value: "v".into() } });
+        machine.apply(&Command::Change {
+            origin: None,
+            change: Change::Set { key: "k".into(), value: "v".into() },
+        });
         let bytes = head::encode(&Snapshot { last: None, machine });
         // No last batch, one entry: the length and bytes of its key, then of its value; how many bytes these are.
         let at = [0, 1, 1, b'k', 1, b'v'].len();

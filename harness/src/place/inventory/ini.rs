@@ -146,7 +146,10 @@ mod tests {
         {
             assert!(spelled_out(name).is_err(), "{name}");
         }
-        assert!(spelled_out(&format!("pi[{}1:2]", "0".repeat(70_000))).is_err(), "wider than a number can be written");
+        assert!(
+            spelled_out(&format!("pi[{}1:2]", "0".repeat(70_000))).is_err(),
+            "wider than a number can be written"
+        );
     }
 
     #[test]
