@@ -16,7 +16,7 @@ use replication::NodeId;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 
-use super::netns::{Namespace, enter};
+use super::netns::namespace::{Namespace, enter};
 use super::{Pipes, Placement};
 
 /// How long killed children may take to disappear before the placement gives up waiting.

@@ -18,7 +18,7 @@ const REFERENCE_AT: &str = ", 10 workers";
 
 /// The tables of everything, in order.
 #[must_use]
-pub fn tables(study: &Study, reference: &Reference) -> Vec<Table> {
+pub(super) fn tables(study: &Study, reference: &Reference) -> Vec<Table> {
     let mut tables = Vec::new();
     for experiment in &study.experiments {
         tables.extend(recovery(experiment, reference));

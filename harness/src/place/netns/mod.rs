@@ -5,7 +5,7 @@
 //!
 //! Captures run in this process, a thread in each node's namespace: they begin before the node and outlive its death.
 
-mod namespace;
+pub mod namespace;
 pub mod network;
 
 use std::io;
@@ -20,7 +20,7 @@ use super::{Pipes, Placement};
 use crate::capture::{Capture, CaptureMode, Settings};
 use crate::control::Captured;
 use crate::plan::Plan;
-pub use namespace::{Namespace, enter};
+pub use namespace::Namespace;
 use network::{NODE_INTERFACE, Network};
 
 /// Intervals that wait for the controller, about a minute of 244 nodes; beyond that captures wait.
