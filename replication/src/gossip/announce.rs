@@ -3,6 +3,8 @@
 //! chitchat's values are strings, and one too large to fit holds back all later ones of its node: whatever is written
 //! here stays below [`MAX_VALUE_BYTES`]. Parsing is total: what is malformed is no announcement.
 
+use std::fmt::Write as _;
+
 use serde::{Deserialize, Serialize};
 
 use super::office::MAX_COUNTER;
@@ -61,7 +63,13 @@ impl Announcement {
 
     /// As a value of gossip state.
     pub(super) fn to_text(self) -> String {
-        wire::encode(&self).iter().map(|byte| format!("{byte:02x}")).collect()
+        let bytes = wire::encode(&self);
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in &bytes {
+            // Writing into a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
     }
 
     /// Of a value of gossip state.
@@ -86,11 +94,18 @@ pub(super) fn parse_epoch(text: &str) -> Option<Epoch> {
     Some(Epoch { counter: counter.parse().ok()?, node: NodeId(node.parse().ok()?) })
 }
 
+/// Runs for every announcement of every node at every round of gossip.
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    if text.len() > MAX_VALUE_BYTES || !text.len().is_multiple_of(2) || !text.is_ascii() {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if text.len() > MAX_VALUE_BYTES || !rest.is_empty() {
         return None;
     }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
+    let nibble = |digit: u8| char::from(digit).to_digit(16);
+    let mut bytes = Vec::with_capacity(pairs.len());
+    for [high, low] in pairs {
+        bytes.push((nibble(*high)? << 4 | nibble(*low)?) as u8);
+    }
+    Some(bytes)
 }
 
 #[cfg(test)]

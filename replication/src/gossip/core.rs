@@ -74,6 +74,16 @@ pub(super) struct Peer {
     pub(super) version: (u64, u64),
 }
 
+impl Peer {
+    fn lives(&self) -> bool {
+        self.alive.unwrap_or(self.connected)
+    }
+
+    fn reachable(&self) -> bool {
+        self.connected && self.lives()
+    }
+}
+
 pub(super) struct State {
     pub(super) office: Office,
     pub(super) catalogue: Catalogue,
@@ -126,16 +136,22 @@ impl State {
     /// Nodes that live, this one included: chitchat says so, or has not yet said anything of a connected one.
     pub(super) fn live(&self, local: NodeId) -> BTreeSet<NodeId> {
         let crashed = self.crashed();
-        let live = self
-            .peers
-            .iter()
-            .filter(|(node, peer)| Some(**node) != crashed && peer.alive.unwrap_or(peer.connected));
+        let live = self.peers.iter().filter(|(node, peer)| Some(**node) != crashed && peer.lives());
         live.map(|(node, _)| *node).chain([local]).collect()
     }
 
     /// Peers that can be asked for something. A dead node stays connected for seconds, until when it is suspected.
-    pub(super) fn reachable(&self, local: NodeId) -> BTreeSet<NodeId> {
-        self.connected().intersection(&self.live(local)).copied().collect()
+    pub(super) fn reachable(&self) -> BTreeSet<NodeId> {
+        let crashed = self.crashed();
+        let reachable = self.peers.iter().filter(|(node, peer)| Some(**node) != crashed && peer.reachable());
+        reachable.map(|(node, _)| *node).collect()
+    }
+
+    /// Those of `nodes` that can be asked for something.
+    pub(super) fn reachable_of(&self, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let crashed = self.crashed();
+        nodes.retain(|node| Some(*node) != crashed && self.peers.get(node).is_some_and(Peer::reachable));
+        nodes
     }
 
     pub(super) fn connected(&self) -> BTreeSet<NodeId> {

@@ -64,7 +64,7 @@ impl State {
     fn unconfirmed(&self, local: NodeId) -> Option<(Epoch, BTreeSet<NodeId>)> {
         let epoch = self.office.in_force().filter(|epoch| epoch.node == local)?;
         let place = self.members.place();
-        let mut left = self.reachable(local);
+        let mut left = self.reachable();
         left.retain(|peer| self.confirmed.get(peer) != Some(&place));
         (!left.is_empty()).then_some((epoch, left))
     }
@@ -182,7 +182,7 @@ impl Core {
         while Instant::now() < deadline {
             let peers = {
                 let state = self.state();
-                let mut peers = state.reachable(self.local);
+                let mut peers = state.reachable();
                 peers.retain(|peer| state.members.contains(*peer) || *peer == beside);
                 peers
             };

@@ -15,6 +15,7 @@ use super::messages::{MAX_REFERRALS, Pull, Pulled};
 use crate::blob::transfer_timeout;
 use crate::event::StoreEvent;
 use crate::store::{CheckpointId, Digest, Metadata, NodeId};
+use crate::transport::frame::MAX_UNPROVEN_BYTES;
 use crate::transport::{Class, Frame, Refusal};
 use crate::wire;
 
@@ -38,7 +39,7 @@ impl Core {
     /// What this node knows of, does not hold and does not fetch, as far as somebody can be asked.
     pub(super) fn missing(&self) -> Vec<Announcement> {
         let state = self.state();
-        let reachable = state.reachable(self.local);
+        let reachable = state.reachable();
         let wanted = state.catalogue.entries().filter(|entry| {
             !entry.held
                 && !state.fetching.contains(&entry.announced.digest)
@@ -79,7 +80,7 @@ impl Core {
         let state = self.state();
         let mut holders = state.catalogue.holders(announced.digest);
         holders.insert(announced.writer());
-        holders.intersection(&state.reachable(self.local)).copied().collect()
+        state.reachable_of(holders)
     }
 
     /// The answer of `peer`; none if it refuses, takes longer than `patience`, or comes to be suspected.
@@ -115,7 +116,8 @@ impl Core {
     async fn pull(self: &Arc<Self>, announced: &Announcement) {
         let digest = announced.digest;
         let mut fetch = Fetch::new(announced.bytes, announced.writer());
-        let mut received = BytesMut::new();
+        // On the word of an announcement no more is reserved than on that of a frame's header.
+        let mut received = BytesMut::with_capacity(announced.bytes.min(MAX_UNPROVEN_BYTES as u64) as usize);
         loop {
             let holders = self.sources(announced);
             let step = fetch.next(&holders, Instant::now(), &mut self.state().rng);

@@ -7,10 +7,13 @@ use serde::de::DeserializeOwned;
 use super::Refusal;
 use crate::work;
 
+/// Most heads fit into so many bytes: room for one is taken at once.
+const USUAL_BYTES: usize = 256;
+
 /// Encodes plain data.
 #[must_use]
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
-    match work::timed(work::Kind::Encode, || postcard::to_stdvec(value)) {
+    match work::timed(work::Kind::Encode, || postcard::to_extend(value, Vec::with_capacity(USUAL_BYTES))) {
         Ok(encoded) => encoded.into(),
         Err(error) => unreachable!("heads are plain data and always encode: {error}"),
     }

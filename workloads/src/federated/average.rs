@@ -17,6 +17,12 @@ const SCALE: f64 = (1u64 << 32) as f64;
 /// Largest sum of |parameter| x examples that fits into the fixed point.
 const CAPACITY: f64 = (1u64 << 30) as f64;
 
+/// See [`quickly_rounded`].
+const BESIDE: f64 = (3u64 << 51) as f64;
+
+/// Largest absolute value that [`quickly_rounded`] takes.
+const QUICKLY_ROUNDED: f64 = (1u64 << 51) as f64;
+
 /// Why an upload cannot be averaged. The average is left as it was.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -32,7 +38,7 @@ pub enum AverageError {
         "parameters up to {largest} from {examples} examples are too large to be averaged: training diverged"
     )]
     TooLarge {
-        /// Largest absolute parameter of the upload.
+        /// Largest absolute parameter of the upload, or 2 if it is below.
         largest: f32,
         /// Examples of the upload.
         examples: u64,
@@ -65,20 +71,26 @@ impl Average {
     /// # Errors
     /// [`AverageError`] other than `Empty`; the average is unchanged then.
     pub fn add(&mut self, parameters: &[f32], examples: u64) -> Result<(), AverageError> {
-        model::check_sized(parameters, self.sums.len())?;
+        let largest = bound(parameters);
+        // What is not finite is larger than anything; the check that names it need not be made otherwise.
+        if parameters.len() != self.sums.len() || !largest.is_finite() {
+            model::check_sized(parameters, self.sums.len())?;
+        }
         if examples == 0 {
             return Err(AverageError::NoExamples);
         }
         let weight = examples as f64;
-        let largest = largest(parameters);
         let bound = self.bound + f64::from(largest) * weight;
         let total = self.examples.checked_add(examples).filter(|_| weight < CAPACITY && bound < CAPACITY);
         let Some(total) = total else {
             return Err(AverageError::TooLarge { largest, examples });
         };
         let weight = weight * SCALE;
-        for (sum, parameter) in self.sums.iter_mut().zip(parameters) {
-            *sum += fixed(f64::from(*parameter) * weight);
+        let terms = self.sums.iter_mut().zip(parameters);
+        if f64::from(largest) * weight <= QUICKLY_ROUNDED {
+            terms.for_each(|(sum, parameter)| *sum += quickly_rounded(f64::from(*parameter) * weight));
+        } else {
+            terms.for_each(|(sum, parameter)| *sum += rounded(f64::from(*parameter) * weight));
         }
         (self.examples, self.bound) = (total, bound);
         self.uploads += 1;
@@ -104,20 +116,41 @@ impl Average {
             return Err(AverageError::Empty);
         }
         let scale = 1.0 / (SCALE * self.examples as f64);
-        Ok(self.sums.into_iter().map(|sum| (sum as f64 * scale) as f32).collect())
+        let mean = |sum: f64| (sum * scale) as f32;
+        // With room for what rounding has added.
+        if self.bound * SCALE <= QUICKLY_ROUNDED / 2.0 {
+            return Ok(self.sums.iter().map(|sum| mean(quickly_converted(*sum))).collect());
+        }
+        Ok(self.sums.iter().map(|sum| mean(*sum as f64)).collect())
     }
 }
 
-/// Rounds to an integer, towards zero; `value` is within +-2^62.
-fn fixed(value: f64) -> i64 {
-    value as i64
+/// Rounds to the nearest integer, halves to the even one; `value` is within +-2^62.
+fn rounded(value: f64) -> i64 {
+    value.round_ties_even() as i64
 }
 
-/// Largest absolute value; NaN is ignored, which the check of the parameters has excluded.
-fn largest(parameters: &[f32]) -> f32 {
-    // Non-negative floats compare as their bits do, and the compiler vectorises an integer maximum.
-    let bits = parameters.iter().map(|x| x.to_bits() & 0x7fff_ffff).max();
-    f32::from_bits(bits.unwrap_or(0))
+/// As [`rounded`], for values within +-[`QUICKLY_ROUNDED`]: no instruction that every x86-64 has converts several `f64` at once to
+/// 64-bit integers, but beside 1.5 * 2^52 the last bit of an `f64` is worth 1, so that adding rounds and the bits count.
+fn quickly_rounded(value: f64) -> i64 {
+    (value + BESIDE).to_bits() as i64 - BESIDE.to_bits() as i64
+}
+
+/// `sum as f64`, for values within +-[`QUICKLY_ROUNDED`]: the way back from [`quickly_rounded`].
+fn quickly_converted(sum: i64) -> f64 {
+    f64::from_bits((sum + BESIDE.to_bits() as i64) as u64) - BESIDE
+}
+
+/// A bound of the absolute values: 2 if all are below, as a network's are, else the largest of them. NaN is larger than infinity.
+fn bound(parameters: &[f32]) -> f32 {
+    const MAGNITUDE: u32 = 0x7fff_ffff;
+    const TWO: u32 = 0x4000_0000;
+    // Only what is at least 2 has this bit, and collecting bits takes a fraction of the time of a maximum.
+    if parameters.iter().fold(0, |bits, x| bits | x.to_bits()) & TWO == 0 {
+        return f32::from_bits(TWO);
+    }
+    // Non-negative floats compare as their bits do.
+    f32::from_bits(parameters.iter().map(|x| x.to_bits() & MAGNITUDE).max().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -169,6 +202,34 @@ mod tests {
         assert!(matches!(average.add(&bad, 1), Err(AverageError::TooLarge { .. })));
         assert_eq!((average.uploads(), average.examples()), (1, 10));
         assert_eq!(Average::new(PARAMETERS).finish(), Err(AverageError::Empty));
+    }
+
+    #[test]
+    fn rounding_is_the_same_quickly() {
+        let halves = (-9..9).map(|half| f64::from(half) / 2.0);
+        let large = [1.0, 0.5, 0.25, 0.0].map(|less| QUICKLY_ROUNDED - less);
+        for value in halves.chain(large).flat_map(|value| [value, -value]) {
+            assert_eq!(quickly_rounded(value), rounded(value), "{value}");
+            assert_eq!(quickly_converted(rounded(value)), rounded(value) as f64, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_bound_is_2_or_the_largest() {
+        assert_eq!(bound(&[]), 2.0);
+        assert_eq!(bound(&[-1.999, 0.0, 1.0]), 2.0);
+        assert_eq!(bound(&[0.5, -2.5, 2.0]), 2.5);
+        assert_eq!(bound(&[f32::NEG_INFINITY, 1.0]), f32::INFINITY);
+        assert!(bound(&[1.0, -f32::NAN, f32::INFINITY]).is_nan());
+    }
+
+    proptest! {
+        #[test]
+        fn rounding_is_the_same_quickly_anywhere(value in -QUICKLY_ROUNDED..QUICKLY_ROUNDED) {
+            for value in [value, value / 1e6, value / 1e12] {
+                prop_assert_eq!(quickly_rounded(value), rounded(value));
+            }
+        }
     }
 
     proptest! {
