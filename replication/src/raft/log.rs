@@ -341,11 +341,26 @@ mod tests {
         let states = recorder.flushed.lock().unwrap().clone();
         assert!(states.len() > 10, "{}", states.len());
         for content in states {
-            let disk = InMemoryBackend::new();
-            disk.set_len(content.len() as u64).unwrap();
-            disk.write(0, &content).unwrap();
-            let (shelf, found) = Shelf::open(Storage::inline_on(disk).unwrap()).unwrap();
-            RaftLog::open(shelf, &found).unwrap();
+            opened_again(&content);
         }
+    }
+
+    fn opened_again(content: &[u8]) -> RaftLog {
+        let disk = InMemoryBackend::new();
+        disk.set_len(content.len() as u64).unwrap();
+        disk.write(0, content).unwrap();
+        let (shelf, found) = Shelf::open(Storage::inline_on(disk).unwrap()).unwrap();
+        RaftLog::open(shelf, &found).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_last_index_that_can_be_is_one_as_well() {
+        let recorder = Recorder::default();
+        let (shelf, found) = Shelf::open(Storage::eager_on(recorder.clone()).unwrap()).unwrap();
+        let mut log = RaftLog::open(shelf, &found).unwrap();
+        log.purge(entry(1, u64::MAX - 1, 1).log_id).await.unwrap();
+        log.append([entry(1, u64::MAX, 2)], IOFlushed::noop()).await.unwrap();
+        let content = recorder.flushed.lock().unwrap().last().unwrap().clone();
+        assert_eq!(opened_again(&content).size(), (1, 100));
     }
 }
