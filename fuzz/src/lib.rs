@@ -7,7 +7,7 @@
 //!   packets   what a capture sees, etcd, metrics             results   folders of results
 //! ```
 //!
-//! `fuzz_targets/` gives each of them to libFuzzer; `tests/fuzz.rs` of the workspace runs them over the seeds in `corpus/` and
+//! `fuzz_targets/` gives each of them to libFuzzer; `tests/fuzz/` of the workspace runs them over the seeds in `corpus/` and
 //! over mutations of these. They know nothing of either.
 
 use std::path::PathBuf;

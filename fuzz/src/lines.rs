@@ -2,7 +2,6 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -108,14 +107,7 @@ fn request(bytes: &[u8]) -> Option<Request<Body>> {
 /// The answer of a node that leads alone.
 async fn asked(request: Request<Body>) -> (StatusCode, Vec<u8>) {
     let node = NodeId(1);
-    let link = LinkSpec {
-        delay: Duration::from_millis(1),
-        jitter: Duration::ZERO,
-        loss: 0.0,
-        duplication: 0.0,
-        bandwidth_bytes_per_s: None,
-    };
-    let network = ChannelNetwork::new(1, link, [node]);
+    let network = ChannelNetwork::new(1, LinkSpec::default(), [node]);
     let server = Server::new(node, MemoryCluster::new([node]).store(node), String::new());
     let transport = network.join(node);
     transport.serve(Arc::new(server.clone()));

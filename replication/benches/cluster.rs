@@ -1,6 +1,8 @@
 //! What a `put` costs in processor time on Raft: N nodes of one process on the in-process network, whose clock does not run, so that
 //! nothing is waited for. Real connections are in `put.rs` and `quic.rs`.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use replication::conformance::parameters;
-use replication::raft::{Electorate, RaftConfig, RaftStore};
+use replication::raft::RaftStore;
 use replication::transport::channel::{ChannelNetwork, LinkSpec};
-use replication::{
-    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata, NodeId,
-    Payload, Phase, Silent, Site, Slot, Window,
-};
+use replication::{CheckpointStore, CheckpointStoreExt, Epoch, NodeId, Payload, Silent, Site};
 use tokio::runtime::{Builder, Runtime};
 
 /// Nodes of the clusters, all of them voters.
@@ -41,16 +40,7 @@ impl Cluster {
             let network = ChannelNetwork::new(1, link, voters.iter().copied());
             let mut stores = Vec::new();
             for node in &voters {
-                let config = RaftConfig {
-                    nodes: voters.clone(),
-                    electorate: Electorate::Everyone,
-                    payload,
-                    window: Window { from_ms: 1000, to_ms: 2000 },
-                    heartbeat_ms: 100,
-                    put_timeout_ms: 10_000,
-                    retained: DEFAULT_RETAINED,
-                    seed: 1,
-                };
+                let config = common::raft(voters.clone(), payload);
                 let site = Site::new(network.join(*node), Arc::new(Silent));
                 stores.push(RaftStore::open(config, site).await.expect("a store"));
             }
@@ -63,13 +53,7 @@ impl Cluster {
 
     fn put(&mut self, bytes: Bytes) {
         self.round += 1;
-        let id = CheckpointId {
-            epoch: self.epoch,
-            round: self.round,
-            phase: Phase::AggregateFit,
-            slot: Slot::Global,
-        };
-        let checkpoint = Checkpoint::new(id, bytes, Metadata::new());
+        let checkpoint = common::checkpoint(self.epoch, self.round, bytes);
         self.runtime.block_on(self.leader.put(checkpoint)).expect("acknowledged");
     }
 }

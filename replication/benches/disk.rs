@@ -5,23 +5,24 @@
 //! `cargo bench -p replication --bench disk [-- FILTER]`. After criterion's own figures a last part measures all of them in
 //! turn and prints medians and ratios: compare those, since only they saw the same machine.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::{HEARTBEAT_MS, PUT_TIMEOUT_MS, WINDOW};
 use criterion::Criterion;
 use replication::backup::BackupConfig;
 use replication::conformance::parameters;
 use replication::gossip::{Detector, GossipConfig};
-use replication::raft::{Electorate, RaftConfig};
 use replication::transport::Transport as _;
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
 use replication::{
-    AnyStore, Backend, Checkpoint, CheckpointId, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata,
-    NodeId, Payload, Phase, Silent, Site, Slot, Storage, Window, open,
+    AnyStore, Backend, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, NodeId, Payload, Silent, Site, Storage,
+    open,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -29,25 +30,13 @@ use tokio::runtime::Runtime;
 const NODES: u64 = 3;
 const CHECKPOINT_BYTES: usize = 248_024;
 const INTERLEAVED_SAMPLES: usize = 100;
-const WINDOW: Window = Window { from_ms: 1000, to_ms: 2000 };
-const HEARTBEAT_MS: u64 = 100;
-const PUT_TIMEOUT_MS: u64 = 10_000;
 
 fn nodes() -> BTreeSet<NodeId> {
     (1..=NODES).map(NodeId).collect()
 }
 
 fn raft(payload: Payload) -> Backend {
-    Backend::Raft(RaftConfig {
-        nodes: nodes(),
-        electorate: Electorate::Everyone,
-        payload,
-        window: WINDOW,
-        heartbeat_ms: HEARTBEAT_MS,
-        put_timeout_ms: PUT_TIMEOUT_MS,
-        retained: DEFAULT_RETAINED,
-        seed: 1,
-    })
+    Backend::Raft(common::raft(nodes(), payload))
 }
 
 fn backends() -> [(&'static str, Backend); 4] {
@@ -94,7 +83,7 @@ impl Cluster {
         let authority = Authority::new("bench").expect("a certificate authority");
         let bind = |node: &NodeId| {
             let identity = authority.issue(*node).expect("a certificate");
-            let config = QuicConfig::new(identity, Plane::Replication, SocketAddr::from(([127, 0, 0, 1], 0)));
+            let config = QuicConfig::new(identity, Plane::Replication, common::loopback());
             (*node, QuicTransport::bind(config).expect("a socket"))
         };
         let transports: BTreeMap<NodeId, Arc<QuicTransport>> = nodes().iter().map(bind).collect();
@@ -120,13 +109,8 @@ impl Cluster {
 
     async fn put(&mut self) {
         self.round += 1;
-        let id = CheckpointId {
-            epoch: self.epoch,
-            round: self.round,
-            phase: Phase::AggregateFit,
-            slot: Slot::Global,
-        };
-        let checkpoint = Checkpoint::new(id, parameters(self.round, CHECKPOINT_BYTES), Metadata::new());
+        let bytes = parameters(self.round, CHECKPOINT_BYTES);
+        let checkpoint = common::checkpoint(self.epoch, self.round, bytes);
         self.aggregator.put(checkpoint).await.expect("acknowledged");
     }
 }
@@ -144,11 +128,7 @@ fn criterion_part(runtime: &Runtime, clusters: &mut [Cluster]) {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = common::runtime();
     let shm = Some(Path::new("/dev/shm")).filter(|shm| shm.is_dir());
     let mut clusters = Vec::new();
     for (backend, config) in backends() {
@@ -171,7 +151,7 @@ fn main() {
     println!("interleaved medians of {INTERLEAVED_SAMPLES}:");
     let media = clusters.len() / backends().len();
     for (clusters, samples) in clusters.chunks(media).zip(samples.chunks_mut(media)) {
-        let medians: Vec<u128> = samples.iter_mut().map(|samples| median(samples)).collect();
+        let medians: Vec<u128> = samples.iter_mut().map(|samples| common::median(samples)).collect();
         for (cluster, median) in clusters.iter().zip(&medians) {
             println!(
                 "  {} {median} us, {:.2} times memory",
@@ -182,9 +162,4 @@ fn main() {
     }
     // They need not take leave of each other.
     runtime.shutdown_background();
-}
-
-fn median(samples: &mut [u128]) -> u128 {
-    samples.sort_unstable();
-    samples[samples.len() / 2]
 }

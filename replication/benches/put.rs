@@ -4,33 +4,26 @@
 //! After criterion's own figures a last part measures all of them in turn and prints the ratios of their medians: compare
 //! those, since only they saw the same machine.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use criterion::Criterion;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint, ServerConfig};
 use replication::conformance::parameters;
-use replication::raft::{Electorate, RaftConfig, RaftStore};
+use replication::raft::RaftStore;
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
-use replication::transport::{Lane, Transport};
-use replication::{
-    Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Epoch, Metadata, NodeId,
-    Payload, Phase, Silent, Site, Slot, Window,
-};
+use replication::transport::{Lane, Transport as _};
+use replication::{CheckpointStore as _, CheckpointStoreExt as _, Epoch, NodeId, Payload, Silent, Site};
 use tokio::runtime::Runtime;
 
 const NODES: u64 = 10;
 const CHECKPOINT_BYTES: usize = 248_024;
 const INTERLEAVED_SAMPLES: usize = 100;
-
-fn loopback() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
-}
 
 /// Ten Raft nodes over QUIC.
 struct RaftCluster {
@@ -48,7 +41,7 @@ impl RaftCluster {
             let identity = authority.issue(*node).expect("a certificate");
             (
                 *node,
-                QuicTransport::bind(QuicConfig::new(identity, Plane::Replication, loopback()))
+                QuicTransport::bind(QuicConfig::new(identity, Plane::Replication, common::loopback()))
                     .expect("a socket"),
             )
         };
@@ -58,16 +51,7 @@ impl RaftCluster {
         let mut nodes = Vec::new();
         for quic in transports.values() {
             quic.set_peers(addresses.clone()).expect("peers");
-            let config = RaftConfig {
-                nodes: voters.clone(),
-                electorate: Electorate::Everyone,
-                payload,
-                window: Window { from_ms: 1000, to_ms: 2000 },
-                heartbeat_ms: 100,
-                put_timeout_ms: 10_000,
-                retained: DEFAULT_RETAINED,
-                seed: 1,
-            };
+            let config = common::raft(voters.clone(), payload);
             let store =
                 RaftStore::open(config, Site::new(quic.clone(), Arc::new(Silent))).await.expect("a store");
             nodes.push((quic.clone(), store));
@@ -83,13 +67,8 @@ impl RaftCluster {
 
     async fn put(&mut self) {
         self.round += 1;
-        let id = CheckpointId {
-            epoch: self.epoch,
-            round: self.round,
-            phase: Phase::AggregateFit,
-            slot: Slot::Global,
-        };
-        let checkpoint = Checkpoint::new(id, parameters(self.round, CHECKPOINT_BYTES), Metadata::new());
+        let bytes = parameters(self.round, CHECKPOINT_BYTES);
+        let checkpoint = common::checkpoint(self.epoch, self.round, bytes);
         self.leader.put(checkpoint).await.expect("acknowledged");
     }
 }
@@ -106,7 +85,7 @@ impl Bare {
         let authority = Authority::new("bare").expect("a certificate authority");
         let identity = authority.issue(NodeId(1)).expect("a certificate");
         let tls = identity.client_config(Plane::Replication, Lane::Bulk).expect("TLS");
-        let endpoint = Endpoint::client(loopback()).expect("a socket");
+        let endpoint = Endpoint::client(common::loopback()).expect("a socket");
         let client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("TLS 1.3")));
         let mut connections = Vec::new();
         for node in 2..=NODES {
@@ -114,9 +93,9 @@ impl Bare {
             let tls = identity.server_config(Plane::Replication).expect("TLS");
             let config =
                 ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).expect("TLS 1.3")));
-            let server = Endpoint::server(config, loopback()).expect("a socket");
+            let server = Endpoint::server(config, common::loopback()).expect("a socket");
             let addr = server.local_addr().expect("bound");
-            tokio::spawn(read_streams(server));
+            tokio::spawn(common::read_streams(server, CHECKPOINT_BYTES));
             let connecting =
                 endpoint.connect_with(client.clone(), addr, &identity.name()).expect("a valid name");
             connections.push(connecting.await.expect("connected"));
@@ -127,25 +106,8 @@ impl Bare {
     async fn send(&mut self) {
         self.round += 1;
         let bytes = parameters(self.round, CHECKPOINT_BYTES);
-        let sending = self.connections.iter().map(|connection| send_one(connection, bytes.clone()));
+        let sending = self.connections.iter().map(|connection| common::send(connection, bytes.clone()));
         futures_util::future::join_all(sending).await;
-    }
-}
-
-async fn send_one(connection: &Connection, bytes: Bytes) {
-    let (mut send, mut receive) = connection.open_bi().await.expect("a stream");
-    send.write_chunk(bytes).await.expect("sent");
-    send.finish().expect("open");
-    receive.read_to_end(1).await.expect("answered");
-}
-
-async fn read_streams(server: Endpoint) {
-    let connection = server.accept().await.expect("a connection").await.expect("a handshake");
-    while let Ok((mut send, mut receive)) = connection.accept_bi().await {
-        tokio::spawn(async move {
-            receive.read_to_end(CHECKPOINT_BYTES).await.expect("whole");
-            send.write_all(&[1]).await.expect("answered");
-        });
     }
 }
 
@@ -161,17 +123,8 @@ fn criterion_part(runtime: &Runtime, bare: &mut Bare, inline: &mut RaftCluster, 
     criterion.final_summary();
 }
 
-fn median_us(samples: &mut [u128]) -> u128 {
-    samples.sort_unstable();
-    samples[samples.len() / 2]
-}
-
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = common::runtime();
     let (mut bare, mut inline, mut digest) = runtime.block_on(async {
         (
             Bare::start().await,
@@ -193,7 +146,7 @@ fn main() {
         runtime.block_on(digest.put());
         samples[2].push(begun.elapsed().as_micros());
     }
-    let [bare, inline, digest] = samples.map(|mut samples| median_us(&mut samples));
+    let [bare, inline, digest] = samples.map(|mut samples| common::median(&mut samples));
     println!("interleaved medians of {INTERLEAVED_SAMPLES}: bare quinn {bare} us");
     for (name, median) in [("raft inline", inline), ("raft digest", digest)] {
         println!("  {name} {median} us, {:.2} times bare quinn", median as f64 / bare as f64);

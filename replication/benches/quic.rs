@@ -4,6 +4,8 @@
 //! After criterion's own figures a last part measures both in turn and prints the ratios of their medians: compare those, since
 //! only they saw the same machine.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,10 +26,6 @@ use tokio::runtime::Runtime;
 const SMALL_BYTES: usize = 64;
 const LARGE_BYTES: usize = 10_000_000;
 const INTERLEAVED_SAMPLES: usize = 50;
-
-fn loopback() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
-}
 
 /// Answers with an empty frame.
 struct Taker;
@@ -50,7 +48,8 @@ impl Ours {
         let authority = Authority::new("bench").expect("a certificate authority");
         let bind = |node| {
             let identity = authority.issue(NodeId(node)).expect("a certificate");
-            QuicTransport::bind(QuicConfig::new(identity, Plane::Replication, loopback())).expect("a socket")
+            QuicTransport::bind(QuicConfig::new(identity, Plane::Replication, common::loopback()))
+                .expect("a socket")
         };
         let [from, to] = [1, 2].map(bind);
         let addresses: BTreeMap<NodeId, SocketAddr> =
@@ -92,32 +91,19 @@ impl Bare {
         let tls = Arc::new(QuicServerConfig::try_from(tls).expect("TLS 1.3"));
         let mut config = ServerConfig::with_crypto(tls);
         config.transport_config(windows());
-        let other = Endpoint::server(config, loopback()).expect("a socket");
+        let other = Endpoint::server(config, common::loopback()).expect("a socket");
         let addr = other.local_addr().expect("bound");
-        tokio::spawn(read_streams(other));
+        tokio::spawn(common::read_streams(other, LARGE_BYTES));
         let tls = client.client_config(Plane::Replication, Lane::Bulk).expect("TLS");
         let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("TLS 1.3")));
         config.transport_config(windows());
-        let endpoint = Endpoint::client(loopback()).expect("a socket");
+        let endpoint = Endpoint::client(common::loopback()).expect("a socket");
         let connecting = endpoint.connect_with(config, addr, &server.name()).expect("a valid name");
         Self { connection: connecting.await.expect("connected"), _endpoint: endpoint }
     }
 
     async fn send(&self, bytes: &Bytes) {
-        let (mut send, mut receive) = self.connection.open_bi().await.expect("a stream");
-        send.write_chunk(bytes.clone()).await.expect("sent");
-        send.finish().expect("open");
-        receive.read_to_end(1).await.expect("answered");
-    }
-}
-
-async fn read_streams(server: Endpoint) {
-    let connection = server.accept().await.expect("a connection").await.expect("a handshake");
-    while let Ok((mut send, mut receive)) = connection.accept_bi().await {
-        tokio::spawn(async move {
-            receive.read_to_end(LARGE_BYTES).await.expect("whole");
-            send.write_all(&[1]).await.expect("answered");
-        });
+        common::send(&self.connection, bytes.clone()).await;
     }
 }
 
@@ -136,11 +122,6 @@ fn criterion_part(runtime: &Runtime, ours: &Ours, bare: &Bare) {
     criterion.final_summary();
 }
 
-fn median_us(samples: &mut [u128]) -> u128 {
-    samples.sort_unstable();
-    samples[samples.len() / 2]
-}
-
 fn interleaved(runtime: &Runtime, ours: &Ours, bare: &Bare) {
     println!("interleaved medians of {INTERLEAVED_SAMPLES}:");
     for (name, class, bytes) in
@@ -156,7 +137,7 @@ fn interleaved(runtime: &Runtime, ours: &Ours, bare: &Bare) {
             runtime.block_on(ours.send(class, &content));
             samples[1].push(begun.elapsed().as_micros());
         }
-        let [bare, ours] = samples.map(|mut samples| median_us(&mut samples));
+        let [bare, ours] = samples.map(|mut samples| common::median(&mut samples));
         println!(
             "  {name}: bare quinn {bare} us, transport {ours} us, {:.2} times",
             ours as f64 / bare as f64
@@ -165,11 +146,7 @@ fn interleaved(runtime: &Runtime, ours: &Ours, bare: &Bare) {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = common::runtime();
     let (ours, bare) = runtime.block_on(async { (Ours::start().await, Bare::start().await) });
     criterion_part(&runtime, &ours, &bare);
     interleaved(&runtime, &ours, &bare);

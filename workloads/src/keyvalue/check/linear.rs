@@ -46,11 +46,12 @@ pub fn linearizable(history: &[Operation]) -> Verdict {
         let search = Search::new(&operations);
         match search.run(Way::Short) {
             Found::Order => {}
-            // Short ways end early: the long way gets as far as one can, and tells more.
-            Found::None { stuck_at } => match search.run(Way::Long) {
-                Found::None { stuck_at } => return Verdict::Violation { key, operation: stuck_at },
-                _ => return Verdict::Violation { key, operation: stuck_at },
-            },
+            Found::None { stuck_at } => {
+                // Short ways end early: the long way gets as far as one can, and tells more.
+                let further = search.run(Way::Long);
+                let operation = if let Found::None { stuck_at } = further { stuck_at } else { stuck_at };
+                return Verdict::Violation { key, operation };
+            }
             Found::GivenUp => undecided = undecided.or(Some(key)),
         }
     }
@@ -78,7 +79,7 @@ struct Search<'a> {
     certain: Vec<&'a Operation>,
     /// Writes that may have.
     uncertain: Vec<&'a Operation>,
-    /// Places of the reads among the certain, by what they saw.
+    /// Places of the reads among the certain, ascending, by what they saw.
     readers: HashMap<Option<u64>, Vec<usize>>,
 }
 
@@ -206,8 +207,9 @@ impl<'a> Search<'a> {
 
     /// Whether somebody has yet to read the value in force.
     fn is_awaited(&self, configuration: &Configuration) -> bool {
-        let taken = |at: &usize| *at < configuration.low || configuration.beyond.binary_search(at).is_ok();
-        self.readers.get(&configuration.value).is_some_and(|readers| !readers.iter().all(taken))
+        let Some(readers) = self.readers.get(&configuration.value) else { return false };
+        let rest = &readers[readers.partition_point(|at| *at < configuration.low)..];
+        rest.iter().any(|at| configuration.beyond.binary_search(at).is_err())
     }
 
     fn after(&self, before: &Configuration, candidate: Candidate) -> Configuration {

@@ -26,14 +26,7 @@ struct Nodes {
 fn nodes() -> Nodes {
     let ids = [NodeId(1), NodeId(2)];
     let cluster = MemoryCluster::new(ids);
-    let link = LinkSpec {
-        delay: Duration::from_millis(1),
-        jitter: Duration::ZERO,
-        loss: 0.0,
-        duplication: 0.0,
-        bandwidth_bytes_per_s: None,
-    };
-    let network = ChannelNetwork::new(1, link, ids);
+    let network = ChannelNetwork::new(1, LinkSpec::default(), ids);
     let mut tasks = tokio::task::JoinSet::new();
     let mut servers = Vec::new();
     let routers = ids.map(|node| {
