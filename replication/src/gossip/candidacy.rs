@@ -156,7 +156,7 @@ async fn ask(core: &Arc<Core>, candidacy: Candidacy) -> Option<Option<Announceme
             }
             Promised::Refused { promised, in_force, members } => {
                 core.install(&members);
-                core.state().office.seen(promised);
+                core.state().office.gives_way(promised, in_force, Instant::now());
                 if let Some(in_force) = in_force.filter(|epoch| epoch.node != core.local) {
                     core.follow(in_force);
                 }

@@ -1,7 +1,9 @@
 //! This backend's messages and what rides in gossip state, for [`crate::fuzz`].
 
 use super::announce::{Announcement, MAX_VALUE_BYTES, epoch_to_text, parse_epoch};
-use super::messages::{Candidacy, Convene, Convened, Have, Heard, Promised, Pull, Pulled, Rumour, Yield};
+use super::messages::{
+    Candidacy, Convene, Convened, HandOver, Have, Heard, Promised, Pull, Pulled, Rumour, Yield,
+};
 use super::network::Addresses;
 use crate::fuzz::{again, stable};
 use crate::store::{CheckpointId, Epoch, Metadata, NodeId};
@@ -16,7 +18,8 @@ pub(crate) fn request(frame: &Frame) -> Result<(), Refusal> {
         wire::GOSSIP_PULL => stable(frame, again::<Pull>),
         wire::GOSSIP_DESCRIBE => stable(frame, again::<CheckpointId>),
         wire::GOSSIP_PROMISE => stable(frame, again::<Candidacy>),
-        wire::GOSSIP_CLAIM | wire::GOSSIP_HAND_OVER => stable(frame, again::<Epoch>),
+        wire::GOSSIP_CLAIM => stable(frame, again::<Epoch>),
+        wire::GOSSIP_HAND_OVER => stable(frame, again::<HandOver>),
         wire::GOSSIP_YIELD => stable(frame, again::<Yield>),
         wire::GOSSIP_MEMBERS => stable(frame, again::<Convene>),
         unknown => Err(Refusal(format!("unknown message {unknown}"))),

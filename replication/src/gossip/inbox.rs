@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::catalogue::Learned;
 use super::core::Core;
-use super::messages::{Candidacy, Convene, Have, Heard, Promised, Rumour, Yield};
+use super::messages::{Candidacy, Convene, HandOver, Have, Heard, Promised, Rumour, Yield};
 use super::network::Bridge;
 use crate::event::StoreEvent;
 use crate::store::{Epoch, NodeId};
@@ -139,8 +139,10 @@ impl Inbox {
         Ok(Frame::default())
     }
 
-    fn on_hand_over(&self, from: NodeId, epoch: Epoch) -> Result<Frame, Refusal> {
+    fn on_hand_over(&self, from: NodeId, HandOver { epoch, members }: HandOver) -> Result<Frame, Refusal> {
         self.speaks(from, epoch)?;
+        self.core.follow(epoch);
+        self.core.install(&members);
         let blessed = self.core.state().office.bless(epoch);
         self.core.changes.announce();
         if blessed { Ok(Frame::default()) } else { Err(Refusal(format!("{epoch} is not in force"))) }

@@ -67,6 +67,14 @@ pub(super) struct Candidacy {
     pub(super) members: Members,
 }
 
+/// The aggregator of an epoch asks the receiver to take over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct HandOver {
+    pub(super) epoch: Epoch,
+    /// Who belongs to the cluster: nobody would promise anything to a candidate that does not know.
+    pub(super) members: Members,
+}
+
 /// The answer to a candidate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Promised {

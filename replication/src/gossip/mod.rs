@@ -43,6 +43,7 @@ use self::announce::Announcement;
 pub use self::config::{GossipConfig, holders_among};
 use self::core::{Core, MESSAGE_TIMEOUT};
 pub use self::detector::{Detector, MOST_TIMEOUTS};
+use self::messages::HandOver;
 use crate::config::{ConfigError, Site};
 use crate::error::StoreError;
 use crate::lifeline::Follower;
@@ -190,7 +191,8 @@ impl GossipStore {
 
     async fn hand_over(&self, epoch: Epoch, to: NodeId) -> Result<Epoch, StoreError> {
         let unavailable = |reason: String| StoreError::Unavailable { reason };
-        let order = Frame::new(wire::GOSSIP_HAND_OVER, wire::encode(&epoch));
+        let members = self.core.state().members.clone();
+        let order = Frame::new(wire::GOSSIP_HAND_OVER, wire::encode(&HandOver { epoch, members }));
         let order = self.core.transport.request(to, Class::Election, order);
         tokio::time::timeout(MESSAGE_TIMEOUT, order)
             .await
@@ -198,11 +200,13 @@ impl GossipStore {
             .map_err(|error| unavailable(error.to_string()))?;
         let mut aggregator = self.aggregator();
         let timeout = self.core.config.effective_timeout() * 2 + HAND_OVER_GRACE;
-        match tokio::time::timeout(timeout, aggregator.wait_for(|now| *now > Some(epoch))).await {
-            Ok(Ok(next)) => next.ok_or_else(|| unavailable("nobody took over".into())),
-            Ok(Err(_)) => Err(StoreError::Closed { reason: "during a hand-over".into() }),
-            Err(_) => Err(unavailable(format!("node {to} did not take over in {timeout:?}"))),
-        }
+        let next = tokio::time::timeout(timeout, aggregator.wait_for(|now| *now > Some(epoch)))
+            .await
+            .map_err(|_| unavailable(format!("node {to} did not take over in {timeout:?}")))?
+            .map_err(|_| StoreError::Closed { reason: "during a hand-over".into() })?;
+        // An aggregator that has waited for a successor in vain stands again.
+        let other = next.filter(|next| next.node != self.core.local);
+        other.ok_or_else(|| unavailable(format!("node {to} did not take over")))
     }
 }
 

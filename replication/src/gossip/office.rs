@@ -80,6 +80,8 @@ pub(super) struct Office {
     blessing: Option<Epoch>,
     /// When this node stands, as long as nobody aggregates.
     due: Option<Instant>,
+    /// Before this it does not: somebody else is on the way into office, or this node has just failed to get there.
+    rests_until: Option<Instant>,
 }
 
 impl Office {
@@ -102,6 +104,7 @@ impl Office {
             in_force: None,
             blessing: None,
             due: None,
+            rests_until: None,
         }
     }
 
@@ -185,9 +188,14 @@ impl Office {
             let rank = ranked(live, fitness).iter().position(|node| *node == self.local).unwrap_or(0) as u32;
             let own = self.in_force.is_some_and(|epoch| epoch.node == self.local);
             // An aggregator whose successor does not come waits for a while, others after those who are fitter.
-            let turns = if own { 4 } else { 2 * rank };
-            let spread = if turns == 0 { 0.0 } else { rng.random_range(0.0..1.0) };
-            now + self.interval * turns + self.interval.mul_f64(spread)
+            let from = |earliest: Instant| self.rests_until.map_or(earliest, |until| until.max(earliest));
+            let turn = if own {
+                from(now + self.interval * START_INTERVALS)
+            } else {
+                from(now) + self.interval * 2 * rank
+            };
+            let spread = if turn == now { 0.0 } else { rng.random_range(0.0..1.0) };
+            turn + self.interval.mul_f64(spread)
         });
         if now >= due { Decision::Stand } else { Decision::WaitUntil(due) }
     }
@@ -208,7 +216,7 @@ impl Office {
         if self.promises.promised == epoch {
             self.promises.promised = before;
         }
-        self.due = Some(now + self.interval.mul_f64(rng.random_range(0.5..2.0)));
+        self.rest(self.interval.mul_f64(rng.random_range(0.5..2.0)), now);
     }
 
     /// Whether a candidate has what it takes: `promises` of others out of those who `answered`.
@@ -239,8 +247,22 @@ impl Office {
         self.promises.promised = epoch;
         self.fenced_by(epoch);
         // Time for the candidate to come into office.
-        self.due = Some(now + self.interval * START_INTERVALS);
+        self.rest(self.interval * START_INTERVALS, now);
         true
+    }
+
+    /// Somebody has promised `rival` to another candidate, and follows `in_force`: a rival on its way gets the time to arrive.
+    pub(super) fn gives_way(&mut self, rival: Epoch, in_force: Option<Epoch>, now: Instant) {
+        self.seen(rival);
+        if rival.counter >= self.promises.promised.counter && in_force < Some(rival) {
+            self.rest(self.interval * START_INTERVALS, now);
+        }
+    }
+
+    /// This node does not stand for a while, whoever seems to live meanwhile.
+    fn rest(&mut self, pause: Duration, now: Instant) {
+        self.rests_until = self.rests_until.max(Some(now + pause));
+        self.due = None;
     }
 
     /// The aggregator of `epoch` asks this node to take over.
@@ -262,6 +284,7 @@ impl Office {
             self.promises.promised = epoch;
         }
         self.due = None;
+        self.rests_until = None;
         self.blessing = None;
         Followed::Now { before: self.in_force.replace(epoch) }
     }
@@ -343,6 +366,38 @@ mod tests {
         assert_eq!(office.stand(), (epoch(4, 2), Some(epoch(1, 1))));
         office.withdraw(epoch(4, 2), promised, now, &mut rng());
         assert_eq!((office.promised(), office.stand().0), (promised, epoch(5, 2)));
+    }
+
+    #[test]
+    fn nobody_stands_while_somebody_is_on_the_way_into_office() {
+        let now = Instant::now();
+        let fitness = scores(&[(1, 500), (2, 400), (3, 300)]);
+        let (known, unknown) = (nodes(&[1, 2, 3]), nodes(&[1, 2, 3, 4]));
+        let mut office = Office::new(NodeId(1), (5, true), INTERVAL, Promises::default(), now);
+        assert!(office.promise(epoch(1, 2), None, &known, now));
+        // While nodes appear, it is not certain at times who is fit.
+        let soon = now + INTERVAL;
+        assert_ne!(office.decide(&known, &fitness, soon, &mut rng()), Decision::Stand);
+        assert_ne!(office.decide(&unknown, &fitness, soon, &mut rng()), Decision::Stand);
+        let Decision::WaitUntil(turn) = office.decide(&known, &fitness, soon, &mut rng()) else {
+            panic!("gives it time")
+        };
+        assert!(turn >= now + INTERVAL * START_INTERVALS);
+        assert_eq!(office.decide(&known, &fitness, turn, &mut rng()), Decision::Stand);
+        assert_eq!(office.stand().0, epoch(2, 1));
+        office.gives_way(epoch(2, 3), None, turn);
+        office.withdraw(epoch(2, 1), epoch(1, 2), turn, &mut rng());
+        let Decision::WaitUntil(later) = office.decide(&known, &fitness, turn, &mut rng()) else {
+            panic!("gives another one time")
+        };
+        assert!(later >= turn + INTERVAL * START_INTERVALS);
+        office.follow(epoch(2, 3));
+        let gone = nodes(&[1, 2, 4]);
+        assert_eq!(
+            office.decide(&gone, &fitness, soon, &mut rng()),
+            Decision::Stand,
+            "its failure is another matter"
+        );
     }
 
     #[test]

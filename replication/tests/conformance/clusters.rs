@@ -17,8 +17,9 @@ use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::identity::{Authority, Plane};
 use replication::transport::quic::{QuicConfig, QuicTransport};
 use replication::{
-    AnyStore, Backend, DEFAULT_RETAINED, NodeId, Payload, Silent, Site, Storage, Window, open,
+    AnyStore, Backend, DEFAULT_RETAINED, NodeId, Observer, Payload, Site, Storage, StoreEvent, Window, open,
 };
+use tokio::time::Instant;
 
 use super::cuts::Cuts;
 use super::five;
@@ -62,10 +63,23 @@ pub(crate) fn gossip(holders: u32, interval_ms: u64) -> Backend {
     })
 }
 
+/// Says what a node tells of, among a test's output: seen when it fails.
+struct Aloud {
+    node: NodeId,
+    since: Instant,
+}
+
+impl Observer for Aloud {
+    fn observe(&self, event: StoreEvent) {
+        println!("{:9.3} s: node {}: {event:?}", self.since.elapsed().as_secs_f64(), self.node);
+    }
+}
+
 /// A node's end; the highest nodes are the most suitable.
-fn site(transport: Arc<dyn Transport>) -> Site {
-    let cpu_mb_per_s = 1000 * transport.local().0;
-    let mut site = Site::new(transport, Arc::new(Silent));
+fn site(transport: Arc<dyn Transport>, since: Instant) -> Site {
+    let node = transport.local();
+    let cpu_mb_per_s = 1000 * node.0;
+    let mut site = Site::new(transport, Arc::new(Aloud { node, since }));
     site.resources.cpu_mb_per_s = cpu_mb_per_s;
     site
 }
@@ -123,10 +137,10 @@ impl QuicCluster {
         }
         let addresses: BTreeMap<NodeId, SocketAddr> =
             transports.iter().map(|(node, transport)| (*node, transport.local_addr())).collect();
-        let mut stores = BTreeMap::new();
+        let (since, mut stores) = (Instant::now(), BTreeMap::new());
         for (node, transport) in &transports {
             transport.set_peers(addresses.clone()).unwrap();
-            let site = Site { storage: storage(), ..site(transport.clone()) };
+            let site = Site { storage: storage(), ..site(transport.clone(), since) };
             stores.insert(*node, open(backend.clone(), site).await.unwrap());
         }
         Self { cuts, transports, stores }
@@ -183,9 +197,9 @@ impl ChannelCluster {
             ..LinkSpec::default()
         };
         let network = ChannelNetwork::new(7, link, five());
-        let mut stores = BTreeMap::new();
+        let (since, mut stores) = (Instant::now(), BTreeMap::new());
         for node in five() {
-            let site = Site { storage: storage(), ..site(network.join(node)) };
+            let site = Site { storage: storage(), ..site(network.join(node), since) };
             stores.insert(node, open(backend.clone(), site).await.unwrap());
         }
         Self { network, stores }
