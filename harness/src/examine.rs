@@ -10,10 +10,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use workloads::federated::shard::{Cut, Piece};
 
-use crate::board::{Facts, Needs};
 use crate::capability::CAPTURE_SETCAP;
 use crate::clock::{self, Exchange, Offset, offset};
 use crate::control::codec::LineReader;
+use crate::facts::{Facts, Needs};
 use crate::place::inventory::Host;
 use crate::probe::{Answer, Question};
 use crate::ssh::{self, Trouble};

@@ -18,7 +18,7 @@
 //!   ---------------------------------------------------------------------------------------------------
 //!   report, stats: recorded files to a page, figures and tables; medians and intervals
 //!   ---------------------------------------------------------------------------------------------------
-//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, http, board, probe, examine, ssh, tend (hosts), shards (data of one node), resume (a run that is continued), identity (credentials), clock, units, exit
+//!   data (download, check, unpack), disk (folders of stores), offload (of interfaces), capability, http, machine, board, facts, probe, examine, ssh, tend (hosts), shards (data of one node), resume (a run that is continued), identity (credentials), clock, units, exit
 //! ```
 //!
 //! Only this crate touches processes and result files. It deliberately does not know how a checkpoint is replicated
@@ -37,11 +37,13 @@ pub mod election;
 pub mod examine;
 pub mod exit;
 pub mod experiment;
+pub mod facts;
 pub mod fault;
 pub mod http;
 pub mod identity;
 pub mod kv;
 pub mod link;
+pub mod machine;
 pub mod meter;
 pub mod metrics;
 pub mod node;

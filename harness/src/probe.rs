@@ -5,8 +5,8 @@ use std::io::{BufRead, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::board::{Facts, Needs};
 use crate::clock;
+use crate::facts::{Facts, Needs};
 
 /// Longest line, in bytes.
 const MAX_LINE_BYTES: u64 = 64 * 1024;

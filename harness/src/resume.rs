@@ -8,8 +8,9 @@ use serde::Deserialize;
 use crate::cli::shell_words;
 use crate::disk;
 use crate::exit::Usage;
+use crate::machine::Program;
 use crate::plan::{Plan, Trial};
-use crate::record::{LAYOUT, Manifest, Outcome, Program};
+use crate::record::{LAYOUT, Manifest, Outcome};
 
 /// A run that can be continued.
 #[derive(Debug)]

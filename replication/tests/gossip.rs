@@ -14,7 +14,7 @@ use replication::transport::channel::{ChannelNetwork, LinkSpec};
 use replication::transport::{Class, Frame, Handler, Refusal, Transport};
 use replication::{
     Checkpoint, CheckpointId, CheckpointStore, CheckpointStoreExt, DEFAULT_RETAINED, Digest, Epoch, Metadata,
-    NodeId, Observer, Phase, Site, Slot, StoreEvent,
+    NodeId, Observer, Phase, Site, Slot, StoreError, StoreEvent,
 };
 use tokio::sync::watch;
 
@@ -348,4 +348,46 @@ async fn an_aggregator_that_dies_young_is_replaced_in_time() {
         // Who has hardly heard of it waits for two timeouts; a failed candidacy costs one more turn. Its connections last longer.
         assert!(begun.elapsed() < 3 * timeout, "seed {seed}: {:?}", begun.elapsed());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_right_after_an_election_succeeds_at_once() {
+    for seed in 1..=20 {
+        let cluster = Cluster::start(5, config(5, 3, seed), 12_500_000).await;
+        let first = cluster.members.values().map(|member| {
+            let mut aggregator = member.store.aggregator();
+            Box::pin(async move { aggregator.wait_for(Option::is_some).await.unwrap().unwrap() })
+        });
+        let (mut epoch, ..) = futures_util::future::select_all(first).await;
+        for _ in 0..10 {
+            // It knows before anybody else does, and before they know who belongs to its cluster.
+            let store = &cluster.members[&epoch.node].store;
+            let mut aggregator = store.aggregator();
+            aggregator.wait_for(|now| *now == Some(epoch)).await.unwrap();
+            let begun = tokio::time::Instant::now();
+            let next =
+                store.step_down(None).await.unwrap_or_else(|error| panic!("seed {seed}, {epoch}: {error}"));
+            assert!(next > epoch && next.node != epoch.node, "seed {seed}: {epoch} -> {next}");
+            assert!(begun.elapsed() < Duration::from_millis(500), "seed {seed}: {:?}", begun.elapsed());
+            epoch = next;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_to_a_node_that_nobody_else_can_reach_is_none() {
+    let cluster = Cluster::start(5, config(5, 3, 1), 12_500_000).await;
+    let epoch = cluster.epoch().await;
+    let store = &cluster.members[&epoch.node].store;
+    let others: Vec<NodeId> = store.candidates();
+    let to = others[0];
+    for other in &others[1..] {
+        cluster.network.cut(to, *other);
+    }
+    let error = store.step_down(Some(to)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    let mut aggregator = store.aggregator();
+    let again =
+        aggregator.wait_for(|now| now.is_some_and(|now| now.node == epoch.node)).await.unwrap().unwrap();
+    store.put(checkpoint(again, 1)).await.unwrap();
 }

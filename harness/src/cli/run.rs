@@ -10,7 +10,7 @@ use super::kv::KvArgs as KvOptions;
 use super::values::{self, PartitionArg, Size, Span};
 use super::{CaptureArg, DurabilityArg, EngineArg, PlacementArg, ProfileArg};
 use crate::fault::{Change, Fault};
-use crate::metrics::MetricsAt;
+use crate::plan::MetricsAt;
 
 /// `harness run`.
 #[derive(Debug, Clone, PartialEq, Args)]

@@ -11,8 +11,9 @@ use time::OffsetDateTime;
 use super::summary::Summary;
 use super::{Fault, Logs};
 use crate::clock;
+use crate::machine::{Machine, Program};
 use crate::plan::Plan;
-use crate::record::{LAYOUT, Machine, Outcome, Program, make_folder, pretty, write_row, write_whole};
+use crate::record::{LAYOUT, Outcome, make_folder, pretty, write_row, write_whole};
 use crate::stats::histogram;
 
 /// A row of elections.csv. docs/RESULTS.md explains the columns; times are in ns since the stroke unless their name says

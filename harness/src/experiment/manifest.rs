@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::definition::Definition;
 use crate::clock;
 use crate::exit::Usage;
-use crate::record::{LAYOUT, Machine, Outcome, Program};
+use crate::machine::{Machine, Program};
+use crate::record::{LAYOUT, Outcome};
 
 /// What tells an experiment's manifest from a run's, which has no such field.
 pub const KIND: &str = "experiment";

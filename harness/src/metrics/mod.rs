@@ -1,14 +1,13 @@
 //! What a node shows to Prometheus: a page at `/metrics`, in its text format, if `--metrics` asks for it.
 //!
 //! ```text
-//!   address   where each node shows it (pure)          collect   what a node is asked for at each scrape, and its names
-//!   observed  what could not be asked for later        text      reads the format, for `harness watch`
+//!   collect   what a node is asked for at each scrape, and its names        observed  what could not be asked for later
+//!   text      reads the format, for `harness watch`
 //! ```
 //!
 //! Nothing is counted for the page that the node does not count anyway, save how long operations took; everything is read when
 //! somebody asks. There is no registry but the node's own. Deliberately knows no backend, nor who looks.
 
-pub mod address;
 pub mod collect;
 pub mod observed;
 pub mod text;
@@ -31,20 +30,17 @@ use replication::NodeId;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-pub use address::MetricsAt;
 pub use collect::{Snapshot, Source};
 pub use observed::Observed;
 
 use crate::exit::Usage;
 use crate::http::service::accept;
 use crate::kv::plan::KvPlan;
-use crate::plan::Plan;
+use crate::plan::{Plan, metrics_at};
 use collect::Asked;
 
 /// What every name begins with.
 pub const PREFIX: &str = "harness";
-/// Where the page is.
-pub const PATH: &str = "/metrics";
 /// Connections that are served at once; others wait. Few look at a node, and its store needs the descriptors.
 const MAX_CONNECTIONS: usize = 16;
 /// The format that Prometheus calls its text format.
@@ -110,12 +106,12 @@ pub fn in_use(at: SocketAddr, error: &io::Error) -> Usage {
         }
         _ => (format!("TCP address {at}: {error}"), "use another port"),
     };
-    Usage::option(address::OPTION, at.port(), wrong, remedy)
+    Usage::option(metrics_at::OPTION, at.port(), wrong, remedy)
 }
 
 fn router(registry: Registry) -> Router {
     Router::new()
-        .route(PATH, get(page))
+        .route(metrics_at::PATH, get(page))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; see /metrics\n") })
         .with_state(Arc::new(registry))
 }

@@ -113,7 +113,7 @@ async fn the_page_is_served_and_an_address_in_use_is_named_with_its_option() {
     let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let serving = serve(at, shown(), &Handle::current()).unwrap();
     let patience = Duration::from_secs(10);
-    let answer = ask(at, request(at, PATH).unwrap(), patience).await.unwrap();
+    let answer = ask(at, request(at, metrics_at::PATH).unwrap(), patience).await.unwrap();
     assert_eq!(
         (answer.status, answer.headers["content-type"].as_bytes()),
         (StatusCode::OK, CONTENT_TYPE.as_bytes())

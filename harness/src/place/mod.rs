@@ -16,8 +16,9 @@ use replication::NodeId;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::board::{Board, Facts};
+use crate::board::Board;
 use crate::control::Captured;
+use crate::facts::Facts;
 
 /// The control streams of a started node.
 pub struct Pipes {

@@ -3,6 +3,7 @@
 //! Validation (`validate`) is pure. What has to ask the machine (ports, files) is in [`crate::preflight`].
 
 mod backend;
+pub mod metrics_at;
 mod trial;
 mod validate;
 
@@ -14,13 +15,13 @@ use serde::{Deserialize, Serialize};
 use workloads::federated::{Config, Profile};
 
 pub use backend::{Backend, BackendPlan, Expected, Roll, Scheme, Shortfall, majority_of};
+pub use metrics_at::MetricsAt;
 pub use validate::validate_nodes;
 
 use crate::capture::CaptureMode;
 use crate::fault::{Change, Fault};
 use crate::kv::plan::KvPlan;
 use crate::link::Link;
-use crate::metrics::MetricsAt;
 use crate::place::inventory::Shelf;
 use crate::resources::Override;
 

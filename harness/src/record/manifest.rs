@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, Program};
 use crate::board::Board;
 use crate::clock;
+use crate::machine::{Machine, Program};
 use crate::place::HostRecord;
 use crate::plan::{Plan, Trial};
 

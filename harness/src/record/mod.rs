@@ -7,7 +7,6 @@
 mod capture;
 mod event;
 mod failover;
-mod machine;
 mod manifest;
 mod rows;
 mod summary;
@@ -26,7 +25,6 @@ use workloads::federated::Event;
 pub use capture::{CaptureBook, CaptureRow, CaptureTotal, Source, TrafficSummary};
 pub use event::ControllerEvent;
 pub use failover::{FailoverRow, FailoverSummary, Failovers, STAGES, UNCERTAIN_SHARE_PERCENT};
-pub use machine::{Machine, Program};
 pub use manifest::{ClockOffset, LAYOUT, Manifest, Outcome, Timers};
 pub use rows::{CheckpointRow, ClockRow, NodeRow, RoundRow, StoreEventRow};
 pub use summary::{FinalCheckpoint, Summary};

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use super::look::Look;
 use super::targets::Target;
 use crate::http::client::{ask, get};
-use crate::metrics::PATH;
 use crate::metrics::text::{MAX_BYTES, parse};
+use crate::plan::metrics_at::PATH;
 
 /// How long a node may take.
 const PATIENCE: Duration = Duration::from_secs(2);

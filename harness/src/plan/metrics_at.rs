@@ -8,9 +8,11 @@ use std::str::FromStr;
 use replication::NodeId;
 use serde::{Deserialize, Serialize};
 
+use super::{PlacementKind, Plan};
 use crate::exit::Usage;
-use crate::plan::{PlacementKind, Plan};
 
+/// Where the page is.
+pub const PATH: &str = "/metrics";
 /// The option, for errors.
 pub const OPTION: &str = "--metrics";
 
@@ -73,7 +75,7 @@ impl MetricsAt {
     pub fn announcement(&self, plan: &Plan) -> String {
         let founders = plan.founders();
         let first = founders.first().and_then(|node| self.of(plan, *node));
-        let at = first.map_or_else(|| self.to_string(), |at| format!("http://{at}{}", super::PATH));
+        let at = first.map_or_else(|| self.to_string(), |at| format!("http://{at}{}", PATH));
         format!(
             "metrics: {at} and on {} more nodes; a view of all: harness watch",
             founders.len().saturating_sub(1)
