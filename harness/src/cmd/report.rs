@@ -18,13 +18,18 @@ pub(super) fn run(args: &ReportArgs) -> anyhow::Result<Exit> {
     check(&out)?;
     let document = args.splice.as_deref().map(read_document).transpose()?;
     let report = Report::of(&load::read(&args.dirs)?)?;
+    let spliced = args.splice.as_deref().zip(document).map(|(file, document)| {
+        let refuse = |wrong| Usage::option("--splice", file.display(), wrong, "rename it");
+        Ok::<_, Usage>((file, document.with(&args.dirs, &report.section()).map_err(refuse)?))
+    });
+    let spliced = spliced.transpose()?;
     publish(&out, &report.files()?)?;
     let mut said = String::new();
     for (name, needs) in report.missing() {
         said += &format!("left out: {name} ({needs})\n");
     }
-    if let Some((file, document)) = args.splice.as_deref().zip(document) {
-        splice(file, &document.with(&args.dirs, &report.section()))?;
+    if let Some((file, text)) = spliced {
+        splice(file, &text)?;
         said += &format!("tables: {}\n", file.display());
     }
     said += &format!("report: {}\n", out.join("index.html").display());

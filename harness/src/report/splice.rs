@@ -43,16 +43,23 @@ impl Document {
     }
 
     /// The document with another section.
-    #[must_use]
-    pub fn with(&self, dirs: &[PathBuf], section: &str) -> String {
-        let dirs: Vec<String> = dirs.iter().map(|dir| format!(" {}", named(dir))).collect();
-        format!("{}{BEGIN}{}{BEGIN_END}\n{section}{END}{}", self.before, dirs.concat(), self.after)
+    ///
+    /// # Errors
+    /// A folder whose name cannot be in a marker line.
+    pub fn with(&self, dirs: &[PathBuf], section: &str) -> Result<String, String> {
+        let dirs: Vec<String> = dirs.iter().map(|dir| named(dir)).collect::<Result<_, _>>()?;
+        Ok(format!("{}{BEGIN}{}{BEGIN_END}\n{section}{END}{}", self.before, dirs.concat(), self.after))
     }
 }
 
-/// A folder without a slash at its end, so that it is named in one way.
-fn named(dir: &Path) -> String {
-    dir.display().to_string().trim_end_matches('/').to_owned()
+/// A folder after a space, and without a slash at its end, so that it is named in one way.
+fn named(dir: &Path) -> Result<String, String> {
+    let name = dir.display().to_string();
+    let name = Some(name.trim_end_matches('/')).filter(|name| !name.is_empty()).unwrap_or(&name);
+    if name.is_empty() || name.contains(char::is_whitespace) || name.contains(BEGIN_END.trim_start()) {
+        return Err(format!("cannot name the folder {name:?}, for its spaces or an arrow in it"));
+    }
+    Ok(format!(" {name}"))
 }
 
 #[cfg(test)]
@@ -65,11 +72,16 @@ mod tests {
         let document = Document::parse(text).unwrap();
         assert!(document.dirs.is_empty() && document.section.is_empty());
         let dirs = [PathBuf::from("results/a/1/"), PathBuf::from("results/b/2")];
-        let spliced = document.with(&dirs, "\nA table.\n\n");
+        let spliced = document.with(&dirs, "\nA table.\n\n").unwrap();
         let again = Document::parse(&spliced).unwrap();
         assert_eq!(again.dirs, [PathBuf::from("results/a/1"), PathBuf::from("results/b/2")]);
         assert_eq!(again.section, "A table.\n\n");
-        assert_eq!(again.with(&[], ""), text);
+        assert_eq!(again.with(&[], "").as_deref(), Ok(text));
+        let root = again.with(&["/".into()], "").unwrap();
+        assert_eq!(Document::parse(&root).unwrap().dirs, [PathBuf::from("/")]);
+        for dir in ["", "my results", "a-->b", "two\nlines"] {
+            assert!(again.with(&[dir.into()], "").is_err(), "{dir}");
+        }
     }
 
     #[test]
