@@ -18,11 +18,14 @@ pub(super) fn run(args: &ReportArgs) -> anyhow::Result<Exit> {
     check(&out)?;
     let document = args.splice.as_deref().map(read_document).transpose()?;
     let report = Report::of(&load::read(&args.dirs)?)?;
-    let spliced = args.splice.as_deref().zip(document).map(|(file, document)| {
-        let refuse = |wrong| Usage::option("--splice", file.display(), wrong, "rename it");
-        Ok::<_, Usage>((file, document.with(&args.dirs, &report.section()).map_err(refuse)?))
-    });
-    let spliced = spliced.transpose()?;
+    // What cannot be spliced is known before anything is written.
+    let spliced = match args.splice.as_deref().zip(document) {
+        Some((file, document)) => {
+            let refuse = |wrong| Usage::option("--splice", file.display(), wrong, "rename it");
+            Some((file, document.with(&args.dirs, &report.section()).map_err(refuse)?))
+        }
+        None => None,
+    };
     publish(&out, &report.files()?)?;
     let mut said = String::new();
     for (name, needs) in report.missing() {

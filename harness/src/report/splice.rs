@@ -47,8 +47,8 @@ impl Document {
     /// # Errors
     /// A folder whose name cannot be in a marker line.
     pub fn with(&self, dirs: &[PathBuf], section: &str) -> Result<String, String> {
-        let dirs: Vec<String> = dirs.iter().map(|dir| named(dir)).collect::<Result<_, _>>()?;
-        Ok(format!("{}{BEGIN}{}{BEGIN_END}\n{section}{END}{}", self.before, dirs.concat(), self.after))
+        let dirs: String = dirs.iter().map(|dir| named(dir)).collect::<Result<_, _>>()?;
+        Ok(format!("{}{BEGIN}{dirs}{BEGIN_END}\n{section}{END}{}", self.before, self.after))
     }
 }
 

@@ -141,6 +141,7 @@ impl Inbox {
 
     fn on_hand_over(&self, from: NodeId, HandOver { epoch, members }: HandOver) -> Result<Frame, Refusal> {
         self.speaks(from, epoch)?;
+        // The claim of a new aggregator may still be on its way.
         self.core.follow(epoch);
         self.core.install(&members);
         let blessed = self.core.state().office.bless(epoch);
