@@ -390,3 +390,27 @@ async fn a_hand_over_to_a_node_that_nobody_else_can_reach_is_none() {
     assert!(again > epoch && again.node == epoch.node, "{epoch} -> {again}");
     store.put(checkpoint(again, 1)).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_to_a_node_whose_connections_come_late_succeeds() {
+    for seed in 1..=20 {
+        let cluster = Cluster::start(5, config(5, 3, seed), 12_500_000).await;
+        let epoch = cluster.epoch().await;
+        let store = &cluster.members[&epoch.node].store;
+        let others: Vec<NodeId> = store.candidates();
+        let to = others[0];
+        for other in &others[1..] {
+            cluster.network.cut(to, *other);
+        }
+        let late = async {
+            // After it has waited for promises in vain for the first time.
+            tokio::time::sleep(Duration::from_millis(1800)).await;
+            cluster.network.heal();
+        };
+        let (next, ()) = tokio::join!(store.step_down(Some(to)), late);
+        let next = next.unwrap_or_else(|error| panic!("seed {seed}, {epoch}: {error}"));
+        assert_eq!(next.node, to, "seed {seed}: {epoch} -> {next}");
+        let checkpoint = checkpoint(next, 1);
+        cluster.members[&to].store.put(checkpoint).await.unwrap();
+    }
+}

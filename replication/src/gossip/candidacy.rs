@@ -85,7 +85,7 @@ struct Standing {
 impl Standing {
     fn begin(core: &Core, state: &mut State) -> Self {
         let before = state.office.promised();
-        let (epoch, blessing) = state.office.stand();
+        let (epoch, blessing) = state.office.stand(Instant::now());
         core.keep_promises(state);
         Self { epoch, blessing, before, members: state.members.clone() }
     }

@@ -144,7 +144,7 @@ impl Inbox {
         // The claim of a new aggregator may still be on its way.
         self.core.follow(epoch);
         self.core.install(&members);
-        let blessed = self.core.state().office.bless(epoch);
+        let blessed = self.core.state().office.bless(epoch, tokio::time::Instant::now());
         self.core.changes.announce();
         if blessed { Ok(Frame::default()) } else { Err(Refusal(format!("{epoch} is not in force"))) }
     }

@@ -53,7 +53,7 @@ use crate::store::{
     Receipt, Slot,
 };
 use crate::suspicion::Suspicion;
-use crate::transport::{Class, Frame};
+use crate::transport::{Class, Frame, TransportError};
 use crate::wire;
 
 /// Checkpoints that a node announces in gossip state.
@@ -178,35 +178,56 @@ impl GossipStore {
         mine.ok_or(StoreError::NotAggregator { current })
     }
 
-    /// Who takes over: the one named, or the fittest that lives.
+    /// Who takes over: the one named, or the fittest that can be asked.
     fn successor(&self, to: Option<NodeId>) -> Option<NodeId> {
         let state = self.core.state();
-        let mut live = state.live_members(self.core.local);
-        live.remove(&self.core.local);
+        let others = || state.members.nodes().iter().copied().filter(|node| *node != self.core.local);
         match to {
-            Some(to) => Some(to).filter(|to| *to != self.core.local && state.members.contains(*to)),
-            None => office::ranked(&live, &state.fitness).first().copied(),
+            Some(to) => others().find(|other| *other == to),
+            None => office::ranked(&state.reachable_of(others().collect()), &state.fitness).first().copied(),
         }
     }
 
     async fn hand_over(&self, epoch: Epoch, to: NodeId) -> Result<Epoch, StoreError> {
         let unavailable = |reason: String| StoreError::Unavailable { reason };
-        let members = self.core.state().members.clone();
-        let order = Frame::new(wire::GOSSIP_HAND_OVER, wire::encode(&HandOver { epoch, members }));
-        let order = self.core.transport.request(to, Class::Election, order);
-        tokio::time::timeout(MESSAGE_TIMEOUT, order)
-            .await
-            .map_err(|_| unavailable(format!("node {to} did not answer")))?
-            .map_err(|error| unavailable(error.to_string()))?;
         let mut aggregator = self.aggregator();
         let timeout = self.core.config.effective_timeout() * 2 + HAND_OVER_GRACE;
-        let next = tokio::time::timeout(timeout, aggregator.wait_for(|now| *now > Some(epoch)))
-            .await
-            .map_err(|_| unavailable(format!("node {to} did not take over in {timeout:?}")))?
-            .map_err(|_| StoreError::Closed { reason: "during a hand-over".into() })?;
+        let next = tokio::select! {
+            biased;
+            next = aggregator.wait_for(|now| *now > Some(epoch)) => {
+                *next.map_err(|_| StoreError::Closed { reason: "during a hand-over".into() })?
+            }
+            refused = self.ask_to_take_over(epoch, to) => return Err(unavailable(refused.to_string())),
+            () = tokio::time::sleep(timeout) => {
+                return Err(unavailable(format!("node {to} did not take over in {timeout:?}")));
+            }
+        };
         // An aggregator that has waited for a successor in vain stands again.
         let other = next.filter(|next| next.node != self.core.local);
         other.ok_or_else(|| unavailable(format!("node {to} did not take over")))
+    }
+
+    /// Asks `to` to take over. Returns only if it refuses, or cannot be reached and does not live.
+    async fn ask_to_take_over(&self, epoch: Epoch, to: NodeId) -> TransportError {
+        let members = self.core.state().members.clone();
+        let order = Frame::new(wire::GOSSIP_HAND_OVER, wire::encode(&HandOver { epoch, members }));
+        loop {
+            let request = self.core.transport.request(to, Class::Election, order.clone());
+            let error = match tokio::time::timeout(MESSAGE_TIMEOUT, request).await {
+                Ok(Ok(_)) => return std::future::pending().await,
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            // A connection that breaks, or makes way for another one, says nothing of the node.
+            let breaks = |error: &TransportError| {
+                matches!(error, TransportError::Unreachable { .. } | TransportError::Interrupted { .. })
+            };
+            let lives = self.core.state().live(self.core.local).contains(&to);
+            if let Some(error) = error.filter(|error| !(lives && breaks(error))) {
+                return error;
+            }
+            tokio::time::sleep(self.core.config.interval() / 2).await;
+        }
     }
 }
 
@@ -285,7 +306,11 @@ impl CheckpointStore for GossipStore {
         let epoch = self.office()?;
         let nobody = || StoreError::Unavailable { reason: "there is nobody to hand over to".into() };
         let to = self.successor(to).ok_or_else(nobody)?;
-        self.core.state().handing_over = Some(epoch);
+        {
+            let mut state = self.core.state();
+            state.handing_over = Some(epoch);
+            state.office.awaits_successor(Instant::now());
+        }
         let outcome = self.hand_over(epoch, to).await;
         if outcome.is_err() {
             self.core.state().handing_over = None;

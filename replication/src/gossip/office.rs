@@ -23,6 +23,10 @@ pub(super) const MAX_COUNTER: u64 = u64::MAX / 2;
 /// At the start, scores that are not known after this many intervals are not waited for.
 const START_INTERVALS: u32 = 4;
 
+/// Who was asked to take over tries again for this many intervals: requests for promises get lost, and connections may not all
+/// be there yet. The aggregator does not stand again meanwhile, and its writes wait, if it has promised.
+const BLESSING_INTERVALS: u32 = 8;
+
 /// What is known of a node's fitness to aggregate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Fitness {
@@ -76,8 +80,8 @@ pub(super) struct Office {
     /// The highest epoch for which somebody refuses what is written in this one.
     fenced: Epoch,
     in_force: Option<Epoch>,
-    /// The aggregator that asked this node to take over.
-    blessing: Option<Epoch>,
+    /// The aggregator that asked this node to take over, and until when that counts.
+    blessing: Option<(Epoch, Instant)>,
     /// When this node stands, as long as nobody aggregates.
     due: Option<Instant>,
     /// Before this it does not: somebody else is on the way into office, or this node has just failed to get there.
@@ -152,6 +156,12 @@ impl Office {
         self.fenced = self.fenced.max(epoch);
     }
 
+    /// The aggregator in force, if it has asked this node to take over.
+    fn blessing(&self, now: Instant) -> Option<Epoch> {
+        let (blessing, until) = self.blessing?;
+        (self.in_force == Some(blessing) && now < until).then_some(blessing)
+    }
+
     /// Whether nobody aggregates, as far as this node can tell.
     fn vacant(&self, live: &BTreeSet<NodeId>, fitness: &BTreeMap<NodeId, Fitness>, now: Instant) -> bool {
         match self.in_force {
@@ -175,8 +185,12 @@ impl Office {
         now: Instant,
         rng: &mut ChaCha8Rng,
     ) -> Decision {
-        if self.blessing.is_some() && self.blessing == self.in_force {
-            return Decision::Stand;
+        if self.blessing(now).is_some() {
+            // After a candidacy that did not succeed there is a pause here, too.
+            return self
+                .rests_until
+                .filter(|until| now < *until)
+                .map_or(Decision::Stand, Decision::WaitUntil);
         }
         if !self.vacant(live, fitness, now) {
             self.due = None;
@@ -201,13 +215,12 @@ impl Office {
     }
 
     /// Begins a candidacy: the epoch to ask promises of, and the aggregator that asked for it, if one did.
-    pub(super) fn stand(&mut self) -> (Epoch, Option<Epoch>) {
+    pub(super) fn stand(&mut self, now: Instant) -> (Epoch, Option<Epoch>) {
         let before = self.in_force.map_or(0, |epoch| epoch.counter);
         let counter = self.promises.counter.max(self.promises.promised.counter).max(before) + 1;
         let epoch = Epoch { counter, node: self.local };
         self.promises = Promises { promised: epoch, counter };
-        let blessing = self.blessing.take().filter(|blessing| Some(*blessing) == self.in_force);
-        (epoch, blessing.or(self.in_force.filter(|epoch| epoch.node == self.local)))
+        (epoch, self.blessing(now).or(self.in_force.filter(|epoch| epoch.node == self.local)))
     }
 
     /// The candidacy of `epoch` did not succeed: it is withdrawn, and what was promised `before` it holds again. The next
@@ -265,13 +278,19 @@ impl Office {
         self.due = None;
     }
 
-    /// The aggregator of `epoch` asks this node to take over.
-    pub(super) fn bless(&mut self, epoch: Epoch) -> bool {
+    /// The aggregator of `epoch` asks this node to take over, whoever else may be on the way into office.
+    pub(super) fn bless(&mut self, epoch: Epoch, now: Instant) -> bool {
         let valid = self.in_force == Some(epoch);
         if valid {
-            self.blessing = Some(epoch);
+            self.blessing = Some((epoch, now + self.interval * BLESSING_INTERVALS));
+            self.rests_until = None;
         }
         valid
+    }
+
+    /// This node, which aggregates, asks another to take over, and gives it the time.
+    pub(super) fn awaits_successor(&mut self, now: Instant) {
+        self.rest(self.interval * BLESSING_INTERVALS, now);
     }
 
     /// Follows `epoch`, if it is newer than the one in force.
@@ -360,12 +379,40 @@ mod tests {
         assert!(!office.promise(epoch(2, 2), None, &nodes(&[2, 3]), now), "a higher one is promised");
         assert!(!office.promise(epoch(2, 4), None, &nodes(&[2, 3]), now), "its counter is promised");
         assert!(office.promise(epoch(3, 2), None, &nodes(&[2, 3]), now), "the aggregator is gone");
-        assert!(office.bless(epoch(1, 1)) && !office.bless(epoch(1, 3)));
+        assert!(office.bless(epoch(1, 1), now) && !office.bless(epoch(1, 3), now));
         assert_eq!(office.decide(&all, &scores(&[]), now, &mut rng()), Decision::Stand);
         let promised = office.promised();
-        assert_eq!(office.stand(), (epoch(4, 2), Some(epoch(1, 1))));
+        assert_eq!(office.stand(now), (epoch(4, 2), Some(epoch(1, 1))));
         office.withdraw(epoch(4, 2), promised, now, &mut rng());
-        assert_eq!((office.promised(), office.stand().0), (promised, epoch(5, 2)));
+        assert_eq!((office.promised(), office.stand(now).0), (promised, epoch(5, 2)));
+    }
+
+    #[test]
+    fn who_was_asked_to_take_over_tries_again_for_a_while() {
+        let (begin, all) = (Instant::now(), nodes(&[1, 2, 3]));
+        let mut office = Office::new(NodeId(2), (3, true), INTERVAL, Promises::default(), begin);
+        office.follow(epoch(1, 1));
+        assert!(office.bless(epoch(1, 1), begin));
+        let end = begin + INTERVAL * BLESSING_INTERVALS;
+        let (mut now, mut candidacies) = (begin, 0);
+        while now < end {
+            match office.decide(&all, &scores(&[]), now, &mut rng()) {
+                Decision::Stand => {
+                    let before = office.promised();
+                    let (stood_for, blessing) = office.stand(now);
+                    assert_eq!(blessing, Some(epoch(1, 1)));
+                    office.withdraw(stood_for, before, now, &mut rng());
+                    candidacies += 1;
+                }
+                Decision::WaitUntil(until) => now = until,
+                Decision::Rest => panic!("gave up after {candidacies} candidacies"),
+            }
+        }
+        assert!((4..=16).contains(&candidacies), "{candidacies}");
+        assert_eq!(office.decide(&all, &scores(&[]), end, &mut rng()), Decision::Rest);
+        assert!(office.bless(epoch(1, 1), end));
+        office.follow(epoch(2, 3));
+        assert_eq!(office.decide(&all, &scores(&[]), end, &mut rng()), Decision::Rest);
     }
 
     #[test]
@@ -384,7 +431,7 @@ mod tests {
         };
         assert!(turn >= now + INTERVAL * START_INTERVALS);
         assert_eq!(office.decide(&known, &fitness, turn, &mut rng()), Decision::Stand);
-        assert_eq!(office.stand().0, epoch(2, 1));
+        assert_eq!(office.stand(turn).0, epoch(2, 1));
         office.gives_way(epoch(2, 3), None, turn);
         office.withdraw(epoch(2, 1), epoch(1, 2), turn, &mut rng());
         let Decision::WaitUntil(later) = office.decide(&known, &fitness, turn, &mut rng()) else {
@@ -407,17 +454,18 @@ mod tests {
         let mut office = Office::new(NodeId(1), (3, true), INTERVAL, promises, now);
         assert!(!office.promise(epoch(4, 2), None, &all, now));
         assert!(office.promise(epoch(5, 2), None, &all, now));
-        assert_eq!(office.stand().0, epoch(7, 1), "no epoch is begun twice");
+        assert_eq!(office.stand(now).0, epoch(7, 1), "no epoch is begun twice");
     }
 
     #[test]
     fn a_later_epoch_is_followed_and_an_earlier_one_is_not() {
-        let mut office = Office::new(NodeId(1), (3, true), INTERVAL, Promises::default(), Instant::now());
+        let now = Instant::now();
+        let mut office = Office::new(NodeId(1), (3, true), INTERVAL, Promises::default(), now);
         assert_eq!(office.follow(epoch(1, 1)), Followed::Now { before: None });
         assert_eq!(office.follow(epoch(2, 3)), Followed::Now { before: Some(epoch(1, 1)) });
         assert_eq!(office.follow(epoch(1, 2)), Followed::NotNewer);
         assert_eq!(office.promised(), epoch(2, 3));
-        assert_eq!(office.stand().0, epoch(3, 1));
+        assert_eq!(office.stand(now).0, epoch(3, 1));
     }
 
     #[test]
@@ -454,6 +502,6 @@ mod tests {
             panic!("gives it time")
         };
         assert_eq!(office.decide(&all, &scores(&[]), turn, &mut rng()), Decision::Stand);
-        assert_eq!(office.stand(), (epoch(3, 1), Some(epoch(1, 1))));
+        assert_eq!(office.stand(now), (epoch(3, 1), Some(epoch(1, 1))));
     }
 }

@@ -231,4 +231,8 @@ impl Cluster for ChannelCluster {
     fn heal(&mut self) {
         self.network.heal();
     }
+
+    fn in_virtual_time(&self) -> bool {
+        true
+    }
 }
