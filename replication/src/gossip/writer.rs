@@ -92,7 +92,8 @@ impl Core {
             Ok::<_, StoreError>(())
         };
         let ((), receipt) = futures_util::try_join!(held, self.replicate(announced, carrier))?;
-        Ok(receipt)
+        // Others may have been faster than the disk here.
+        Ok(self.receipt(announced.id, announced.digest).unwrap_or(receipt))
     }
 
     fn accepted(&self, id: CheckpointId) -> BTreeSet<NodeId> {

@@ -10,3 +10,4 @@ mod nodes;
 mod power;
 mod recover;
 mod restart;
+mod slow;
