@@ -414,3 +414,23 @@ async fn a_hand_over_to_a_node_whose_connections_come_late_succeeds() {
         cluster.members[&to].store.put(checkpoint).await.unwrap();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_aggregator_to_which_there_is_no_connection_yet_is_not_taken_for_dead() {
+    let (fittest, behind) = (NodeId(1), NodeId(2));
+    for seed in 1..=20 {
+        let cluster = Cluster::start(5, config(5, 3, seed), 12_500_000).await;
+        cluster.network.cut(fittest, behind);
+        let member = &cluster.members[&behind];
+        let mut aggregator = member.store.aggregator();
+        // Others tell it. Before that it may have stood itself.
+        let epoch = aggregator.wait_for(Option::is_some).await.unwrap().unwrap();
+        assert_eq!(epoch.node, fittest, "seed {seed}");
+        let before = member.sent(Class::Election);
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        assert_eq!(member.sent(Class::Election), before, "seed {seed}: it stands");
+        cluster.network.heal();
+        let checkpoint = checkpoint(epoch, 1);
+        cluster.members[&fittest].store.put(checkpoint).await.unwrap();
+    }
+}

@@ -64,7 +64,7 @@ impl Changes {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Peer {
     pub(super) connected: bool,
-    /// Since when, or when it was last.
+    /// Since when, or when it was last; or since when it aggregates, if it has not been.
     pub(super) since: Option<Instant>,
     /// chitchat says it lives, or has said so once.
     pub(super) alive: Option<bool>,
@@ -133,10 +133,14 @@ impl State {
         (self.office.in_force() == Some(epoch) && Instant::now() < until).then_some(epoch.node)
     }
 
-    /// Nodes that live, this one included: chitchat says so, or has not yet said anything of a connected one.
+    /// Nodes that live, this one included: chitchat says so, or has not yet said anything of a connected one, or of the
+    /// aggregator, which others may know of before there is a connection to it.
     pub(super) fn live(&self, local: NodeId) -> BTreeSet<NodeId> {
-        let crashed = self.crashed();
-        let live = self.peers.iter().filter(|(node, peer)| Some(**node) != crashed && peer.lives());
+        let (crashed, aggregator) = (self.crashed(), self.office.in_force().map(|epoch| epoch.node));
+        let unseen = |node: &NodeId, peer: &Peer| peer.alive.is_none() && Some(*node) == aggregator;
+        let lives =
+            |node: &NodeId, peer: &Peer| Some(*node) != crashed && (peer.lives() || unseen(node, peer));
+        let live = self.peers.iter().filter(|(node, peer)| lives(node, peer));
         live.map(|(node, _)| *node).chain([local]).collect()
     }
 
@@ -388,6 +392,9 @@ impl Core {
             }
             let followed = state.office.follow(epoch);
             let Followed::Now { before } = followed else { return false };
+            if let Some(peer) = state.peers.get_mut(&epoch.node) {
+                peer.since.get_or_insert_with(Instant::now);
+            }
             self.keep_promises(&state);
             let mine = before.filter(|before| before.node == self.local && epoch.node != self.local);
             let yields = mine.filter(|mine| state.handing_over != Some(*mine) && !self.config.linear());
