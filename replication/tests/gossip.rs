@@ -82,6 +82,16 @@ impl Cluster {
         self.members[&NodeId(1)].store.await_aggregator().await.unwrap()
     }
 
+    /// Cuts a candidate off from all but the aggregator. Returns the epoch of that one, and the candidate.
+    async fn cut_off_a_candidate(&self) -> (Epoch, NodeId) {
+        let epoch = self.epoch().await;
+        let candidates = self.members[&epoch.node].store.candidates();
+        for other in &candidates[1..] {
+            self.network.cut(candidates[0], *other);
+        }
+        (epoch, candidates[0])
+    }
+
     async fn all_hold(&self, digest: Digest) {
         for (node, member) in &self.members {
             let held = async {
@@ -377,13 +387,8 @@ async fn a_hand_over_right_after_an_election_succeeds_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_hand_over_to_a_node_that_nobody_else_can_reach_is_none() {
     let cluster = Cluster::start(5, config(5, 3, 1), 12_500_000).await;
-    let epoch = cluster.epoch().await;
+    let (epoch, to) = cluster.cut_off_a_candidate().await;
     let store = &cluster.members[&epoch.node].store;
-    let others: Vec<NodeId> = store.candidates();
-    let to = others[0];
-    for other in &others[1..] {
-        cluster.network.cut(to, *other);
-    }
     let error = store.step_down(Some(to)).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
     let again = store.aggregator().borrow().unwrap();
@@ -395,13 +400,8 @@ async fn a_hand_over_to_a_node_that_nobody_else_can_reach_is_none() {
 async fn a_hand_over_to_a_node_whose_connections_come_late_succeeds() {
     for seed in 1..=20 {
         let cluster = Cluster::start(5, config(5, 3, seed), 12_500_000).await;
-        let epoch = cluster.epoch().await;
+        let (epoch, to) = cluster.cut_off_a_candidate().await;
         let store = &cluster.members[&epoch.node].store;
-        let others: Vec<NodeId> = store.candidates();
-        let to = others[0];
-        for other in &others[1..] {
-            cluster.network.cut(to, *other);
-        }
         let late = async {
             // After it has waited for promises in vain for the first time.
             tokio::time::sleep(Duration::from_millis(1800)).await;
